@@ -1,8 +1,16 @@
-"""The one exception that means "the input is wrong", as opposed to "the program is"."""
+"""What can go wrong through no fault of the program, told in one sentence.
+
+The command line prints the sentence and exits with status 2, without a traceback.
+"""
 
 
-class InputError(ValueError):
-    """Bad input, told in one sentence that says what is wrong and what to do.
+class TwinsepError(Exception):
+    """One sentence that says what is wrong and what to do."""
 
-    The command line prints the sentence and exits with status 2, without a traceback.
-    """
+
+class InputError(TwinsepError, ValueError):
+    """Bad input: a file, a folder, a configuration, an array."""
+
+
+class NonFiniteLossError(TwinsepError):
+    """Training met a loss or a gradient that is not a number."""

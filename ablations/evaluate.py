@@ -1,0 +1,40 @@
+"""Stage ``evaluate``: ``python -m ablations.evaluate <run or baseline>``, the command ``twinsep evaluate``."""
+
+import json
+import sys
+
+from ablations import settings
+from twinsep import evaluation, provenance
+from twinsep.cli import guarded
+from twinsep.config import from_dict
+from twinsep.files import write_json
+from twinsep.systems import BASELINES
+from twinsep.training import BEST
+
+
+def main(name: str) -> None:
+    """Score a run's best checkpoint, or a baseline under the configuration of the first run."""
+    params, profile = settings.params(), settings.profile()
+    baseline = name in BASELINES
+    run = next(iter(params["runs"])) if baseline else name
+    config = from_dict(json.loads((settings.CONFIGS / f"{run}.json").read_text()))
+    out = settings.RUNS / (f"baseline-{name}" if baseline else name)
+    entry = params["runs"][run]
+    evaluation.run(
+        name if baseline else str(out / BEST),
+        config if baseline else None,
+        out=out,
+        root=None,
+        splits=settings.splits(),
+        museval=profile["museval"] and (baseline or entry["row"] == "base"),
+        overlap=0.25,
+        segment=None,
+        framework=entry["framework"],
+        device="cpu" if baseline else profile["device"],
+    )
+    if baseline:
+        write_json(out / "run.json", {"configuration": config.to_dict(), **provenance.describe("cpu")})
+
+
+if __name__ == "__main__":
+    guarded(lambda: main(sys.argv[1]))

@@ -1,0 +1,317 @@
+"""Every loss against its equation written out in NumPy, and the frameworks against each other."""
+
+import numpy as np
+import pytest
+
+from twinsep import bands
+from twinsep.config import LOSS_NAMES, preset
+from twinsep.errors import InputError
+from twinsep.losses import LOSSES, loudness_weight, mix
+
+CONFIG = preset("tiny")
+SAMPLES = 6000
+
+# Float32 gradients, ‖Δ‖/‖g‖ between frameworks. Those of logarithms weigh a bin by 1/(M + ε): at a
+# spectral null M is itself the rounding error of the STFT (1e-7 of the loudest bins) and so is its
+# phase, the gradient's direction. ε = 1e-3 (``band``) bounds that; the reference's 1e-7 hardly does.
+GRADIENT_TOLERANCE = dict.fromkeys(LOSS_NAMES, 2e-6) | {"band": 2e-3, "log_magnitude": 0.1, "mr_stft": 0.1}
+# Float32 values against float64, relative: the nulls show here too, a hundred thousand times weaker.
+VALUE_TOLERANCE = dict.fromkeys(LOSS_NAMES, 1e-6) | {"log_magnitude": 3e-6}
+
+
+def signals(rms=0.1, error=0.3, shape=(2, 2, SAMPLES), seed=0):
+    """(estimate, target, mixture) of white noise; the estimate's error is ``error`` of the target."""
+    rng = np.random.default_rng(seed)
+    target = rms * rng.standard_normal(shape)
+    estimate = 0.9 * target + error * rms * rng.standard_normal(shape)
+    return tuple(np.float64(np.float32(x)) for x in (estimate, target, target + rms * rng.standard_normal(shape)))
+
+
+# ---------------------------------------------------------------- the equations, written out
+
+
+def spectrum(x, n_fft, hop):
+    padded = np.pad(x, [(0, 0)] * (x.ndim - 1) + [(n_fft // 2, n_fft // 2)], mode="reflect")
+    frames = np.lib.stride_tricks.sliding_window_view(padded, n_fft, axis=-1)[..., ::hop, :]
+    window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(n_fft) / n_fft)
+    return np.fft.rfft(frames * window).swapaxes(-1, -2)
+
+
+def model_spectra(*xs):
+    return tuple(spectrum(x, CONFIG.model.n_fft, CONFIG.model.hop) for x in xs)
+
+
+def expected_magnitude(e, x, m):
+    E, X = model_spectra(e, x)
+    return np.mean(np.abs(np.abs(E) - np.abs(X)))
+
+
+def expected_band(e, x, m):
+    E, X = model_spectra(e, x)
+    difference = np.abs(np.log(np.abs(E) + 1e-3) - np.log(np.abs(X) + 1e-3))
+    return np.mean([np.mean(difference[:, :, lo:hi]) for lo, hi in bands.table("vocal72")])
+
+
+def expected_log_magnitude(e, x, m):
+    E, X = (np.abs(z)[:, :, :1024] for z in model_spectra(e, x))
+    return np.mean(np.abs(np.log(E + 1e-7) - np.log(X + 1e-7)))
+
+
+def decibels(e, x):
+    values = []
+    for one, other in zip(e.reshape(len(e), -1), x.reshape(len(x), -1), strict=True):
+        a, b = one - one.mean(), other - other.mean()
+        s = (a @ b) * b / (b @ b + 1e-6)
+        values.append(10 * np.log10((s @ s + 1e-6) / ((a - s) @ (a - s) + 1e-6) + 1e-8))
+    return np.array(values)
+
+
+def expected_si_sdr(e, x, m):
+    return np.mean(np.clip((40 - decibels(e, x)) / 20, 0, 2))
+
+
+def expected_si_sdr_unclipped(e, x, m):
+    return np.mean(-decibels(e, x) / 20 + 2)
+
+
+def expected_mr_stft(e, x, m):
+    values = []
+    for n_fft in (512, 1024, 2048):
+        E, X = (np.abs(spectrum(z, n_fft, n_fft // 4)) for z in (e, x))
+        values.append(np.mean(np.abs(E - X)) + np.mean(np.abs(np.log(E + 1e-7) - np.log(X + 1e-7))))
+    return np.mean(values)
+
+
+def expected_spectral_sdr(e, x, m):
+    E, X = (np.abs(z) for z in model_spectra(e, x))
+    wanted, error = (np.sum(z**2, axis=(2, 3)) for z in (X, X - E))
+    return np.mean(np.clip((40 - 10 * np.log10((wanted + 1e-6) / (error + 1e-6))) / 40, 0, 1))
+
+
+def expected_waveform_l1(e, x, m):
+    return np.mean(np.abs(e - x))
+
+
+def expected_mr_stft_complex(e, x, m):
+    return np.mean([np.mean(np.abs(spectrum(e, n, 147) - spectrum(x, n, 147))) for n in (4096, 2048, 1024, 512, 256)])
+
+
+def expected_mixture_phase_l1(e, x, m):
+    E, X, M = model_spectra(e, x, m)
+    turn = np.exp(1j * np.angle(M))
+    return np.mean(np.abs(np.abs(E) * turn - np.abs(X) * turn))
+
+
+def expected(name, *waveforms):
+    return globals()[f"expected_{name}"](*waveforms)
+
+
+# ---------------------------------------------------------------- values
+
+
+def test_every_configurable_loss_exists():
+    assert tuple(LOSSES) == LOSS_NAMES
+
+
+@pytest.mark.parametrize("name", LOSS_NAMES)
+@pytest.mark.parametrize("rms", [0.01, 0.1, 0.5])
+def test_value_is_the_equation(xp, name, rms):
+    _, array = xp
+    e, x, m = signals(rms)
+    wanted = expected(name, e, x, m)
+    for dtype, tolerance in ((np.float64, 1e-12), (np.float32, VALUE_TOLERANCE[name])):
+        E, X, M = (array(z.astype(dtype)) for z in (e, x, m))
+        found = LOSSES[name](E, X, mixture=M, config=CONFIG)
+        assert found.dtype == E.dtype
+        assert tuple(found.shape) == ()
+        np.testing.assert_allclose(float(found), wanted, rtol=tolerance)
+
+
+def test_band_leaves_out_a_bin_that_no_band_owns():
+    """The Nyquist bin of ``reference68``, here the only one in which the two differ."""
+    config = CONFIG.override({"model": {"bands": "reference68"}})
+    alternating = np.where(np.arange(8192) % 2, -0.1, 0.1)[None, None]
+    inner = slice(2048, -2048)
+    small, large = (gain * alternating[..., inner] for gain in (0.5, 1.0))
+    without = LOSSES["band"](small, large, mixture=large, config=config)
+    assert LOSSES["band"](small, large, mixture=large, config=CONFIG) > 50 * without > 0
+
+
+def test_log_floor_of_the_configuration_is_used():
+    e, x, m = signals(0.01)
+    values = [
+        LOSSES["band"](e, x, mixture=m, config=CONFIG.override({"loss": {"log_floor": floor}})) for floor in (1e-7, 1.0)
+    ]
+    assert values[0] > 2 * values[1]
+
+
+# ---------------------------------------------------------------- gradients
+
+
+def torch_gradient(loss, e, x, m):
+    torch = pytest.importorskip("torch")
+    leaf = torch.tensor(e, requires_grad=True)
+    value = loss(leaf, torch.tensor(x), mixture=torch.tensor(m), config=CONFIG)
+    value.backward()
+    return value.item(), leaf.grad.numpy()
+
+
+def jax_gradient(loss, e, x, m):
+    jax = pytest.importorskip("jax")
+    jax.config.update("jax_enable_x64", e.dtype == np.float64)
+    try:
+        step = jax.jit(jax.value_and_grad(lambda e: loss(e, jax.numpy.asarray(x), mixture=None, config=CONFIG)))
+        value, gradient = step(jax.numpy.asarray(e))
+        return float(value), np.asarray(gradient)
+    finally:
+        jax.config.update("jax_enable_x64", False)
+
+
+def relative(a, b):
+    return np.linalg.norm(np.float64(a) - b) / np.linalg.norm(np.float64(b))
+
+
+@pytest.mark.parametrize("name", LOSS_NAMES)
+def test_gradients_agree_between_frameworks(name):
+    e, x, m = signals()
+    loss = LOSSES[name]
+    (t64, gt64), (j64, gj64) = torch_gradient(loss, e, x, m), jax_gradient(loss, e, x, m)
+    np.testing.assert_allclose(t64, j64, rtol=1e-12)
+    assert relative(gt64, gj64) < 1e-9
+    single = [z.astype(np.float32) for z in (e, x, m)]
+    (t32, gt32), (j32, gj32) = torch_gradient(loss, *single), jax_gradient(loss, *single)
+    np.testing.assert_allclose(t32, j32, rtol=VALUE_TOLERANCE[name])
+    for found, wanted in ((gt32, gt64), (gj32, gt64), (gt32, gj32)):
+        assert relative(found, wanted) < GRADIENT_TOLERANCE[name]
+
+
+@pytest.mark.parametrize("name", LOSS_NAMES)
+def test_gradient_is_the_slope_of_the_value(name):
+    """Central differences of the NumPy loss in float64, along a direction and at single samples."""
+    e, x, m = signals()
+    _, gradient = torch_gradient(LOSSES[name], e, x, m)
+    rng = np.random.default_rng(1)
+    directions = [rng.standard_normal(e.shape)]
+    for index in ((0, 0, 0), (0, 1, 700), (1, 1, SAMPLES - 1)):
+        directions.append(np.zeros_like(e))
+        directions[-1][index] = 1
+    for direction in directions:
+        step = 1e-8 if np.count_nonzero(direction) > 1 else 1e-6
+        up, down = (LOSSES[name](e + sign * step * direction, x, mixture=m, config=CONFIG) for sign in (1, -1))
+        slope, size = (up - down) / (2 * step), np.linalg.norm(gradient) * np.linalg.norm(direction)
+        assert abs(slope - np.sum(gradient * direction)) < 1e-3 * size
+
+
+@pytest.mark.parametrize(("error", "zero"), [(3e-4, True), (0.3, False), (3.0, True)])
+def test_si_sdr_has_no_gradient_outside_0_to_40_db(error, zero):
+    e, x, m = signals(error=error)
+    v = decibels(e, x)
+    assert (v > 40).all() or (v < 0).all() if zero else ((v > 0) & (v < 40)).all()
+    for gradient_of in (torch_gradient, jax_gradient):
+        _, clipped = gradient_of(LOSSES["si_sdr"], e, x, m)
+        _, unclipped = gradient_of(LOSSES["si_sdr_unclipped"], e, x, m)
+        assert np.any(unclipped)
+        assert not np.any(clipped) if zero else relative(clipped, unclipped) < 1e-12
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("case", ["both silent", "estimate silent", "target silent", "equal", "full scale"])
+def test_extremes_have_finite_values_and_equal_gradients(case, dtype):
+    shape = (1, 2, 3000)
+    noise = np.random.default_rng(0).uniform(-1, 1, shape).astype(dtype)
+    zero, full = np.zeros(shape, dtype), np.sign(noise)
+    e, x = {
+        "both silent": (zero, zero),
+        "estimate silent": (zero, noise),
+        "target silent": (noise, zero),
+        "equal": (noise, noise),
+        "full scale": (full, -np.roll(full, 7)),
+    }[case]
+
+    def everything(*args, **kwargs):
+        return sum(loss(*args, **kwargs) for loss in LOSSES.values())
+
+    (t, gt), (j, gj) = (gradient_of(everything, e, x, x) for gradient_of in (torch_gradient, jax_gradient))
+    assert np.isfinite([t, j]).all()
+    np.testing.assert_allclose(t, j, rtol=1e-5)
+    assert np.isfinite(gt).all()
+    assert np.isfinite(gj).all()
+    if case == "both silent":
+        assert not np.any(gt)
+        assert not np.any(gj)
+    elif case != "equal":  # there the gradient is rounding noise through 1/(‖e‖² + 1e-6)
+        assert relative(gt, gj) < (GRADIENT_TOLERANCE["mr_stft"] if dtype == np.float32 else 1e-9)
+
+
+# ---------------------------------------------------------------- the mix
+
+
+def test_mix_is_the_weighted_sum_of_its_terms(xp):
+    _, array = xp
+    e, x, m = signals(0.1)
+    total, terms = mix(*(array(z) for z in (e, x)), mixture=array(m), config=CONFIG)
+    assert set(terms) == {"magnitude", "band", "si_sdr"}
+    for name, value in terms.items():
+        np.testing.assert_allclose(float(value), expected(name, e, x, m), rtol=1e-12)
+    plain = 0.25 * terms["magnitude"] + 1.25 * terms["band"] + 0.5 * terms["si_sdr"]
+    r = np.sqrt(np.mean(x[:, 0] ** 2) + np.mean(x[:, 1] ** 2))
+    np.testing.assert_allclose(float(total), float(plain) * (1 + 2 * r), rtol=1e-12)
+
+
+def test_loudness_weighting_saturates_and_the_sum_is_held_at_20():
+    e, x, m = signals(0.5)
+    assert loudness_weight(x, np) == 2
+    assert loudness_weight(0 * x, np) == 1
+    heavy = {"loss": {"weights": {"waveform_l1": 1000.0}}}
+    total, terms = mix(e, x, mixture=m, config=CONFIG.override(heavy))
+    assert total == 20
+    heavy["loss"]["loudness_weighting"] = False
+    total, _ = mix(e, x, mixture=m, config=CONFIG.override(heavy))
+    assert total == 1000 * terms["waveform_l1"] > 20
+
+
+def test_weight_zero_is_not_computed(monkeypatch):
+    from twinsep import losses
+
+    monkeypatch.setitem(losses._TERMS, "mr_stft", lambda _: pytest.fail("computed a term of weight 0"))
+    weights = {"weights": {"waveform_l1": 1.0, "mr_stft": 0.0}}
+    e, x, m = signals()
+    assert set(mix(e, x, mixture=m, config=CONFIG.override({"loss": weights}))[1]) == {"waveform_l1"}
+
+
+def test_terms_share_the_transforms_of_a_resolution(monkeypatch):
+    from twinsep import losses
+
+    calls = []
+    original = losses.stft
+    monkeypatch.setattr(losses, "stft", lambda x, **grid: calls.append(grid["n_fft"]) or original(x, **grid))
+    weights = dict.fromkeys(("magnitude", "band", "log_magnitude", "spectral_sdr", "mr_stft"), 1.0)
+    e, x, m = signals()
+    mix(e, x, mixture=m, config=CONFIG.override({"loss": {"weights": weights}}))
+    # Estimate and target once each: 2048 at the model's hop, which mr_stft's own 2048 (hop 512) shares.
+    assert sorted(calls) == [512, 512, 1024, 1024, 2048, 2048]
+
+
+def test_stems_are_averaged_over(xp):
+    _, array = xp
+    (e, x, m), weights = signals(shape=(2, 3, 2, SAMPLES)), dict.fromkeys(LOSS_NAMES, 1.0)
+    config = CONFIG.override({"loss": {"weights": weights, "loudness_weighting": False}})
+    total, terms = mix(array(e), array(x), mixture=array(m[:, 0]), config=config)
+    single = [{name: expected(name, e[:, i], x[:, i], m[:, i]) for name in LOSS_NAMES} for i in range(3)]
+    for name in LOSS_NAMES:
+        np.testing.assert_allclose(float(terms[name]), np.mean([one[name] for one in single]), rtol=1e-12)
+    np.testing.assert_allclose(float(total), sum(float(v) for v in terms.values()), rtol=1e-12)
+
+
+def test_shapes_that_do_not_fit_are_refused():
+    e, x, m = signals()
+    with pytest.raises(InputError, match=r"not \(2, 2, 6000\) and \(2, 2, 5999\)"):
+        mix(e, x[..., :-1], mixture=m, config=CONFIG)
+    with pytest.raises(InputError, match="must both be"):
+        LOSSES["si_sdr"](e[0], x[0], mixture=m, config=CONFIG)
+
+
+def test_nan_is_not_hidden_by_the_clip():
+    e, x, m = signals()
+    e[0, 0, 5] = np.nan
+    assert np.isnan(mix(e, x, mixture=m, config=CONFIG)[0])

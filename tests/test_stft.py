@@ -1,0 +1,140 @@
+"""The STFT pair: against torch's own, against its definition, and exact to and fro."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from twinsep.stft import istft, stft
+
+GRIDS = [(2048, 256), (2048, 512), (1024, 147), (512, 128), (256, 100), (64, 32), (4096, 147), (2, 1)]
+LENGTHS = [1, 2, 31, 33, 128, 129, 512, 1000, 1024, 1025, 1500, 2048, 2049, 2600, 3000]
+
+
+def noise(*shape, seed=0):
+    return np.random.default_rng(seed).standard_normal(shape)
+
+
+def direct(x, n_fft, hop):
+    """Σ_n w[n]·x[t·hop + n − n_fft/2]·exp(−2πi f n/n_fft), by the sum itself."""
+    padded = np.pad(x, n_fft // 2, mode="reflect")
+    n = np.arange(n_fft)
+    window = 0.5 - 0.5 * np.cos(2 * np.pi * n / n_fft)
+    kernel = window * np.exp(-2j * np.pi * np.outer(np.arange(n_fft // 2 + 1), n) / n_fft)
+    return np.stack([kernel @ padded[t : t + n_fft] for t in range(0, len(x) + 1, hop)], axis=1)
+
+
+@pytest.mark.parametrize(("n_fft", "hop"), [(64, 16), (32, 12), (16, 16), (8, 11)])
+def test_forward_is_the_sum_of_its_definition(xp, n_fft, hop):
+    _, array = xp
+    x = noise(500)
+    found = np.asarray(stft(array(x), n_fft=n_fft, hop=hop))
+    assert found.shape == (n_fft // 2 + 1, 1 + 500 // hop)
+    np.testing.assert_allclose(found, direct(x, n_fft, hop), atol=1e-12)
+
+
+@pytest.mark.parametrize("n_fft_hop", GRIDS, ids=str)
+def test_there_and_back_is_exact_in_float64(xp, n_fft_hop):
+    n_fft, hop = n_fft_hop
+    namespace, array = xp
+    # JAX compiles every length anew, at a second each; its arithmetic is the same at all of them.
+    lengths = (1, 1500) if "jax" in namespace.__name__ else LENGTHS
+    for length in lengths:
+        x = noise(2, length, seed=length)
+        back = istft(stft(array(x), n_fft=n_fft, hop=hop), n_fft=n_fft, hop=hop, length=length)
+        np.testing.assert_allclose(np.asarray(back), x, atol=1e-12, err_msg=f"length {length}")
+
+
+@pytest.mark.parametrize("n_fft_hop", [g for g in GRIDS if 4 * g[1] <= g[0]], ids=str)
+def test_there_and_back_is_1e_6_in_float32(xp, n_fft_hop):
+    n_fft, hop = n_fft_hop
+    _, array = xp
+    for length in (1, 3000):
+        x = noise(2, length).astype(np.float32) * 0.3
+        back = istft(stft(array(x), n_fft=n_fft, hop=hop), n_fft=n_fft, hop=hop, length=length)
+        assert back.dtype == array(x).dtype
+        np.testing.assert_allclose(np.asarray(back), x, atol=1e-6)
+
+
+@given(st.integers(1, 3000), st.integers(1, 200), st.data())
+def test_any_length_and_grid_comes_back(length, half, data):
+    hop = data.draw(st.integers(max(1, half // 12), half))
+    x = noise(length, seed=length)
+    spectra = stft(x, n_fft=2 * half, hop=hop)
+    assert spectra.shape == (half + 1, 1 + max(length, half + 1) // hop)
+    np.testing.assert_allclose(istft(spectra, n_fft=2 * half, hop=hop, length=length), x, atol=1e-6)
+
+
+def test_short_signal_is_the_zero_padded_one():
+    x = noise(3, 100)
+    padded = np.pad(x, ((0, 0), (0, 1025 - 100)))
+    np.testing.assert_array_equal(stft(x, n_fft=2048, hop=256), stft(padded, n_fft=2048, hop=256))
+
+
+@pytest.mark.parametrize("n_fft_hop", [(2048, 512), (512, 147), (256, 300)], ids=str)
+def test_forward_and_its_gradient_equal_torch(n_fft_hop):
+    torch = pytest.importorskip("torch")
+    n_fft, hop = n_fft_hop
+    x = torch.tensor(noise(3, 6000), requires_grad=True)
+    window = torch.hann_window(n_fft, dtype=x.dtype)
+    theirs = torch.stft(x, n_fft, hop, window=window, return_complex=True)
+    ours = stft(x, n_fft=n_fft, hop=hop)
+    torch.testing.assert_close(ours, theirs, atol=1e-11, rtol=0)
+    weight = torch.tensor(noise(*theirs.shape, 2))
+    (g_ours,), (g_theirs,) = (
+        torch.autograd.grad((torch.view_as_real(y.resolve_conj()) * weight).sum(), x) for y in (ours, theirs)
+    )
+    torch.testing.assert_close(g_ours, g_theirs, atol=1e-10, rtol=0)
+
+
+@pytest.mark.parametrize("n_fft_hop", [(2048, 512), (512, 100), (512, 256)], ids=str)
+def test_inverse_of_any_spectra_equals_torch(n_fft_hop):
+    """Spectra that no signal has, complex at both ends: the tail past the last hop included."""
+    torch = pytest.importorskip("torch")
+    n_fft, hop = n_fft_hop
+    frames = 20
+    length = (frames - 1) * hop + min(hop - 1, n_fft // 4)
+    spectra = torch.tensor(noise(2, n_fft // 2 + 1, frames) + 1j * noise(2, n_fft // 2 + 1, frames, seed=1))
+    theirs = torch.istft(spectra, n_fft, hop, window=torch.hann_window(n_fft, dtype=torch.float64), length=length)
+    torch.testing.assert_close(istft(spectra, n_fft=n_fft, hop=hop, length=length), theirs, atol=1e-12, rtol=0)
+
+
+def test_inverse_ignores_the_imaginary_ends(xp):
+    _, array = xp
+    spectra = noise(33, 9) + 1j * noise(33, 9, seed=1)
+    real = spectra.copy()
+    real[[0, -1]] = real[[0, -1]].real
+    a, b = (np.asarray(istft(array(z), n_fft=64, hop=16, length=130)) for z in (spectra, real))
+    np.testing.assert_array_equal(a, b)
+
+
+def test_frameworks_agree_under_jit_and_autograd():
+    jax, torch = pytest.importorskip("jax"), pytest.importorskip("torch")
+    x = noise(2, 3000).astype(np.float32)
+
+    def energy(x):
+        y = istft(stft(x, n_fft=512, hop=147) ** 2, n_fft=512, hop=147, length=3000)
+        return (y**2).mean()
+
+    value, gradient = jax.jit(jax.value_and_grad(energy))(x)
+    leaf = torch.tensor(x, requires_grad=True)
+    total = energy(leaf)
+    total.backward()
+    np.testing.assert_allclose(value, total.detach(), rtol=1e-5)
+    scale = np.linalg.norm(gradient)
+    assert np.linalg.norm(leaf.grad.numpy() - gradient) < 2e-6 * scale
+
+
+def test_wrong_use_is_refused():
+    x = noise(2000)
+    spectra = stft(x, n_fft=512, hop=128)
+    with pytest.raises(TypeError, match="float32 or float64"):
+        stft(x.astype(np.float16), n_fft=512, hop=128)
+    with pytest.raises(ValueError, match="even n_fft"):
+        stft(x, n_fft=511, hop=128)
+    with pytest.raises(ValueError, match="no inverse"):
+        istft(spectra, n_fft=512, hop=300, length=2000)
+    with pytest.raises(ValueError, match="no inverse"):
+        istft(spectra, n_fft=256, hop=128, length=2000)
+    with pytest.raises(ValueError, match="16 frames hold 2176 samples, not 2177"):
+        istft(spectra, n_fft=512, hop=128, length=2177)

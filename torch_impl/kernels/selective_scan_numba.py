@@ -1,0 +1,307 @@
+"""The selective scan on a CPU, forward and backward, compiled by Numba and registered as PyTorch operators.
+
+    h_t = exp(Δ_t A) h_{t−1} + Δ_t B_t u_t        y_t = (C_t · h_t + D u_t) ⊙ silu(z_t)
+
+(Mamba: Gu and Dao 2023, arXiv 2312.00752, equation 2 and algorithm 2.) Nothing of shape (b, l, e, n) is ever stored.
+The forward keeps the state at the chunk boundaries only, and only when asked; the backward takes the chunks from the
+last to the first, runs the recurrence inside one again into a buffer that fits the cache, and then runs it in reverse.
+
+A unit of work is one sequence and, forward, one vector of channels. Threads are Python's own: the compiled code
+releases the GIL. That keeps clear of Numba's threading layers (of which one may not be entered twice at a time and one
+dies after a fork) and lets any number of threads call. No result depends on the number of threads: the gradients of A
+and D, which sum over sequences, are summed over at most GROUPS fixed groups of them, and these in order.
+"""
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from math import log
+
+import numba
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from torch_impl.kernels.lanes import BYTES, exp2, load, splat, store, total
+
+CHUNK = 32  # frames between stored states: 16 and 64 are as fast, within 5 %
+GROUPS = 64  # of sequences, each with its own sums for the gradients of A and D
+PIECES = 4  # of work per thread, so that a thread that is held up does not hold up the others
+SERIAL = 1 << 17  # below this many state updates (0.03 ms) a second thread costs more than it saves
+LOG2E, LN2 = 1 / log(2), log(2)  # exp(x) = 2^(x log2 e)
+
+compiled = numba.njit(nogil=True, cache=True, error_model="numpy", boundscheck=False)
+
+
+@compiled
+def _sigmoid(x, one, minus_log2e):
+    return one / (one + exp2(minus_log2e * x))
+
+
+@compiled
+def _forward(u, delta, A, B, C, D, z, y, states, shape, keep, start, stop):
+    """Sequence and vector number start … stop − 1 of the forward. All arrays flat; A is `_tiled`, times log2 e."""
+    _, l, e, n = shape
+    width = BYTES // u.itemsize
+    one, minus_log2e = splat(u.dtype.type(1)), splat(u.dtype.type(-LOG2E))
+    stored = (l - 1) // CHUNK
+    h = np.empty(n * width, u.dtype)
+    for task in range(start, stop):
+        sequence, channel = task // (e // width), task % (e // width) * width
+        h[:] = 0
+        skip = load(D, channel)
+        for t in range(l):
+            if keep and t > 0 and t % CHUNK == 0:
+                row = (sequence * stored + t // CHUNK - 1) * n
+                for i in range(n):
+                    store(states, (row + i) * e + channel, load(h, i * width))
+            row = sequence * l + t
+            here = row * e + channel
+            delta_t, u_t = load(delta, here), load(u, here)
+            delta_u, y_t = delta_t * u_t, skip * u_t
+            for i in range(n):
+                h_i = exp2(delta_t * load(A, channel * n + i * width)) * load(h, i * width) + delta_u * splat(
+                    B[row * n + i]
+                )
+                store(h, i * width, h_i)
+                y_t = y_t + h_i * splat(C[row * n + i])
+            if z.size > 0:
+                z_t = load(z, here)
+                y_t = y_t * (z_t * _sigmoid(z_t, one, minus_log2e))
+            store(y, here, y_t)
+
+
+@compiled
+def _replay(dy, u, delta, A, B, C, D, z, dz, shape, row, frames, channel, h, a, g):
+    """Run one chunk again: h gets the states (h[0] is given), a the decays, g the gradient of y before the gate."""
+    _, _, e, n = shape
+    width = BYTES // u.itemsize
+    one, minus_log2e = splat(u.dtype.type(1)), splat(u.dtype.type(-LOG2E))
+    skip = load(D, channel)
+    for t in range(frames):
+        here = (row + t) * e + channel
+        delta_t, u_t, dy_t = load(delta, here), load(u, here), load(dy, here)
+        delta_u, y_t = delta_t * u_t, skip * u_t
+        for i in range(n):
+            at = (t * n + i) * width
+            a_i = exp2(delta_t * load(A, channel * n + i * width))
+            h_i = a_i * load(h, at) + delta_u * splat(B[(row + t) * n + i])
+            store(a, at, a_i)
+            store(h, at + n * width, h_i)
+            y_t = y_t + h_i * splat(C[(row + t) * n + i])
+        if z.size > 0:
+            # d silu(z)/dz = s (1 + z (1 − s)), s = sigmoid(z)
+            z_t = load(z, here)
+            s_t = _sigmoid(z_t, one, minus_log2e)
+            store(dz, here, dy_t * y_t * (s_t * (one + z_t * (one - s_t))))
+            dy_t = dy_t * (z_t * s_t)
+        store(g, t * width, dy_t)
+
+
+@compiled
+def _reverse(u, delta, A, B, C, D, du, ddelta, dA, dD, shape, row, frames, channel, h, a, g, dh, dBC):
+    """Run one chunk in reverse. With ∂h_t = C_t g_t + a_{t+1} ∂h_{t+1}, g = ∂y and s_t = Δ_t A, per channel and state:
+
+    ∂C_t = h_t g_t, ∂B_t = ∂h_t Δ_t u_t (both summed over channels), ∂s_t = ∂h_t a_t h_{t−1}, ∂A = Σ_t ∂s_t Δ_t,
+    ∂u_t = Δ_t ∂h_t·B_t + D g_t, ∂Δ_t = ∂s_t·A + u_t ∂h_t·B_t, ∂D = Σ_t g_t u_t.
+    """
+    _, _, e, n = shape
+    width = BYTES // u.itemsize
+    ln2, zero = splat(u.dtype.type(LN2)), splat(u.dtype.type(0))
+    skip, dskip = load(D, channel), load(dD, channel)
+    for t in range(frames - 1, -1, -1):
+        here = (row + t) * e + channel
+        delta_t, u_t, g_t = load(delta, here), load(u, here), load(g, t * width)
+        delta_u, dh_B, ds_A = delta_t * u_t, zero, zero
+        for i in range(n):
+            at, sums, state = (t * n + i) * width, 2 * (t * n + i) * width, channel * n + i * width
+            dh_i = load(dh, state) + g_t * splat(C[(row + t) * n + i])
+            store(dBC, sums, load(dBC, sums) + dh_i * delta_u)
+            store(dBC, sums + width, load(dBC, sums + width) + load(h, at + n * width) * g_t)
+            dh_B = dh_B + dh_i * splat(B[(row + t) * n + i])
+            dh_i = dh_i * load(a, at)
+            store(dh, state, dh_i)
+            ds_i = dh_i * load(h, at)
+            ds_A = ds_A + ds_i * load(A, state)
+            store(dA, state, load(dA, state) + ds_i * delta_t)
+        store(du, here, delta_t * dh_B + skip * g_t)
+        store(ddelta, here, ln2 * ds_A + u_t * dh_B)
+        dskip = dskip + g_t * u_t
+    store(dD, channel, dskip)
+
+
+@compiled
+def _backward(dy, u, delta, A, B, C, D, z, states, du, ddelta, dA, dB, dC, dD, dz, shape, start, stop):
+    """Groups start … stop − 1 of the sequences. dA (groups, e, n; `_tiled`) and dD (groups, e) hold zeros at first."""
+    b, l, e, n = shape
+    width = BYTES // u.itemsize
+    groups, chunks = dD.size // e, (l - 1) // CHUNK + 1
+    h, a = np.empty((CHUNK + 1) * n * width, u.dtype), np.empty(CHUNK * n * width, u.dtype)
+    g, dBC = np.empty(CHUNK * width, u.dtype), np.empty(CHUNK * n * 2 * width, u.dtype)
+    dh, dA_one, dD_one = np.empty(n * e, u.dtype), np.empty(n * e, u.dtype), np.empty(e, u.dtype)
+    for group in range(start, stop):
+        for sequence in range(group * b // groups, (group + 1) * b // groups):
+            dh[:] = 0
+            # Summed per sequence first, then over sequences: smaller rounding errors than one long sum.
+            dA_one[:] = 0
+            dD_one[:] = 0
+            for chunk in range(chunks - 1, -1, -1):
+                frames = min(CHUNK, l - chunk * CHUNK)
+                row = sequence * l + chunk * CHUNK
+                dBC[:] = 0
+                for channel in range(0, e, width):
+                    h[: n * width] = 0
+                    if chunk > 0:
+                        state = (sequence * (chunks - 1) + chunk - 1) * n
+                        for i in range(n):
+                            store(h, i * width, load(states, (state + i) * e + channel))
+                    _replay(dy, u, delta, A, B, C, D, z, dz, shape, row, frames, channel, h, a, g)
+                    _reverse(
+                        u, delta, A, B, C, D, du, ddelta, dA_one, dD_one, shape, row, frames, channel, h, a, g, dh, dBC
+                    )
+                for i in range(frames * n):
+                    dB[row * n + i] = total(load(dBC, 2 * i * width))
+                    dC[row * n + i] = total(load(dBC, (2 * i + 1) * width))
+            for i in range(n * e):
+                dA[group * n * e + i] += dA_one[i]
+            for i in range(e):
+                dD[group * e + i] += dD_one[i]
+
+
+@lru_cache
+def _pool(workers: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(workers, thread_name_prefix="selective_scan")
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_pool.cache_clear)  # a forked child has the pool but none of its threads
+
+
+def _in_parallel(kernel, tasks: int, updates: int, *arguments) -> None:
+    """kernel(*arguments, start, stop) over 0 … tasks, on as many threads as PyTorch uses, this one among them."""
+    threads = min(torch.get_num_threads(), tasks)
+    if threads < 2 or updates < SERIAL:
+        kernel(*arguments, 0, tasks)
+        return
+    pieces = min(tasks, PIECES * threads)
+    ranges = iter([(i * tasks // pieces, (i + 1) * tasks // pieces) for i in range(pieces)])
+
+    def work():
+        for start, stop in ranges:
+            kernel(*arguments, start, stop)
+
+    helpers = [_pool(threads - 1).submit(work) for _ in range(threads - 1)]
+    work()
+    for helper in helpers:
+        helper.result()
+
+
+def _whole(channels: int, like: Tensor) -> int:
+    """`channels` rounded up to whole vectors."""
+    width = BYTES // like.element_size()
+    return -(-channels // width) * width
+
+
+def _flat(x: Tensor, channels: int | None = None) -> np.ndarray:
+    """x as a flat contiguous array, its last axis first extended by zeros to `channels`."""
+    if channels is not None and channels != x.shape[-1]:
+        x = pad(x, (0, channels - x.shape[-1]))
+    return x.detach().contiguous().numpy().reshape(-1)
+
+
+def _tiled(A: Tensor, channels: int) -> Tensor:
+    """A (e, n) as (vectors, n, width): what one vector of channels needs in one stretch of memory, whatever e is."""
+    A = pad(A, (0, 0, 0, channels - A.shape[0]))
+    return A.reshape(-1, BYTES // A.element_size(), A.shape[1]).transpose(1, 2)
+
+
+@torch.library.custom_op("twinsep::selective_scan", mutates_args=(), device_types="cpu")
+def forward(
+    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor | None, keep: bool
+) -> tuple[Tensor, Tensor]:
+    """y (b, l, e) and, if `keep`, the states before every chunk but the first (b, chunks − 1, n, whole e)."""
+    (b, l, e), n = u.shape, A.shape[1]
+    whole = _whole(e, u)
+    y, states = u.new_empty(b, l, whole), _states(u, A, keep)
+    if y.numel():
+        arrays = _inputs(u, delta, A, B, C, D, z)
+        tasks = y[:, 0].numel() * u.element_size() // BYTES
+        _in_parallel(_forward, tasks, y.numel() * n, *arrays, _flat(y), _flat(states), (b, l, whole, n), keep)
+    return _trim(y, e), states
+
+
+def _inputs(u, delta, A, B, C, D, z) -> tuple[np.ndarray, ...]:
+    whole = _whole(u.shape[-1], u)
+    gate = u.new_empty(0) if z is None else _flat(z, whole)
+    decay = _flat(_tiled(A * LOG2E, whole))
+    return _flat(u, whole), _flat(delta, whole), decay, _flat(B), _flat(C), _flat(D, whole), _flat(gate)
+
+
+def _trim(x: Tensor, channels: int) -> Tensor:
+    return x if x.shape[-1] == channels else x[..., :channels].contiguous()
+
+
+def _states(u: Tensor, A: Tensor, keep: bool) -> Tensor:
+    (b, l, e), n = u.shape, A.shape[1]
+    return u.new_empty((b, max(l - 1, 0) // CHUNK, n, _whole(e, u)) if keep else (0,))
+
+
+@forward.register_fake
+def _(u, delta, A, B, C, D, z, keep):  # noqa: ARG001
+    return u.new_empty(u.shape), _states(u, A, keep)
+
+
+@torch.library.custom_op("twinsep::selective_scan_backward", mutates_args=(), device_types="cpu")
+def backward(
+    dy: Tensor,
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor,
+    z: Tensor | None,
+    states: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The gradients of u, delta, A, B, C, D and z (of z an empty tensor where there was none)."""
+    (b, l, e), n = u.shape, A.shape[1]
+    whole, groups = _whole(e, u), min(b, GROUPS)
+    du, ddelta = u.new_empty(b, l, whole), u.new_empty(b, l, whole)
+    dz = u.new_empty(0, 0, 0) if z is None else torch.empty_like(du)
+    dB, dC = u.new_empty(b, l, n), u.new_empty(b, l, n)
+    dA, dD = u.new_zeros(groups, *_tiled(A, whole).shape), u.new_zeros(groups, whole)
+    if du.numel():
+        arrays = (_flat(dy, whole), *_inputs(u, delta, A, B, C, D, z), _flat(states))
+        gradients = (_flat(x) for x in (du, ddelta, dA, dB, dC, dD, dz))
+        _in_parallel(_backward, groups, du.numel() * n, *arrays, *gradients, (b, l, whole, n))
+    # The few partial sums are added in order, in float64.
+    dA_sum = dA.sum(0, dtype=torch.float64).transpose(1, 2).reshape(whole, n)[:e].to(A.dtype)
+    dD_sum = dD.sum(0, dtype=torch.float64)[:e].to(D.dtype)
+    return _trim(du, e), _trim(ddelta, e), dA_sum.contiguous(), dB, dC, dD_sum.contiguous(), _trim(dz, e)
+
+
+@backward.register_fake
+def _(dy, u, delta, A, B, C, D, z, states):  # noqa: ARG001
+    like_u = (u.new_empty(u.shape) for _ in range(3))
+    du, ddelta, dz = like_u
+    shapes = (A.shape, B.shape, C.shape, D.shape)
+    dA, dB, dC, dD = (u.new_empty(shape) for shape in shapes)
+    return du, ddelta, dA, dB, dC, dD, u.new_empty(0, 0, 0) if z is None else dz
+
+
+def _save(ctx, inputs, output) -> None:
+    *tensors, keep = inputs
+    if not keep:
+        raise RuntimeError("twinsep::selective_scan: gradients need keep=True, which stores the states")
+    ctx.mark_non_differentiable(output[1])
+    ctx.save_for_backward(*tensors, output[1])
+
+
+def _gradients(ctx, dy, _dstates):
+    *gradients, dz = backward(dy, *ctx.saved_tensors)
+    has_gate = ctx.saved_tensors[6] is not None
+    return *gradients, dz if has_gate else None, None
+
+
+forward.register_autograd(_gradients, setup_context=_save)

@@ -1,0 +1,221 @@
+"""The layers whose spelling differs between frameworks; everything else in the twins reads alike.
+
+No framework default is trusted: widths, eps, padding and initial weights all come from here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Complex, Float
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from twinsep import init
+from twinsep.errors import InputError
+
+EPS = 1e-6
+Position = Callable[[Tensor], Tensor]
+
+Module = nn.Module
+ModuleList = nn.ModuleList
+concatenate = torch.cat
+exp = torch.exp
+flip = torch.flip
+sigmoid = torch.sigmoid
+silu = F.silu
+softplus = F.softplus
+split = torch.split
+tanh = torch.tanh
+
+
+class Parameter(nn.Parameter):
+    """A weight that knows how it starts and whether weight decay applies to it."""
+
+    initialiser: init.Initialiser
+    decay: bool
+
+
+def parameter(shape: tuple[int, ...], initialiser: init.Initialiser, *, decay: bool = False) -> Parameter:
+    """An uninitialised weight; :func:`initialise` fills it in."""
+    weight = Parameter(torch.empty(shape))
+    weight.initialiser, weight.decay = initialiser, decay
+    return weight
+
+
+def named_parameters(module: nn.Module) -> dict[str, Parameter]:
+    """The weights by canonical name."""
+    return dict(module.named_parameters())  # type: ignore[arg-type]
+
+
+@torch.no_grad()
+def initialise(module: nn.Module, seed: int) -> None:
+    """Draw every weight from ``seed`` and its own name."""
+    for name, weight in named_parameters(module).items():
+        weight.copy_(torch.from_numpy(init.draw(name, weight.shape, weight.initialiser, seed)))
+
+
+def constant(array, like: Tensor) -> Tensor:
+    """A NumPy constant in the dtype and on the device of ``like``."""
+    return torch.as_tensor(array.copy(), dtype=like.dtype, device=like.device)
+
+
+def on_arrays(model: nn.Module, device: torch.device) -> Callable[[np.ndarray], np.ndarray]:
+    """``model`` as a function from NumPy arrays to NumPy arrays, without gradients."""
+
+    @torch.inference_mode()
+    def function(x: np.ndarray) -> np.ndarray:
+        return model(torch.from_numpy(x).to(device)).cpu().numpy()
+
+    return function
+
+
+def device_named(name: str) -> torch.device:
+    """The device, tried out; raises :class:`InputError` where this machine has none of that name."""
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:  # PyTorch's ways to say: unknown name, built without CUDA
+        raise InputError(f"device {name!r} cannot be used here; --device cpu always can") from error
+
+
+def rematerialised(function, *inputs):
+    """``function(*inputs)``, its activations recomputed in the backward pass instead of kept."""
+    if not torch.is_grad_enabled():
+        return function(*inputs)
+    return checkpoint(function, *inputs, use_reentrant=False)
+
+
+class Linear(nn.Module):
+    """x Wᵀ (+ b), W (out, in)."""
+
+    def __init__(self, d_in: int, d_out: int, *, bias: bool):
+        super().__init__()
+        self.weight = parameter((d_out, d_in), init.uniform(d_in), decay=True)
+        self.bias = parameter((d_out,), init.uniform(d_in)) if bias else None
+
+    def forward(self, x: Float[Tensor, "... i"]) -> Float[Tensor, "... o"]:
+        return F.linear(x, self.weight, self.bias)
+
+
+class RMSNorm(nn.Module):
+    """x / sqrt(mean(x²) + eps) · w (Zhang and Sennrich 2019, arXiv 1910.07467)."""
+
+    def __init__(self, d: int):
+        super().__init__()
+        self.weight = parameter((d,), init.ones)
+
+    def forward(self, x: Float[Tensor, "... d"]) -> Float[Tensor, "... d"]:
+        return rms_norm(x, self.weight)
+
+
+def rms_norm(x: Float[Tensor, "... d"], weight: Float[Tensor, "*w d"]) -> Float[Tensor, "... d"]:
+    """x / sqrt(mean(x²) + eps) · weight over the last axis; ``weight`` broadcasts."""
+    # In float32 whatever the compute type: a mean of squares overflows float16.
+    wide = x if x.dtype == torch.float64 else x.float()
+    scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + EPS)
+    return (wide * scale * weight).to(x.dtype)
+
+
+class DepthwiseConv1d(nn.Module):
+    """Depthwise convolution over the length, ``left`` and ``right`` zeros padded: (b, l, d) -> (b, l, d)."""
+
+    def __init__(self, d: int, kernel: int, *, left: int, right: int):
+        super().__init__()
+        self.left, self.right = left, right
+        self.weight = parameter((d, 1, kernel), init.uniform(kernel), decay=True)
+        self.bias = parameter((d,), init.uniform(kernel))
+
+    def forward(self, x: Float[Tensor, "b l d"]) -> Float[Tensor, "b l d"]:
+        x = F.pad(x.mT, (self.left, self.right))
+        return F.conv1d(x, self.weight, self.bias, groups=x.shape[1]).mT
+
+
+class HalvingConv1d(nn.Module):
+    """Convolution of kernel 2 and stride 2 over the length, an odd last frame dropped: (b, l, d) -> (b, l/2, d)."""
+
+    def __init__(self, d: int):
+        super().__init__()
+        self.weight = parameter((d, d, 2), init.uniform(2 * d), decay=True)
+        self.bias = parameter((d,), init.uniform(2 * d))
+
+    def forward(self, x: Float[Tensor, "b l d"]) -> Float[Tensor, "b m d"]:
+        # Without overlap the convolution is one matrix product over pairs of frames.
+        b, l, d = x.shape
+        pairs = x[:, : l // 2 * 2].reshape(b, l // 2, 2 * d)
+        return F.linear(pairs, self.weight.permute(0, 2, 1).reshape(d, 2 * d), self.bias)
+
+
+class DoublingConv1d(nn.Module):
+    """Transposed convolution of kernel 2 and stride 2 over the length: (b, l, d) -> (b, 2l, d)."""
+
+    def __init__(self, d: int):
+        super().__init__()
+        self.weight = parameter((d, d, 2), init.uniform(2 * d), decay=True)
+        self.bias = parameter((d,), init.uniform(2 * d))
+
+    def forward(self, x: Float[Tensor, "b l d"]) -> Float[Tensor, "b m d"]:
+        b, l, d = x.shape
+        # weight (in, out, kernel) -> (kernel·out, in): frame 2t+j of the output is W_jᵀ x_t.
+        pairs = F.linear(x, self.weight.permute(2, 1, 0).reshape(2 * d, d))
+        return pairs.reshape(b, 2 * l, d) + self.bias
+
+
+def batched_linear(
+    x: Float[Tensor, "k n i"], weight: Float[Tensor, "k o i"], bias: Float[Tensor, "k o"]
+) -> Float[Tensor, "k n o"]:
+    """One Linear a band, all bands at once."""
+    return torch.baddbmm(bias[:, None], x, weight.mT)
+
+
+def split_complex(x: Complex[Tensor, "*s"]) -> Float[Tensor, "*s two"]:
+    """Real and imaginary parts on a new last axis."""
+    return torch.view_as_real(x)
+
+
+def polar(magnitude: Float[Tensor, "*s"], phase: Float[Tensor, "*s"]) -> Complex[Tensor, "*s"]:
+    """magnitude · exp(i · phase), in float32 at least: no framework has a complex half type to rely on."""
+    if magnitude.dtype != torch.float64:
+        magnitude, phase = magnitude.float(), phase.float()
+    return torch.complex(magnitude * torch.cos(phase), magnitude * torch.sin(phase))
+
+
+def pad_axis(x: Tensor, axis: int, right: int, value: float = 0.0) -> Tensor:
+    """``right`` entries of ``value`` appended to ``axis`` (negative, counted from the end)."""
+    return F.pad(x, (0, 0) * (-1 - axis) + (0, right), value=value) if right else x
+
+
+class MultiHeadAttention(nn.Module):
+    """softmax(q kᵀ / √(D/H)) v in H heads, four projections without bias (Vaswani et al. 2017, eq. 1).
+
+    ``position`` is applied to queries and keys, (b, h, l, e) -> (b, h, l, e), before they meet.
+    """
+
+    def __init__(self, d: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.q_proj = Linear(d, d, bias=False)
+        self.k_proj = Linear(d, d, bias=False)
+        self.v_proj = Linear(d, d, bias=False)
+        self.out_proj = Linear(d, d, bias=False)
+
+    def forward(
+        self, x: Float[Tensor, "b l d"], memory: Float[Tensor, "b m d"], position: Position | None = None
+    ) -> Float[Tensor, "b l d"]:
+        q, k, v = (
+            rearrange(project, "b l (h e) -> b h l e", h=self.heads)
+            for project in (self.q_proj(x), self.k_proj(memory), self.v_proj(memory))
+        )
+        if position is not None:
+            q, k = position(q), position(k)
+        return self.out_proj(rearrange(attention(q, k, v), "b h l e -> b l (h e)"))
+
+
+def attention(
+    q: Float[Tensor, "b h l e"], k: Float[Tensor, "b h m e"], v: Float[Tensor, "b h m e"]
+) -> Float[Tensor, "b h l e"]:
+    """softmax(q kᵀ / √e) v (Vaswani et al. 2017, arXiv 1706.03762, eq. 1)."""
+    return F.scaled_dot_product_attention(q, k, v)

@@ -1,0 +1,208 @@
+"""The selective scan of Mamba: its definition, and ways to compute it that agree with the definition.
+
+    h_t = exp(Δ_t A) h_{t−1} + Δ_t B_t u_t        (e, n), from h_{−1} = 0
+    y_t = (C_t · h_t + D u_t) ⊙ silu(z_t)         (e,)
+
+(Gu and Dao 2023, arXiv 2312.00752, equation 2 discretised as in algorithm 2: exp(ΔA) for A, ΔB for B.)
+Every function takes u, delta (b, l, e), delta after softplus; A (e, n), negative; B, C (b, l, n); D (e,); z (b, l, e) or
+None for no gate; and gives y (b, l, e).
+"""
+
+import warnings
+from functools import cache
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.functional import silu
+
+CHUNK = 32  # frames of the state in memory at a time, on devices without a kernel
+
+
+def selective_scan(
+    u: Float[Tensor, "b l e"],
+    delta: Float[Tensor, "b l e"],
+    A: Float[Tensor, "e n"],
+    B: Float[Tensor, "b l n"],
+    C: Float[Tensor, "b l n"],
+    D: Float[Tensor, " e"],
+    z: Float[Tensor, "b l e"] | None = None,
+) -> Float[Tensor, "b l e"]:
+    """y (b, l, e) in u's dtype, by the fastest way there is on u's device.
+
+    The state is float32 whatever the inputs, float64 if all of them are. Gradients of the first order only.
+    Raises ValueError where shapes, devices or dtypes do not fit each other.
+    """
+    check_inputs(u, delta, A, B, C, D, z)
+    dtype = torch.float64 if u.dtype == torch.float64 else torch.float32
+    # Autocast would run the products in half precision; a state that decays over thousands of frames cannot bear it.
+    with torch.autocast(u.device.type, enabled=False):
+        inputs = [x if x is None else x.to(dtype) for x in (u, delta, A, B, C, D, z)]
+        kernel = _cpu_kernel() if u.device.type == "cpu" else None
+        if kernel is None:
+            return selective_scan_chunked(*inputs).to(u.dtype)
+        keep = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
+        y, _ = kernel(*inputs, keep)
+        return y.to(u.dtype)
+
+
+def selective_scan_sequential(
+    u: Float[Tensor, "b l e"],
+    delta: Float[Tensor, "b l e"],
+    A: Float[Tensor, "e n"],
+    B: Float[Tensor, "b l n"],
+    C: Float[Tensor, "b l n"],
+    D: Float[Tensor, " e"],
+    z: Float[Tensor, "b l e"] | None = None,
+) -> Float[Tensor, "b l e"]:
+    """The definition as it stands, one frame after another: slow, differentiable, in the inputs' dtype."""
+    check_inputs(u, delta, A, B, C, D, z)
+    h = (u * delta)[:, :0].sum(1)[..., None] * A  # zeros (b, e, n)
+    frames = []
+    for t in range(u.shape[1]):
+        delta_t = delta[:, t, :, None]
+        # h_t = exp(Δ_t A) h_{t−1} + Δ_t B_t u_t
+        h = torch.exp(delta_t * A) * h + delta_t * B[:, t, None, :] * u[:, t, :, None]
+        # y_t = C_t · h_t + D u_t
+        frames.append((h * C[:, t, None, :]).sum(-1) + D * u[:, t])
+    y = torch.stack(frames, 1) if frames else torch.zeros_like(u)
+    return y if z is None else y * silu(z)
+
+
+def selective_scan_chunked(
+    u: Float[Tensor, "b l e"],
+    delta: Float[Tensor, "b l e"],
+    A: Float[Tensor, "e n"],
+    B: Float[Tensor, "b l n"],
+    C: Float[Tensor, "b l n"],
+    D: Float[Tensor, " e"],
+    z: Float[Tensor, "b l e"] | None = None,
+) -> Float[Tensor, "b l e"]:
+    """The same by whole-tensor operations on any device: log2(CHUNK) doubling steps per chunk instead of CHUNK frames.
+
+    Only one chunk of states (b, CHUNK, e, n) exists at a time, forward and backward; the forward keeps the states
+    between chunks. The inputs must have one dtype, float32 or float64.
+    """
+    check_inputs(u, delta, A, B, C, D, z)
+    y = _ChunkedScan.apply(u, delta, A, B, C) + D * u
+    return y if z is None else y * silu(z)
+
+
+class _ChunkedScan(torch.autograd.Function):
+    """C_t · h_t, with the gradients written out: autograd would keep every doubling step of every chunk."""
+
+    @staticmethod
+    def forward(ctx: Any, u, delta, A, B, C):
+        h = u.new_zeros(u.shape[0], u.shape[2], A.shape[1])
+        y, boundaries = torch.empty_like(u), []
+        for part in _chunks(u.shape[1]):
+            boundaries.append(h)
+            _, states = _chunk_states(u[:, part], delta[:, part], A, B[:, part], h)
+            y[:, part] = torch.einsum("blen,bln->ble", states, C[:, part])
+            h = states[:, -1].clone()
+        ctx.save_for_backward(u, delta, A, B, C, *boundaries)
+        return y
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, dy):
+        u, delta, A, B, C, *boundaries = ctx.saved_tensors
+        du, ddelta, dA = torch.empty_like(u), torch.empty_like(delta), torch.zeros_like(A)
+        dB, dC = torch.empty_like(B), torch.empty_like(C)
+        carry = u.new_zeros(u.shape[0], u.shape[2], A.shape[1])  # a_{t+1} ∂h_{t+1} of the first frame after the chunk
+        with torch.autocast(u.device.type, enabled=False):
+            for part, h in zip(reversed(_chunks(u.shape[1])), reversed(boundaries), strict=True):
+                u_c, delta_c, B_c = u[:, part], delta[:, part], B[:, part]
+                decay, states = _chunk_states(u_c, delta_c, A, B_c, h)
+                dC[:, part] = torch.einsum("blen,ble->bln", states, dy[:, part])
+                # ∂h_t = C_t ∂y_t + a_{t+1} ∂h_{t+1}: the same recurrence from the last frame to the first
+                dstates = (dy[:, part, :, None] * C[:, part, None, :]).flip(1)
+                dstates[:, 0] += carry
+                _scan_in_place(decay.roll(-1, 1).flip(1), dstates)
+                dstates = dstates.flip(1)
+                dB[:, part] = torch.einsum("blen,ble->bln", dstates, delta_c * u_c)
+                dh_B = torch.einsum("blen,bln->ble", dstates, B_c)
+                dstates *= decay
+                carry = dstates[:, 0].clone()
+                # ∂s_t = ∂h_t a_t h_{t−1} for s_t = Δ_t A
+                dstates[:, 0] *= h
+                dstates[:, 1:] *= states[:, :-1]
+                dA += torch.einsum("blen,ble->en", dstates, delta_c)
+                ddelta[:, part] = torch.einsum("blen,en->ble", dstates, A) + u_c * dh_B
+                du[:, part] = delta_c * dh_B
+        return du, ddelta, dA, dB, dC
+
+
+def _chunks(length: int) -> list[slice]:
+    return [slice(start, min(start + CHUNK, length)) for start in range(0, length, CHUNK)]
+
+
+def _chunk_states(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+    """The decays and the states (b, frames, e, n) of one chunk that begins after the state h (b, e, n)."""
+    decay = torch.exp(delta[..., None] * A)
+    states = (delta * u)[..., None] * B[:, :, None, :]
+    states[:, 0] += decay[:, 0] * h
+    _scan_in_place(decay.clone(), states)
+    return decay, states
+
+
+def _scan_in_place(a: Tensor, x: Tensor) -> None:
+    """x_t ← x_t + a_t x_{t−1} along axis 1, for all t, by doubling; a is overwritten, a_0 is not used.
+
+    Products of decays only, never their inverses: nothing overflows however strong the decay.
+    """
+    step = 1
+    while step < x.shape[1]:
+        x[:, step:] += a[:, step:] * x[:, :-step]
+        a[:, step:] = a[:, step:] * a[:, :-step]
+        step *= 2
+
+
+@cache
+def _cpu_kernel() -> Any:
+    """The compiled operator, or None where Numba is missing; imported on first use, as it takes a second."""
+    try:
+        from torch_impl.kernels.selective_scan_numba import forward
+    except ImportError as error:
+        warnings.warn(
+            f"selective_scan: the CPU kernel needs Numba, which cannot be imported ({error}). Using tensor operations "
+            "instead, which are several times slower.",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+        return None
+    return forward
+
+
+def check_inputs(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor | None) -> None:
+    """Raise ValueError, saying what was expected and what came, unless the inputs of a scan fit each other."""
+    if u.ndim != 3 or A.ndim != 2:
+        raise ValueError(
+            f"selective_scan: u must be (b, l, e) and A (e, n); they have shapes {tuple(u.shape)} and {tuple(A.shape)}."
+        )
+    (b, l, e), n = u.shape, A.shape[1]
+    named = {"u": u, "delta": delta, "A": A, "B": B, "C": C, "D": D} | ({} if z is None else {"z": z})
+    expected = {
+        "u": (b, l, e),
+        "delta": (b, l, e),
+        "A": (e, n),
+        "B": (b, l, n),
+        "C": (b, l, n),
+        "D": (e,),
+        "z": (b, l, e),
+    }
+    for name, x in named.items():
+        if tuple(x.shape) != expected[name]:
+            raise ValueError(
+                f"selective_scan: {name} has shape {tuple(x.shape)}; with u {(b, l, e)} and A {tuple(A.shape)} it must "
+                f"be {expected[name]}."
+            )
+        if x.device != u.device:
+            raise ValueError(f"selective_scan: {name} is on {x.device}, u on {u.device}; all must be on one device.")
+        if not x.is_floating_point():
+            raise ValueError(f"selective_scan: {name} is {x.dtype}; all inputs must be floating point.")
+        if (x.dtype == torch.float64) != (u.dtype == torch.float64):
+            raise ValueError(
+                f"selective_scan: {name} is {x.dtype} and u {u.dtype}; either all inputs are float64 or none is."
+            )

@@ -1,0 +1,112 @@
+"""One optimiser step: loss, gradient, clip, AdamW, weight average."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+
+from torch_impl.layers import Parameter, device_named, initialise, named_parameters, on_arrays
+from torch_impl.unet import Separator
+from twinsep import losses
+from twinsep.checkpoint import Tensors, check_names, strip
+from twinsep.config import Config
+
+
+class Trainer:
+    """A model, its average and its optimiser on one device; everything else is :mod:`twinsep.training`'s."""
+
+    def __init__(self, config: Config, device: str = "cpu"):
+        self.config, self.device = config, device_named(device)
+        self.model = Separator(config)
+        initialise(self.model, config.training.seed)
+        self.model.to(self.device).train()
+        self.average = Separator(config).to(self.device).eval().requires_grad_(False)
+        self.average.load_state_dict(self.model.state_dict())
+        #: The averaged model, (b, 2, s) -> (b, stems, 2, s) in NumPy.
+        self.separate = on_arrays(self.average, self.device)
+        weights = named_parameters(self.model)
+        self.optimiser = _adamw(weights, config)
+        self.moments = {name: self.optimiser.state[weight] for name, weight in weights.items()}
+        for name, weight in weights.items():
+            self.moments[name].update(
+                step=torch.zeros((), device=self.device),
+                exp_avg=torch.zeros_like(weight),
+                exp_avg_sq=torch.zeros_like(weight),
+            )
+
+    def step(
+        self, batches: Sequence[Mapping[str, np.ndarray]], learning_rate: float, ema_decay: float
+    ) -> dict[str, float]:
+        """Gradients averaged over ``batches``, one update; returns loss, its terms and the gradient's norm.
+
+        Where the loss or the norm is not finite it is returned and nothing was changed.
+        """
+        self.optimiser.zero_grad(set_to_none=True)
+        report: dict[str, float] = {}
+        for batch in batches:
+            total, terms = self.loss(self.model, batch)
+            (total / len(batches)).backward()
+            for name, value in {"loss": total, **terms}.items():
+                report[name] = report.get(name, 0.0) + value.item() / len(batches)
+        weights = [w for w in self.model.parameters() if w.grad is not None]
+        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm([w.grad for w in weights]))).item()
+        report["gradient_norm"] = norm
+        if not np.isfinite([report["loss"], norm]).all():
+            return report
+        # g · min(1, c/‖g‖): the libraries' clips add an epsilon, each its own.
+        torch._foreach_mul_([w.grad for w in weights], min(1.0, self.config.training.clip_norm / max(norm, 1e-30)))
+        for group in self.optimiser.param_groups:
+            group["lr"] = learning_rate
+        self.optimiser.step()
+        torch._foreach_lerp_(list(self.average.parameters()), list(self.model.parameters()), 1 - ema_decay)
+        return report
+
+    def loss(self, model: Separator, batch: Mapping[str, np.ndarray]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """The configured mix on one batch, the network in the compute type, everything else in float32."""
+        mixture, target = (torch.from_numpy(batch[key]).to(self.device) for key in ("mixture", "target"))
+        with torch.autocast(
+            self.device.type, torch.bfloat16, enabled=self.config.training.precision == "bfloat16", cache_enabled=False
+        ):
+            estimate = model(mixture)
+        stems = len(self.config.model.targets)  # a residual stem is derived, not trained
+        return losses.mix(estimate[:, :stems].float(), target, mixture=mixture, config=self.config)
+
+    @torch.no_grad()
+    def state(self) -> Tensors:
+        """Everything needed to go on, as NumPy arrays named as in a checkpoint."""
+        out = {f"model/{name}": w for name, w in self.model.named_parameters()}
+        out |= {f"ema/{name}": w for name, w in self.average.named_parameters()}
+        out |= {f"adam_m/{name}": m["exp_avg"] for name, m in self.moments.items()}
+        out |= {f"adam_v/{name}": m["exp_avg_sq"] for name, m in self.moments.items()}
+        return {name: tensor.detach().cpu().numpy().copy() for name, tensor in out.items()}
+
+    @torch.no_grad()
+    def restore(self, tensors: Tensors, step: int) -> None:
+        """Take up a :meth:`state` after ``step`` finished steps; raises InputError where names or shapes differ."""
+        load_weights(self.model, strip(tensors, "model"), "model")
+        load_weights(self.average, strip(tensors, "ema"), "ema")
+        for prefix, key in (("adam_m", "exp_avg"), ("adam_v", "exp_avg_sq")):
+            for name, value in strip(tensors, prefix).items():
+                self.moments[name][key].copy_(torch.from_numpy(value))
+                self.moments[name]["step"].fill_(step)
+
+
+@torch.no_grad()
+def load_weights(model: Separator, weights: Mapping[str, np.ndarray], where: str) -> None:
+    """Copy ``weights`` into ``model``; raises InputError where names or shapes differ."""
+    own = named_parameters(model)
+    check_names(weights, {name: tuple(w.shape) for name, w in own.items()}, where)
+    for name, weight in own.items():
+        weight.copy_(torch.from_numpy(weights[name]))
+
+
+def _adamw(weights: Mapping[str, Parameter], config: Config) -> torch.optim.AdamW:
+    """AdamW (Loshchilov and Hutter 2019, arXiv 1711.05101), decay only where the parameter asks for it."""
+    t = config.training
+    groups = [
+        {"params": [w for w in weights.values() if w.decay == decay], "weight_decay": t.weight_decay * decay}
+        for decay in (True, False)
+    ]
+    return torch.optim.AdamW(groups, lr=t.learning_rate, betas=(t.beta1, t.beta2), eps=t.eps, foreach=True)

@@ -1,0 +1,220 @@
+"""Training batches, the same for either framework, by Grain.
+
+Example i is a pure function of (``training.seed``, i): its own random generator draws the songs, the places
+and every augmentation. So batches do not depend on the framework, on the number of threads or workers,
+or on where a run was interrupted. All draws are made whatever the probabilities are, so that two
+experiments that differ in one augmentation still see the same songs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from types import TracebackType
+from typing import Any, TypedDict
+
+import numpy as np
+import scipy.fft
+from jaxtyping import Float32
+
+from twinsep.config import SOURCES, Config
+from twinsep.data import Track, parts, tracks
+
+#: Cut-off of the random low-pass, Hz, and the width of the soft edge above it. Compressed music has
+#: nothing above 16 kHz; a network that only saw full-band songs takes that for a sign of something.
+CUTOFF_HZ = (11_000.0, 20_000.0)
+EDGE_HZ = 500.0
+#: One step of 16-bit sound.
+STEP = 2.0**-15
+_END = 2**62  # of the numbering of examples: a year at a million a second uses 2^45
+
+
+class Example(TypedDict):
+    """What one number gives; ``song`` names the songs, in the order of SOURCES where they differ."""
+
+    mixture: Float32[np.ndarray, "2 s"]
+    target: Float32[np.ndarray, "n 2 s"]
+    song: str
+    index: int
+
+
+class Batch(TypedDict):
+    """Examples side by side; ``song`` and ``index`` name them, so that a fault can be traced to its songs."""
+
+    mixture: Float32[np.ndarray, "b 2 s"]
+    target: Float32[np.ndarray, "b n 2 s"]
+    song: tuple[str, ...]
+    index: tuple[int, ...]
+
+
+class Examples:
+    """Number → :class:`Example`, by random access.
+
+    With probability ``data.remix`` each stem comes from a song and place of its own, otherwise all four
+    from one. Songs are drawn in proportion to their length, so that every second of music is as
+    likely; one shorter than the segment is zero-padded at its end. Then, for each stem alone: gain
+    uniform in ±``gain_db`` dB, channels swapped, polarity turned. Then for all together: a target
+    silenced (see :meth:`_silenced`), a low-pass, dither.
+    """
+
+    def __init__(self, config: Config, songs: Sequence[Track]):
+        self.config = config
+        self.songs = tuple(songs)
+        self._ends = np.cumsum([song.frames for song in self.songs])
+
+    def __call__(self, index: int) -> Example:
+        """Raises :class:`InputError` if a stem cannot be read, naming its file."""
+        data, rate = self.config.data, self.config.model.sample_rate
+        rng = np.random.default_rng([self.config.training.seed, index])
+        remix = rng.random() < data.remix
+        places = [self._place(rng) for _ in SOURCES]
+        places = places if remix else places[:1] * len(SOURCES)
+        stems = np.stack([self._chunk(*place, source) for place, source in zip(places, SOURCES, strict=True)])
+        stems = self._varied(stems, rng)
+        stems[self._silenced(rng)] = 0
+        filtered, cutoff = rng.random() < data.low_pass, rng.uniform(*CUTOFF_HZ)
+        if filtered:
+            stems = low_pass(stems, cutoff, rate)
+        stems += dither(stems.shape, rng)
+        names = [song.name for song, _ in places]
+        return {
+            # In this order, so that mixture = instrumental + vocals to the bit.
+            "mixture": _sum(stems, "instrumental") + _sum(stems, "vocals"),
+            "target": np.stack([_sum(stems, target) for target in self.config.model.targets]),
+            "song": " | ".join(names if remix else names[:1]),
+            "index": index,
+        }
+
+    def _place(self, rng: np.random.Generator) -> tuple[Track, int]:
+        """(song, first sample)."""
+        song = self.songs[int(np.searchsorted(self._ends, rng.integers(self._ends[-1]), side="right"))]
+        return song, int(rng.integers(max(1, song.frames - self.config.segment_samples + 1)))
+
+    def _chunk(self, song: Track, start: int, source: str) -> np.ndarray:
+        length = self.config.segment_samples
+        chunk = song.read(source, start, min(length, song.frames))
+        return np.pad(chunk, ((0, 0), (0, length - chunk.shape[1])))
+
+    def _varied(self, stems: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        data, count = self.config.data, len(SOURCES)
+        gain = 10 ** (rng.uniform(-1, 1, count) * data.gain_db / 20)
+        swapped = rng.random(count) < data.channel_swap
+        sign = np.where(rng.random(count) < data.polarity, -1, 1)
+        stems[swapped] = stems[swapped, ::-1]
+        return stems * (gain * sign).astype(np.float32)[:, None, None]
+
+    def _silenced(self, rng: np.random.Generator) -> list[int]:
+        """Indices of the sources to zero: with probability ``silent_target`` those of one target, drawn.
+
+        What is not of that target stays: a model that is to give silence must have something to remove.
+        """
+        silent = rng.random() < self.config.data.silent_target
+        target = self.config.model.targets[rng.integers(len(self.config.model.targets))]
+        return [SOURCES.index(source) for source in parts(target)] if silent else []
+
+
+def low_pass(
+    stems: Float32[np.ndarray, "*channels s"], cutoff: float, sample_rate: int
+) -> Float32[np.ndarray, "*channels s"]:
+    """Without phase shift: 1 up to ``cutoff`` Hz, a half cosine down to 0 within EDGE_HZ, 0 above."""
+    length = stems.shape[-1]
+    padded = scipy.fft.next_fast_len(
+        length + sample_rate // 50, real=True
+    )  # so that the end does not ring into the start
+    frequency = np.arange(padded // 2 + 1) * (sample_rate / padded)
+    response = 0.5 + 0.5 * np.cos(np.pi * np.clip((frequency - cutoff) / EDGE_HZ, 0, 1))
+    spectrum = scipy.fft.rfft(stems, padded) * response.astype(np.float32)
+    return scipy.fft.irfft(spectrum, padded, overwrite_x=True)[..., :length]
+
+
+def dither(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
+    """Float32 triangular noise within ±STEP, so that no stem is digital silence and its logarithms are tame."""
+    bits = rng.integers(0, 2**32, shape, np.uint32)  # two uniform halves from one draw
+    difference = (bits & 0xFFFF).astype(np.float32) - (bits >> 16).astype(np.float32)
+    return difference * np.float32(STEP / 2**16)
+
+
+def _sum(stems: np.ndarray, stem: str) -> np.ndarray:
+    return sum(stems[SOURCES.index(source)] for source in parts(stem))
+
+
+class TrainingBatches:
+    """The endless stream of batches of ``config``; each ``iter`` starts it at example 0.
+
+    ``data.workers`` 0 reads ahead in two threads of this process, more in so many processes. Raises
+    :class:`InputError` as :func:`twinsep.data.tracks` does.
+    """
+
+    def __init__(self, config: Config, split: str = "train"):
+        self.config = config
+        self.example = Examples(config, tracks(config.data.root, split, sample_rate=config.model.sample_rate))
+
+    def __iter__(self) -> BatchIterator:
+        return BatchIterator(self.example)
+
+
+class BatchIterator(Iterator[Batch]):
+    """A place in the stream. Leave it by :meth:`close` or a ``with``, which ends its threads or processes."""
+
+    def __init__(self, example: Examples):
+        self._example = example
+        self._next = 0
+        self._source: Any = None
+
+    def __next__(self) -> Batch:
+        """The next batch; raises :class:`InputError` if one of its files cannot be read."""
+        if self._source is None:
+            self._source = _stream(self._example, self._next)
+        batch: Batch = next(self._source)
+        self._next += len(batch["index"])
+        # Workers hand over shared memory, which is gone when they are.
+        batch["mixture"], batch["target"] = np.array(batch["mixture"]), np.array(batch["target"])
+        return batch
+
+    def get_state(self) -> dict[str, int]:
+        """The place as JSON; the same whatever the batch size, the threads and the workers."""
+        return {"next_example": self._next}
+
+    def set_state(self, state: dict[str, int]) -> None:
+        """Go to the place that :meth:`get_state` gave: the next batch is the one that was next there."""
+        self.close()
+        self._next = state["next_example"]
+
+    def close(self) -> None:
+        """End the threads or processes; a later ``next`` starts them again at the same place."""
+        if self._source is not None:
+            self._source.close()
+            self._source = None
+
+    def __enter__(self) -> BatchIterator:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _stream(example: Examples, first: int) -> Any:
+    """Grain's iterator over the batches that begin at example ``first``."""
+    import grain  # here because it takes seconds, and takes JAX along where that is installed
+
+    size, workers = example.config.training.batch_size, example.config.data.workers
+    batches = grain.MapDataset.range(first, _END).map(example).batch(size, batch_fn=_stack)
+    # Grain's own default of 500 batches ahead would be gigabytes.
+    stream = batches.to_iter_dataset(grain.ReadOptions(num_threads=1 if workers else 2, prefetch_buffer_size=2))
+    if workers:
+        from absl import flags
+
+        if not flags.FLAGS.is_parsed():
+            flags.FLAGS.mark_as_parsed()  # Grain's processes read a flag that only absl programs parse
+        stream = stream.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2))
+    return iter(stream)
+
+
+def _stack(examples: Sequence[Example]) -> Batch:
+    return {
+        "mixture": np.stack([example["mixture"] for example in examples]),
+        "target": np.stack([example["target"] for example in examples]),
+        "song": tuple(example["song"] for example in examples),
+        "index": tuple(int(example["index"]) for example in examples),
+    }

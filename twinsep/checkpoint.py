@@ -1,0 +1,102 @@
+"""One checkpoint format for both twins: a safetensors file with JSON in its metadata.
+
+Tensors are named ``model/…``, ``ema/…``, ``adam_m/…``, ``adam_v/…`` followed by the parameter's
+canonical name; layouts are PyTorch's. The metadata holds the configuration, the step, the position in
+the data and the provenance, so that a file says by itself what it is and a run can go on from it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from twinsep.config import Config, from_dict
+from twinsep.errors import InputError
+from twinsep.files import write_atomically
+
+FORMAT = "twinsep-1"
+Tensors = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a file holds. ``step`` counts finished optimiser steps; ``data`` is the data iterator's state."""
+
+    config: Config
+    tensors: Tensors
+    step: int = 0
+    data: Mapping[str, Any] = field(default_factory=dict)
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    def weights(self, which: str) -> Tensors:
+        """The tensors under the prefix ``which`` ("model" or "ema"), without it; "ema" falls back on "model"
+        in a file that has no average, such as one that was converted."""
+        found = strip(self.tensors, which)
+        return found or strip(self.tensors, "model")
+
+
+def strip(tensors: Mapping[str, np.ndarray], prefix: str) -> Tensors:
+    """The tensors whose name starts with ``prefix/``, without it."""
+    return {name.removeprefix(f"{prefix}/"): t for name, t in tensors.items() if name.startswith(f"{prefix}/")}
+
+
+def write(path: str | Path, checkpoint: Checkpoint) -> None:
+    """Write atomically; raises :class:`InputError` when the place cannot take it, leaving what was there."""
+    metadata = {
+        "format": FORMAT,
+        "config": json.dumps(checkpoint.config.to_dict(), sort_keys=True),
+        "step": json.dumps(checkpoint.step),
+        "data": json.dumps(checkpoint.data, sort_keys=True),
+        "provenance": json.dumps(checkpoint.provenance, sort_keys=True),
+    }
+    tensors = {name: np.ascontiguousarray(t) for name, t in sorted(checkpoint.tensors.items())}
+    write_atomically(path, save(tensors, metadata))
+
+
+def read(path: str | Path, *, prefixes: tuple[str, ...] | None = None) -> Checkpoint:
+    """Read a checkpoint, or only the tensors under ``prefixes``.
+
+    Raises :class:`InputError` for a missing file, one that is no safetensors file or is cut short, one
+    that is not twinsep's, and a configuration this version does not know.
+    """
+    path = Path(path)
+    if not path.is_file():
+        what = "is a folder, not a checkpoint" if path.is_dir() else "does not exist"
+        raise InputError(f"{path}: {what}; give the .safetensors file that `twinsep train` wrote")
+    try:
+        with safe_open(path, framework="np") as file:
+            metadata = file.metadata() or {}
+            wanted = [name for name in file.keys() if prefixes is None or name.startswith(prefixes)]  # noqa: SIM118
+            tensors = {name: file.get_tensor(name) for name in wanted}
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path}: not a whole safetensors file ({error}); train or fetch it again") from error
+    if metadata.get("format") != FORMAT:
+        raise InputError(f"{path}: a safetensors file, but not a twinsep checkpoint (no format {FORMAT} in it)")
+    try:
+        config = from_dict(json.loads(metadata["config"]))
+        fields = {key: json.loads(metadata[key]) for key in ("step", "data", "provenance")}
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    except (KeyError, ValueError) as error:
+        raise InputError(f"{path}: its metadata is damaged ({error}); train or fetch it again") from error
+    return Checkpoint(config, tensors, **fields)
+
+
+def check_names(weights: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]], where: str) -> None:
+    """Raise :class:`InputError` unless ``weights`` has exactly the names and shapes of the model."""
+    for name, shape in shapes.items():
+        if name not in weights:
+            raise InputError(f"{where}: no weight {name!r}; it belongs to another model")
+        found = weights[name].shape
+        if found != tuple(shape):
+            raise InputError(f"{where}: weight {name!r} has shape {found}, the model needs {tuple(shape)}")
+    extra = sorted(set(weights) - set(shapes))
+    if extra:
+        raise InputError(f"{where}: weight {extra[0]!r} has no place in the model; it belongs to another one")

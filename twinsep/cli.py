@@ -1,0 +1,192 @@
+"""The command ``twinsep``: thin. What a command does is in the module of its name."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from twinsep.errors import InputError, TwinsepError
+
+app = typer.Typer(
+    help="Remove the vocals from music with a band-split Mamba U-Net; train and evaluate it.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Framework = Annotated[str, typer.Option(help="torch")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps …")]
+ConfigFile = Annotated[Path | None, typer.Option("--config", help="Configuration file (JSON or YAML).")]
+Preset = Annotated[str | None, typer.Option(help="Named configuration: tiny, small, paper, reference …")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Override, as in --set model.mixer.kind=transformer; may be repeated."),
+]
+Data = Annotated[Path | None, typer.Option("--data", help="Folder of songs in MUSDB18-HQ layout.")]
+Overlap = Annotated[float, typer.Option(help="Fraction of a chunk shared with the next one.")]
+Segment = Annotated[float | None, typer.Option(help="Seconds of a chunk; the training segment by default.")]
+
+
+@app.command()
+def separate(
+    songs: Annotated[list[Path], typer.Argument(help="Songs: wav, flac, mp3, ogg, m4a.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for <song>/instrumental.<ext>.")] = Path("separated"),
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="Trained weights (.safetensors); those of the base run by default.")
+    ] = None,
+    vocals: Annotated[bool, typer.Option("--vocals", help="Also write song − instrumental.")] = False,
+    extension: Annotated[
+        str | None, typer.Option("--format", help="wav, flac or mp3; the song's own by default.")
+    ] = None,
+    overlap: Overlap = 0.25,
+    segment: Segment = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")] = False,
+    framework: Framework = "torch",
+    device: Device = "cpu",
+) -> None:
+    """Write the instrumental of each song: same length, rate and channels as the song."""
+    from twinsep import songs as command
+
+    command.run(
+        songs,
+        out=out,
+        checkpoint=checkpoint,
+        vocals=vocals,
+        extension=extension,
+        overlap=overlap,
+        segment=segment,
+        overwrite=overwrite,
+        framework=framework,
+        device=device,
+    )
+
+
+@app.command()
+def train(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the run.")],
+    config: ConfigFile = None,
+    preset: Preset = None,
+    settings: Settings = None,
+    data: Data = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Train anew over a finished or other run.")] = False,
+    framework: Framework = "torch",
+    device: Device = "cpu",
+) -> None:
+    """Train a model; an unfinished run of the same configuration goes on where it stopped."""
+    chosen = _configuration(config, preset, settings, data)
+    from twinsep import training
+
+    training.train(chosen, out, framework=framework, device=device, overwrite=overwrite)
+
+
+@app.command()
+def evaluate(
+    system: Annotated[str, typer.Argument(help="A checkpoint, or one of mixture, band_gain, ideal_mask.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for metrics.json and summary.json.")],
+    split: Annotated[list[str] | None, typer.Option(help="train, valid, test or real; may be repeated.")] = None,
+    museval: Annotated[bool, typer.Option("--museval", help="Also museval's SDR, SIR, SAR and ISR (slow).")] = False,
+    config: ConfigFile = None,
+    preset: Preset = None,
+    data: Data = None,
+    overlap: Overlap = 0.25,
+    segment: Segment = None,
+    framework: Framework = "torch",
+    device: Device = "cpu",
+) -> None:
+    """Score a checkpoint or a baseline on whole songs. A checkpoint brings its configuration with it."""
+    from twinsep import evaluation
+    from twinsep.systems import BASELINES
+
+    if system in BASELINES:
+        chosen = _configuration(config, preset, None, data)
+    elif config or preset:
+        raise InputError(f"{system} brings its own configuration; --config and --preset are for {', '.join(BASELINES)}")
+    else:
+        chosen = None
+    evaluation.run(
+        system,
+        chosen,
+        out=out,
+        root=data,
+        splits=split or ["test", "real"],
+        museval=museval,
+        overlap=overlap,
+        segment=segment,
+        framework=framework,
+        device=device,
+    )
+
+
+def _configuration(file: Path | None, preset: str | None, settings: list[str] | None, data: Path | None) -> Any:
+    """The configuration that the options name, overridden as they say."""
+    from twinsep import config
+
+    if (file is None) == (preset is None):
+        raise InputError("give either --config FILE or --preset NAME")
+    chosen = config.preset(preset) if preset is not None else config.from_dict(_mapping(file))
+    for setting in settings or []:
+        chosen = chosen.override(_nested(setting))
+    return chosen if data is None else chosen.override({"data": {"root": str(data)}})
+
+
+def _mapping(file: Path | None) -> dict[str, Any]:
+    import yaml
+
+    assert file is not None
+    try:
+        values = yaml.safe_load(file.read_text())
+    except OSError as error:
+        raise InputError(f"{file}: cannot be read ({error.strerror}); give a configuration file") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{file}: neither JSON nor YAML; give a configuration file") from error
+    if not isinstance(values, dict):
+        raise InputError(f"{file}: not a configuration, which is a mapping of sections (model, training …)")
+    return values
+
+
+def _nested(setting: str) -> dict[str, Any]:
+    """``a.b=c`` as {a: {b: c}}, c read as YAML."""
+    import yaml
+
+    key, equals, text = setting.partition("=")
+    if not equals or not key:
+        raise InputError(f"--set {setting}: write it as key=value, as in model.mixer.kind=transformer")
+    try:
+        value: Any = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"--set {setting}: the value is not YAML") from error
+    for part in reversed(key.split(".")):
+        value = {part: value}
+    return value
+
+
+def guarded(command: Callable[[], object]) -> None:
+    """Run ``command``; an error is one sentence on the standard error and a status other than 0, never a traceback."""
+    try:
+        command()
+        return
+    except TwinsepError as error:
+        status, sentence = 2, str(error)
+    except KeyboardInterrupt:
+        status, sentence = 130, "interrupted; nothing half-written was left behind"
+    except BrokenPipeError:
+        status, sentence = 141, ""
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        status, sentence = 2, f"{where}{error.strerror or error}; free the way or choose another place"
+    if sentence:
+        print(f"twinsep: {sentence}", file=sys.stderr)
+    sys.exit(status)
+
+
+def main() -> None:
+    """The entry point of ``twinsep``."""
+    guarded(app)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,42 @@
+"""The twins by name, imported only when one is asked for."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+
+from twinsep.config import Config
+from twinsep.errors import InputError
+
+#: framework -> the package of its twin.
+TWINS = {"torch": "torch_impl"}
+
+
+def twin(framework: str, module: str = "") -> ModuleType:
+    """The twin's package, or one of its modules.
+
+    Raises :class:`InputError` for an unknown framework or one that is not installed.
+    """
+    if framework not in TWINS:
+        raise InputError(f"unknown framework {framework!r}; known: {', '.join(TWINS)}")
+    try:
+        return importlib.import_module(f"{TWINS[framework]}.{module}".rstrip("."))
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"framework {framework} needs the package {error.name}; install it with: pip install 'twinsep[{framework}]'"
+        ) from error
+
+
+def load(
+    path_or_preset: str | Path, *, framework: str, device: str
+) -> tuple[Callable[[np.ndarray], np.ndarray], Config]:
+    """A checkpoint's averaged model as a function on NumPy arrays, (b, 2, s) -> (b, stems, 2, s), and its
+    configuration; raises :class:`InputError` as the twin's own ``load`` does."""
+    package = twin(framework)
+    model = package.load(path_or_preset, device=device)
+    layers = twin(framework, "layers")
+    return layers.on_arrays(model, layers.device_named(device)), model.config
