@@ -42,7 +42,8 @@ def main() -> None:
         image = axes.imshow(level, origin="lower", aspect="auto", extent=extent, cmap="magma", vmin=FLOOR_DB, vmax=0)
         axes.set_title(title, fontsize=10)
     grid[1, 0].axis("off")
-    note = f"{song.name}\n{run['parameters']:,} parameters,\n{run['configuration']['training']['steps']} steps on\n{run['device']}"
+    steps = run["configuration"]["training"]["steps"]
+    note = f"{song.name}\n{run['parameters']:,} parameters,\n{steps} steps on\n{run['device']}"
     grid[1, 0].text(0, 0.5, note, fontsize=9, va="center")
     figure.supxlabel("s", fontsize=9)
     figure.supylabel("kHz", fontsize=9)

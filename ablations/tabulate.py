@@ -43,14 +43,19 @@ def main(axis: str) -> None:
     columns = COLUMNS | (MUSEVAL if axis == "base" else {})
     if "real" not in settings.splits():
         columns = {heading: c for heading, c in columns.items() if c[0] != "real"}
-    lines = [_line(NAMES["mixture"], ["baseline-mixture"], columns), _line(NAMES["band_gain"], ["baseline-band_gain"], columns)]
+    lines = [
+        _line(NAMES["mixture"], ["baseline-mixture"], columns),
+        _line(NAMES["band_gain"], ["baseline-band_gain"], columns),
+    ]
     groups: dict[tuple[str, str], list[str]] = {}
     for run, entry in settings.params()["runs"].items():
         if entry["row"] in wanted:
             groups.setdefault((entry["row"], entry["framework"]), []).append(run)
     lines += [_line(f"{row} ({framework})", runs, columns) for (row, framework), runs in groups.items()]
     lines.append(_line(NAMES["ideal_mask"], ["baseline-ideal_mask"], columns))
-    _write(axis, pd.DataFrame(lines).set_index("system"), _caption(axis, sum(groups.values(), [])))
+    _write(
+        axis, pd.DataFrame(lines).set_index("system"), _caption(axis, [run for runs in groups.values() for run in runs])
+    )
 
 
 def _line(name: str, runs: list[str], columns: dict[str, tuple[str, str, str]]) -> dict[str, Any]:
@@ -78,17 +83,17 @@ def _run(run: str) -> dict[str, Any]:
     return json.loads((settings.RUNS / run / "run.json").read_text())
 
 
-def _caption(axis: str, runs: list[str]) -> str:
-    first = _run(runs[0])
+def _caption(axis: str, run: str) -> str:
+    first = _run(run)
     training = first["configuration"]["training"]
-    tracks = len(_values(runs[0], "test", "usdr"))
+    tracks = len(_values(run, "test", "usdr"))
     given = settings.params()["data"]["root"]
     songs = f"{tracks} test songs of {Path(given).name}" if given else f"{tracks} held-out generated songs"
     real = " Real: one excerpt of 6 s, a probe on which nothing is selected." if "real" in settings.splits() else ""
     libraries = ", ".join(f"{name} {version}" for name, version in first["versions"].items())
     return (
-        f"Axis {axis}, profile {settings.params()['profile']}: the instrumental of {songs}, dB; cSDR is the median over "
-        f"1-s frames, leakage the energy left where the instrumental is silent.{real} Models were trained for "
+        f"Axis {axis}, profile {settings.params()['profile']}: the instrumental of {songs}, dB; cSDR is the median "
+        f"over 1-s frames, leakage the energy left where the instrumental is silent.{real} Models were trained for "
         f"{training['steps']} steps of {training['batch_size'] * training['accumulation']} × "
         f"{training['segment_seconds']:g} s on {first['device']} (commit {first['commit']}; {libraries})."
     )
@@ -100,7 +105,9 @@ def _write(axis: str, table: pd.DataFrame, caption: str) -> None:
     write_atomically(TABLES / f"{axis}.csv", table.to_csv(float_format="%.4f").encode())
     write_atomically(TABLES / f"{axis}.md", f"{caption}\n\n{shown.to_markdown(disable_numparse=True)}\n".encode())
     align = "l" + "r" * table.shape[1]
-    tex = shown.reset_index().to_latex(index=False, escape=True, caption=caption, label=f"tab:{axis}", column_format=align)
+    tex = shown.reset_index().to_latex(
+        index=False, escape=True, caption=caption, label=f"tab:{axis}", column_format=align
+    )
     write_atomically(TABLES / f"{axis}.tex", tex.encode())
 
 

@@ -100,6 +100,13 @@ def test_beyond_full_scale_is_clamped_and_counted_but_not_in_float(tmp_path):
     assert np.array_equal(audio.read(tmp_path / "b.wav")[0], waveform)
 
 
+@pytest.mark.parametrize("name", ["a.mp3", "a.ogg"])
+def test_lossy_formats_are_clamped_too(tmp_path, name):
+    loud = 8 * tone()
+    assert audio.write(tmp_path / name, loud, RATE) == np.count_nonzero(np.abs(loud) > 1)
+    assert np.abs(audio.read(tmp_path / name)[0]).max() < 1.5
+
+
 def test_writer_joins_blocks(tmp_path):
     waveform = tone(200_000)
     with audio.writer(tmp_path / "a.flac", RATE, 2) as sound:
@@ -204,6 +211,17 @@ def test_a_file_cut_short_is_refused_not_shortened(tmp_path, name):
     with pytest.raises(InputError, match=r"damaged or (cut short|of no known format)") as caught:
         audio.read(path)
     assert_sentence(caught, name, "ffmpeg -i")
+
+
+@pytest.mark.parametrize("name", ["a.flac", "a.mp3", "a.ogg"])
+def test_a_file_damaged_in_the_middle_is_refused(tmp_path, name):
+    path = tmp_path / name
+    audio.write(path, np.random.default_rng(0).standard_normal((2, 3 * RATE)) * 0.1, RATE)
+    content = np.frombuffer(path.read_bytes(), np.uint8).copy()
+    content[len(content) // 2 :][:9_000] ^= 0x5A
+    path.write_bytes(content.tobytes())
+    with pytest.raises(InputError, match=r"damaged or (cut short|of no known format)"):
+        audio.read(path)
 
 
 def test_a_wav_from_a_pipe_states_no_length_and_is_read(tmp_path):

@@ -2,8 +2,10 @@
 
 import hashlib
 import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -204,13 +206,11 @@ def test_workers_change_nothing_but_the_speed(config, tmp_path):
         "if __name__ == '__main__':\n"
         "    config = from_dict(json.loads(pathlib.Path(sys.argv[1]).read_text()))\n"
         "    with iter(TrainingBatches(config)) as stream:\n"
-        "        first = take(stream, 2)\n"
-        "        stream.set_state(stream.get_state())\n"
-        "        print(json.dumps(first + take(stream, 3)))\n"
+        "        print(json.dumps(take(stream, 5)))\n"
     )
     run = subprocess.run(
         [sys.executable, program, tmp_path / "config.json"],
-        env={"PYTHONPATH": ":".join([str(path) for path in sys.path if path] + ["tests"]), "PATH": ""},
+        env={"PYTHONPATH": os.pathsep.join([*filter(None, sys.path), str(Path(__file__).parent)]), "PATH": ""},
         capture_output=True,
         text=True,
         timeout=120,
@@ -268,8 +268,9 @@ def test_share_of_silent_targets(config, targets):
     make = TrainingBatches(config.override({"model": {"targets": targets}, "data": {"silent_target": 0.3}})).example
     examples = [make(index) for index in range(300)]
     # At most three dithers make a silent target; what is to be removed stays audible.
-    silent = [np.abs(example["target"]).max(axis=(1, 2)).min() <= 3 * STEP for example in examples]
-    assert 0.2 < np.mean(silent) < 0.4
+    silent = np.array([np.abs(example["target"]).max(axis=(1, 2)) <= 3 * STEP for example in examples])
+    assert 0.2 < silent.any(axis=1).mean() < 0.4
+    assert np.allclose(silent.mean(axis=0), 0.3 / len(targets), atol=0.1)  # each of them by turns
     assert all(np.abs(example["mixture"]).max() > 0.05 for example in examples)
     assert all(np.abs(example["target"]).max() > 0 for example in examples)
 
@@ -311,8 +312,9 @@ def test_dither_is_triangular_within_a_step():
 
 def test_draws_do_not_depend_on_the_probabilities(config):
     plain = TrainingBatches(config.override({"data": PLAIN})).example
-    varied = TrainingBatches(config.override({"data": {**PLAIN, "low_pass": 1, "polarity": 1}})).example
-    assert [plain(index)["song"] for index in range(20)] == [varied(index)["song"] for index in range(20)]
+    varied = TrainingBatches(config.override({"data": {"remix": 1, "low_pass": 1, "polarity": 1}})).example
+    songs = [varied(index)["song"].split(" | ")[0] for index in range(20)]
+    assert [plain(index)["song"] for index in range(20)] == songs
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -325,7 +327,8 @@ def test_a_broken_stem_is_named_from_within_the_stream(tmp_path, config, workers
 
 
 def test_importing_brings_no_framework_and_no_grain():
-    program = "import sys; import twinsep.batches; sys.exit(' '.join({'torch', 'jax', 'grain', 'av'} & set(sys.modules)) or 0)"
+    unwanted = "{'torch', 'jax', 'grain', 'av'}"
+    program = f"import sys, twinsep.batches; sys.exit(' '.join({unwanted} & set(sys.modules)) or 0)"
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert (run.returncode, run.stderr) == (0, "")
 

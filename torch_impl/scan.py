@@ -4,8 +4,8 @@
     y_t = (C_t · h_t + D u_t) ⊙ silu(z_t)         (e,)
 
 (Gu and Dao 2023, arXiv 2312.00752, equation 2 discretised as in algorithm 2: exp(ΔA) for A, ΔB for B.)
-Every function takes u, delta (b, l, e), delta after softplus; A (e, n), negative; B, C (b, l, n); D (e,); z (b, l, e) or
-None for no gate; and gives y (b, l, e).
+Every function takes u, delta (b, l, e), delta after softplus; A (e, n), negative; B, C (b, l, n); D (e,); z (b, l, e)
+or None for no gate; and gives y (b, l, e).
 """
 
 import warnings
@@ -38,7 +38,7 @@ def selective_scan(
     dtype = torch.float64 if u.dtype == torch.float64 else torch.float32
     # Autocast would run the products in half precision; a state that decays over thousands of frames cannot bear it.
     with torch.autocast(u.device.type, enabled=False):
-        inputs = [x if x is None else x.to(dtype) for x in (u, delta, A, B, C, D, z)]
+        inputs: list[Any] = [x if x is None else x.to(dtype) for x in (u, delta, A, B, C, D, z)]
         kernel = _cpu_kernel() if u.device.type == "cpu" else None
         if kernel is None:
             return selective_scan_chunked(*inputs).to(u.dtype)
@@ -66,7 +66,7 @@ def selective_scan_sequential(
         h = torch.exp(delta_t * A) * h + delta_t * B[:, t, None, :] * u[:, t, :, None]
         # y_t = C_t · h_t + D u_t
         frames.append((h * C[:, t, None, :]).sum(-1) + D * u[:, t])
-    y = torch.stack(frames, 1) if frames else torch.zeros_like(u)
+    y = torch.stack(frames, 1) if frames else D * u
     return y if z is None else y * silu(z)
 
 

@@ -50,13 +50,13 @@ class Trainer:
             (total / len(batches)).backward()
             for name, value in {"loss": total, **terms}.items():
                 report[name] = report.get(name, 0.0) + value.item() / len(batches)
-        weights = [w for w in self.model.parameters() if w.grad is not None]
-        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm([w.grad for w in weights]))).item()
+        gradients = [w.grad for w in self.model.parameters() if w.grad is not None]
+        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients))).item()
         report["gradient_norm"] = norm
         if not np.isfinite([report["loss"], norm]).all():
             return report
         # g · min(1, c/‖g‖): the libraries' clips add an epsilon, each its own.
-        torch._foreach_mul_([w.grad for w in weights], min(1.0, self.config.training.clip_norm / max(norm, 1e-30)))
+        torch._foreach_mul_(gradients, min(1.0, self.config.training.clip_norm / max(norm, 1e-30)))
         for group in self.optimiser.param_groups:
             group["lr"] = learning_rate
         self.optimiser.step()

@@ -21,7 +21,7 @@ from twinsep.config import Config, from_dict
 from twinsep.errors import InputError
 from twinsep.files import write_atomically
 
-FORMAT = "twinsep-1"
+FORMAT = 1
 Tensors = dict[str, np.ndarray]
 
 
@@ -49,12 +49,18 @@ def strip(tensors: Mapping[str, np.ndarray], prefix: str) -> Tensors:
 
 def write(path: str | Path, checkpoint: Checkpoint) -> None:
     """Write atomically; raises :class:`InputError` when the place cannot take it, leaving what was there."""
+    # One key: safetensors writes several in an order of chance, and equal checkpoints are to be equal bytes.
     metadata = {
-        "format": FORMAT,
-        "config": json.dumps(checkpoint.config.to_dict(), sort_keys=True),
-        "step": json.dumps(checkpoint.step),
-        "data": json.dumps(checkpoint.data, sort_keys=True),
-        "provenance": json.dumps(checkpoint.provenance, sort_keys=True),
+        "twinsep": json.dumps(
+            {
+                "format": FORMAT,
+                "config": checkpoint.config.to_dict(),
+                "step": checkpoint.step,
+                "data": checkpoint.data,
+                "provenance": checkpoint.provenance,
+            },
+            sort_keys=True,
+        )
     }
     tensors = {name: np.ascontiguousarray(t) for name, t in sorted(checkpoint.tensors.items())}
     write_atomically(path, save(tensors, metadata))
@@ -69,7 +75,7 @@ def read(path: str | Path, *, prefixes: tuple[str, ...] | None = None) -> Checkp
     path = Path(path)
     if not path.is_file():
         what = "is a folder, not a checkpoint" if path.is_dir() else "does not exist"
-        raise InputError(f"{path}: {what}; give the .safetensors file that `twinsep train` wrote")
+        raise InputError(f"{path}: {what}; give a preset or the .safetensors file that `twinsep train` wrote")
     try:
         with safe_open(path, framework="np") as file:
             metadata = file.metadata() or {}
@@ -77,11 +83,12 @@ def read(path: str | Path, *, prefixes: tuple[str, ...] | None = None) -> Checkp
             tensors = {name: file.get_tensor(name) for name in wanted}
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path}: not a whole safetensors file ({error}); train or fetch it again") from error
-    if metadata.get("format") != FORMAT:
-        raise InputError(f"{path}: a safetensors file, but not a twinsep checkpoint (no format {FORMAT} in it)")
     try:
-        config = from_dict(json.loads(metadata["config"]))
-        fields = {key: json.loads(metadata[key]) for key in ("step", "data", "provenance")}
+        values = json.loads(metadata.get("twinsep", "{}"))
+        if values.get("format") != FORMAT:
+            raise InputError(f"a safetensors file, but not a twinsep checkpoint (no format {FORMAT} in it)")
+        config = from_dict(values["config"])
+        fields = {key: values[key] for key in ("step", "data", "provenance")}
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
     except (KeyError, ValueError) as error:

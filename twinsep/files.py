@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import secrets
@@ -52,4 +53,6 @@ def write_json(path: str | Path, value: Any) -> None:
 def _reason(error: OSError) -> str:
     if isinstance(error, (FileExistsError, NotADirectoryError)):
         return f"{error.filename or 'part of the path'} is a file where a folder is needed; choose another place"
-    return f"{error.strerror or error}; free some space or choose another place"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return f"{error.strerror}; free some space or choose another place"
+    return f"{error.strerror or error}; choose another place"

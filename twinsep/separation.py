@@ -102,7 +102,5 @@ def separate_song(
         overlap=overlap,
         progress=progress,
     )
-    back = np.stack([audio.resample(stem, model_rate, sample_rate) for stem in stems])
-    # Resampling there and back may end a sample early or late.
-    back = np.pad(back, ((0, 0), (0, 0), (0, max(0, samples - back.shape[-1]))))[..., :samples]
+    back = np.stack([audio.resample(stem, model_rate, sample_rate, frames=samples) for stem in stems])
     return back if channels == 2 else back.mean(1, keepdims=True)

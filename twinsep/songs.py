@@ -68,7 +68,8 @@ def _separate(song: Path, paths: list[Path], model, config: Config, segment: int
         raise InputError(f"{song}: the model gave values that are not numbers; use another checkpoint")
     for path, stem in zip(paths, (instrumental, waveform - instrumental), strict=False):
         clamped = audio.write(path, stem, sample_rate)
-        console.print(f"wrote {path}" + (f" ({clamped} samples beyond full scale were clamped)" if clamped else ""))
+        note = f" ({clamped} samples beyond full scale were clamped)" if clamped else ""
+        console.print(f"wrote {path}{note}", soft_wrap=True)
 
 
 def _outputs(song: Path, out: Path, stems: tuple[str, ...], extension: str | None, overwrite: bool) -> list[Path]:
@@ -87,5 +88,5 @@ def _checkpoint(given: Path | None, console: Console) -> Path:
         return given
     if not BASE_CHECKPOINT.exists():
         raise InputError(f"no --checkpoint given and no {BASE_CHECKPOINT} here; `dvc repro base` trains it")
-    console.print(f"using {BASE_CHECKPOINT}, the base run: a small model trained on generated songs")
+    console.print(f"using {BASE_CHECKPOINT}, the base run: a small model trained on generated songs", soft_wrap=True)
     return BASE_CHECKPOINT

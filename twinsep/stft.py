@@ -140,6 +140,9 @@ def _overlap_add(segments: Any, hop: int, xp: Any) -> Any:
 
 
 def _real_ends(spectra: Any, xp: Any) -> Any:
-    """(..., T, F) with bins 0 and F − 1 made real: FFT libraries differ in what they do with the rest."""
+    """(..., T, F) with bins 0 and F − 1 made real.
+
+    NumPy, PyTorch and JAX ignore those imaginary parts on a CPU; no GPU library promises to.
+    """
     first, last = (xp.astype(xp.real(spectra[..., k : k + 1]), spectra.dtype) for k in (0, spectra.shape[-1] - 1))
     return xp.concat([first, spectra[..., 1:-1], last], axis=-1)

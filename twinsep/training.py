@@ -20,9 +20,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from twinsep import checkpoint, metrics, provenance, schedule
+from twinsep.batches import TrainingBatches
 from twinsep.checkpoint import Checkpoint
 from twinsep.config import Config
-from twinsep.batches import TrainingBatches
 from twinsep.data import validation_segments
 from twinsep.errors import InputError, NonFiniteLossError
 from twinsep.files import write_json
@@ -62,9 +62,9 @@ def train(
     run = Progression()
     if previous:
         trainer.restore(previous.tensors, previous.step)
-        stream.set_state(previous.data)
+        stream.set_state(dict(previous.data))
         run = Progression(**previous.provenance["progression"])
-        console.print(f"resuming {folder} at step {run.step} of {config.training.steps}")
+        console.print(f"resuming {folder} at step {run.step} of {config.training.steps}", soft_wrap=True)
     else:
         _clear(folder)
     loop = _Loop(config, folder, trainer, segments, run, console)

@@ -6,25 +6,29 @@ made the kernel three times slower. Here the vectors are explicit. They are 64 b
 one AVX-512 register, two of AVX2, four of NEON; LLVM splits them as the machine needs. A kernel that holds one in a
 variable holds it in registers.
 
-A kernel may use, on `Lanes` x and y: x + y, x - y, x * y, x / y, exp2(x), total(x) (the sum of its elements),
-splat(scalar), load(array, index) and store(array, index, x) with array 1-D and contiguous. Indices are not checked.
+A kernel may use, on `Lanes` x and y: x + y, x - y, x * y, x / y, exp2(x), fold(x, y), halves(x), splat(scalar),
+load(array, index) and store(array, index, x) with array 1-D and contiguous. Indices are not checked.
 """
 
 import operator
+from typing import Any
 
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
-from numba.extending import intrinsic, models, overload, register_model
+from numba.extending import intrinsic as _intrinsic
+from numba.extending import models, overload, register_model
+
+intrinsic: Any = _intrinsic  # for type checkers: what it makes is called without the first argument
 
 BYTES = 64
 
-# `contract` lets a * b + c become one fused operation. Left out on purpose: reassociation, which would undo the rounding
-# in exp2, and the flags by which LLVM assumes that there is neither NaN nor infinity.
+# `contract` lets a * b + c become one fused operation. Left out on purpose: reassociation, which would undo the
+# rounding in exp2, and the flags by which LLVM assumes that there is neither NaN nor infinity.
 FLAGS = ("contract",)
 
-# 2^f = 1 + f (c1 + c2 f + …) for |f| <= 1/2, minimax in relative error (2e-9 and 2e-16) with the 1 kept exact: the decay
-# of a slow state, where f is near 0, is then rounded but not biased.
+# 2^f = 1 + f (c1 + c2 f + …) for |f| <= 1/2, minimax in relative error (2e-9 and 2e-16) with the 1 kept exact: the
+# decay of a slow state, where f is near 0, is then rounded but not biased.
 POLYNOMIAL = {
     types.float32: (
         0.6931472028550825,
@@ -117,26 +121,43 @@ def splat(_typing, scalar):
     return Lanes(scalar)(scalar), generate
 
 
+def _add_halves(builder, vector, parts):
+    """Halve each of the `parts` equal parts of a vector (or of a pair of vectors) by adding its halves."""
+    first, second = vector if isinstance(vector, tuple) else (vector, vector)
+    size = first.type.count * (2 if isinstance(vector, tuple) else 1) // parts
+    low = [part * size + i for part in range(parts) for i in range(size // 2)]
+    high = [i + size // 2 for i in low]
+    shuffled = (builder.shuffle_vector(first, second, _indices(indices)) for indices in (low, high))
+    return builder.fadd(*shuffled)
+
+
 @intrinsic
-def total(_typing, x):
-    """The sum of the elements, by halves: always in the same order."""
+def fold(_typing, x, y):
+    """One vector whose lower half sums to the sum of x and whose upper half sums to the sum of y."""
 
     def generate(_context, builder, _signature, arguments):
-        vector = arguments[0]
-        count = x.width
-        while count > 1:
-            count //= 2
-            low = builder.shuffle_vector(vector, vector, _indices(range(count)))
-            high = builder.shuffle_vector(vector, vector, _indices(range(count, 2 * count)))
-            vector = builder.fadd(low, high)
-        return builder.extract_element(vector, ir.Constant(ir.IntType(32), 0))
+        return _add_halves(builder, tuple(arguments), 2)
 
-    return x.dtype(x), generate
+    return x(x, y), generate
+
+
+@intrinsic
+def halves(_typing, x):
+    """The sums of the lower and of the upper half of x, always added in the same order."""
+
+    def generate(context, builder, signature, arguments):
+        vector = arguments[0]
+        while vector.type.count > 2:
+            vector = _add_halves(builder, vector, 2)
+        sums = [builder.extract_element(vector, ir.Constant(ir.IntType(32), i)) for i in range(2)]
+        return context.make_tuple(builder, signature.return_type, sums)
+
+    return types.UniTuple(x.dtype, 2)(x), generate
 
 
 @intrinsic
 def exp2(_typing, x):
-    """2^x for each element. Below the least normal exponent it is exactly 0, above the largest inf, and NaN stays NaN."""
+    """2^x of each element: exactly 0 below the least normal exponent, inf above the largest; NaN stays NaN."""
 
     def generate(_context, builder, _signature, arguments):
         (t,) = arguments

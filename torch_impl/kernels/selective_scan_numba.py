@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from torch_impl.kernels.lanes import BYTES, exp2, load, splat, store, total
+from torch_impl.kernels.lanes import BYTES, exp2, fold, halves, load, splat, store
 
 CHUNK = 32  # frames between stored states: 16 and 64 are as fast, within 5 %
 GROUPS = 64  # of sequences, each with its own sums for the gradients of A and D
@@ -115,10 +115,9 @@ def _reverse(u, delta, A, B, C, D, du, ddelta, dA, dD, shape, row, frames, chann
         delta_t, u_t, g_t = load(delta, here), load(u, here), load(g, t * width)
         delta_u, dh_B, ds_A = delta_t * u_t, zero, zero
         for i in range(n):
-            at, sums, state = (t * n + i) * width, 2 * (t * n + i) * width, channel * n + i * width
+            at, state = (t * n + i) * width, channel * n + i * width
             dh_i = load(dh, state) + g_t * splat(C[(row + t) * n + i])
-            store(dBC, sums, load(dBC, sums) + dh_i * delta_u)
-            store(dBC, sums + width, load(dBC, sums + width) + load(h, at + n * width) * g_t)
+            store(dBC, at, load(dBC, at) + fold(dh_i * delta_u, load(h, at + n * width) * g_t))
             dh_B = dh_B + dh_i * splat(B[(row + t) * n + i])
             dh_i = dh_i * load(a, at)
             store(dh, state, dh_i)
@@ -138,7 +137,7 @@ def _backward(dy, u, delta, A, B, C, D, z, states, du, ddelta, dA, dB, dC, dD, d
     width = BYTES // u.itemsize
     groups, chunks = dD.size // e, (l - 1) // CHUNK + 1
     h, a = np.empty((CHUNK + 1) * n * width, u.dtype), np.empty(CHUNK * n * width, u.dtype)
-    g, dBC = np.empty(CHUNK * width, u.dtype), np.empty(CHUNK * n * 2 * width, u.dtype)
+    g, dBC = np.empty(CHUNK * width, u.dtype), np.empty(CHUNK * n * width, u.dtype)
     dh, dA_one, dD_one = np.empty(n * e, u.dtype), np.empty(n * e, u.dtype), np.empty(e, u.dtype)
     for group in range(start, stop):
         for sequence in range(group * b // groups, (group + 1) * b // groups):
@@ -161,8 +160,7 @@ def _backward(dy, u, delta, A, B, C, D, z, states, du, ddelta, dA, dB, dC, dD, d
                         u, delta, A, B, C, D, du, ddelta, dA_one, dD_one, shape, row, frames, channel, h, a, g, dh, dBC
                     )
                 for i in range(frames * n):
-                    dB[row * n + i] = total(load(dBC, 2 * i * width))
-                    dC[row * n + i] = total(load(dBC, (2 * i + 1) * width))
+                    dB[row * n + i], dC[row * n + i] = halves(load(dBC, i * width))
             for i in range(n * e):
                 dA[group * n * e + i] += dA_one[i]
             for i in range(e):
@@ -233,9 +231,9 @@ def forward(
 
 def _inputs(u, delta, A, B, C, D, z) -> tuple[np.ndarray, ...]:
     whole = _whole(u.shape[-1], u)
-    gate = u.new_empty(0) if z is None else _flat(z, whole)
+    gate = _flat(u.new_empty(0)) if z is None else _flat(z, whole)
     decay = _flat(_tiled(A * LOG2E, whole))
-    return _flat(u, whole), _flat(delta, whole), decay, _flat(B), _flat(C), _flat(D, whole), _flat(gate)
+    return _flat(u, whole), _flat(delta, whole), decay, _flat(B), _flat(C), _flat(D, whole), gate
 
 
 def _trim(x: Tensor, channels: int) -> Tensor:
@@ -299,9 +297,9 @@ def _save(ctx, inputs, output) -> None:
 
 
 def _gradients(ctx, dy, _dstates):
-    *gradients, dz = backward(dy, *ctx.saved_tensors)
-    has_gate = ctx.saved_tensors[6] is not None
-    return *gradients, dz if has_gate else None, None
+    saved = ctx.saved_tensors  # read once: under checkpoint a second reading is an error
+    *gradients, dz = backward(dy, *saved)
+    return *gradients, None if saved[6] is None else dz, None
 
 
 forward.register_autograd(_gradients, setup_context=_save)

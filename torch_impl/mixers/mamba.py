@@ -23,7 +23,7 @@ class Mamba(Module):
         assert isinstance(mixer, config.Mamba)
         d, n = model.d_model, mixer.d_state
         e, r = mixer.inner_width(d), mixer.dt_rank(d)
-        self.sizes = (r, n, n)
+        self.sizes = [r, n, n]
         self.in_proj = Linear(d, 2 * e, bias=False)
         self.conv1d = DepthwiseConv1d(e, mixer.d_conv, left=mixer.d_conv - 1, right=0)
         self.x_proj = Linear(e, r + 2 * n, bias=False)
