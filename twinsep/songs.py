@@ -39,15 +39,15 @@ def run(
     if extension is not None and extension not in EXTENSIONS:
         raise InputError(f"unknown format {extension!r}; known: {', '.join(EXTENSIONS)}")
     stems = ("instrumental", "vocals") if vocals else ("instrumental",)
-    outputs = {song: _outputs(song, out, stems, extension, overwrite) for song in songs}
-    if len({path for paths in outputs.values() for path in paths}) < len(outputs) * len(stems):
+    outputs = [(song, _outputs(song, out, stems, extension, overwrite)) for song in songs]
+    if len({path for _, paths in outputs for path in paths}) < len(outputs) * len(stems):
         raise InputError("two of the songs have the same name; separate them into different --out folders")
     for song in songs:
         audio.info(song)
     model, config = frameworks.load(_checkpoint(checkpoint, console), framework=framework, device=device)
     if config.model.targets != ("instrumental",):
         raise InputError(f"the checkpoint estimates {', '.join(config.model.targets)}, not the instrumental")
-    for song, paths in outputs.items():
+    for song, paths in outputs:
         _separate(song, paths, model, config, chunk_samples(config, segment), overlap, console)
 
 

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from twinsep.synth.effects import Real
+
 MAJOR = (0, 2, 4, 5, 7, 9, 11)
 MINOR = (0, 2, 3, 5, 7, 8, 10)
 #: Chord degrees, one a bar.
@@ -48,7 +50,7 @@ class Slot:
 class Plan:
     """The frame of a song. ``sections`` has one letter a cell: i(ntro), v(erse), b(reak), c(horus)."""
 
-    seconds: float
+    seconds: Real
     tempo: float
     key: int
     scale: tuple[int, ...]
@@ -89,7 +91,7 @@ class Plan:
         return sorted(base + (self.key + self.pitch(self.chords[bar] + d) - base) % 12 for d in degrees)
 
 
-def compose(rng: np.random.Generator, seconds: float) -> Plan:
+def compose(rng: np.random.Generator, seconds: Real) -> Plan:
     """Draws the frame of a song of ``seconds``: a quarter of it is left to the instruments alone."""
     tempo = float(rng.uniform(78, 140))
     cells = max(3, int(np.ceil(seconds * tempo / 60 / CELL_BEATS)))
@@ -109,7 +111,7 @@ def compose(rng: np.random.Generator, seconds: float) -> Plan:
     )
 
 
-def _form(rng: np.random.Generator, cells: int, seconds: float) -> str:
+def _form(rng: np.random.Generator, cells: int, seconds: Real) -> str:
     """Intro, verse, break, chorus; longer songs alternate. One letter a cell."""
     quiet = max(2, round(cells * rng.uniform(0.2, 0.3)))
     breaks = max(1, round(seconds / 11))

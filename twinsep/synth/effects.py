@@ -10,28 +10,30 @@ from scipy import fft
 from scipy.signal import butter, lfilter, sosfilt
 
 SAMPLE_RATE = 44_100
+#: Spelled out for run-time type checkers, to which an int is no float.
+Real = float | int
 
 
-def gain(decibels: float) -> float:
+def gain(decibels: Real) -> float:
     """Amplitude factor of a level in dB."""
     return float(10 ** (decibels / 20))
 
 
-def high_pass(x: np.ndarray, hertz: float) -> np.ndarray:
+def high_pass(x: np.ndarray, hertz: Real) -> np.ndarray:
     """Butterworth, 12 dB per octave."""
     return _filter(x, hertz, "highpass")
 
 
-def low_pass(x: np.ndarray, hertz: float) -> np.ndarray:
+def low_pass(x: np.ndarray, hertz: Real) -> np.ndarray:
     """Butterworth, 12 dB per octave."""
     return _filter(x, hertz, "lowpass")
 
 
-def _filter(x: np.ndarray, hertz: float, kind: str, order: int = 2) -> np.ndarray:
+def _filter(x: np.ndarray, hertz: Real, kind: str, order: int = 2) -> np.ndarray:
     return sosfilt(butter(order, hertz, kind, fs=SAMPLE_RATE, output="sos"), x, axis=0).astype(np.float32)
 
 
-def brickwall(x: np.ndarray, hertz: float, width: float = 600.0) -> np.ndarray:
+def brickwall(x: np.ndarray, hertz: Real, width: Real = 600.0) -> np.ndarray:
     """Cuts everything above ``hertz`` over a transition of ``width`` Hz, as lossy coders do."""
     size = fft.next_fast_len(len(x), real=True)
     spectrum = fft.rfft(x.astype(np.float32), size, axis=0)
@@ -45,12 +47,12 @@ def reverb(
     x: np.ndarray,
     rng: np.random.Generator,
     *,
-    seconds: float,
-    wet: float,
-    bright: float = 5000.0,
-    predelay: float = 0.015,
+    seconds: Real,
+    wet: Real,
+    bright: Real = 5000.0,
+    predelay: Real = 0.015,
 ) -> np.ndarray:
-    """``x`` plus its decaying, decorrelated echo: ``seconds`` to fall by 60 dB, at ``wet`` dB, dull above ``bright``."""
+    """``x`` plus a decaying, decorrelated echo: ``seconds`` to fall by 60 dB, ``wet`` dB, dull above ``bright`` Hz."""
     length = int(seconds * SAMPLE_RATE)
     decay = np.exp(-6.9 * np.arange(length, dtype=np.float32) / length)
     response = rng.standard_normal((length, 2), dtype=np.float32) * decay[:, None]
@@ -62,13 +64,13 @@ def reverb(
     return (x + gain(wet) * fft.irfft(spectrum, size, axis=0)[: len(x)]).astype(np.float32)
 
 
-def saturate(x: np.ndarray, drive: float) -> np.ndarray:
+def saturate(x: np.ndarray, drive: Real) -> np.ndarray:
     """Soft clipping; ``drive`` 0.2 is hardly heard, 2 is warm, 8 is a fuzz."""
     level = rms(x) + 1e-9
     return (np.tanh(x / level * (0.25 * drive)) * (level / (0.25 * drive))).astype(np.float32)
 
 
-def exciter(x: np.ndarray, hertz: float, amount: float) -> np.ndarray:
+def exciter(x: np.ndarray, hertz: Real, amount: Real) -> np.ndarray:
     """Adds overtones of what lies above ``hertz``, as studio enhancers do for dull samples."""
     upper = high_pass(x, hertz)
     level = rms(upper) + 1e-9
@@ -76,20 +78,20 @@ def exciter(x: np.ndarray, hertz: float, amount: float) -> np.ndarray:
     return (x + amount * high_pass(bent, 1.5 * hertz)).astype(np.float32)
 
 
-def compress(x: np.ndarray, amount: float) -> np.ndarray:
+def compress(x: np.ndarray, amount: Real) -> np.ndarray:
     """Pulls the loudness towards its mean; ``amount`` 0 does nothing, 1 flattens it."""
     power = lfilter([0.002], [1, -0.998], (x**2).mean(1))
     level = np.sqrt(power + 1e-12)
     return (x * np.clip((active_rms(x) / np.maximum(level, 1e-4)) ** amount, 0.3, 2.2)[:, None]).astype(np.float32)
 
 
-def pan(x: np.ndarray, position: float) -> np.ndarray:
+def pan(x: np.ndarray, position: Real) -> np.ndarray:
     """(samples,) -> (samples, 2) at equal power; ``position`` -1 is left, 1 is right."""
     angle = (float(np.clip(position, -1, 1)) + 1) * np.pi / 4
     return np.stack([x * np.cos(angle), x * np.sin(angle)], 1).astype(np.float32)
 
 
-def echo(x: np.ndarray, seconds: float, level: float, repeats: int = 2) -> np.ndarray:
+def echo(x: np.ndarray, seconds: Real, level: Real, repeats: int = 2) -> np.ndarray:
     """Adds repeats that change sides, each 6 dB below the one before, the first at ``level`` dB."""
     out = x.copy()
     step = int(seconds * SAMPLE_RATE)
@@ -100,7 +102,7 @@ def echo(x: np.ndarray, seconds: float, level: float, repeats: int = 2) -> np.nd
     return out
 
 
-def smooth_noise(rng: np.random.Generator, shape: int | tuple[int, ...], pole: float) -> np.ndarray:
+def smooth_noise(rng: np.random.Generator, shape: int | tuple[int, ...], pole: Real) -> np.ndarray:
     """Noise of unit variance along the first axis, wandering with one real pole (0 is white)."""
     white = rng.standard_normal(shape)
     return lfilter([np.sqrt(1 - pole**2)], [1, -pole], white, axis=0)

@@ -18,7 +18,7 @@ import soxr
 
 from twinsep.errors import InputError
 from twinsep.synth.composition import Note
-from twinsep.synth.effects import SAMPLE_RATE, active_rms, high_pass, pan, smooth_noise
+from twinsep.synth.effects import SAMPLE_RATE, Real, active_rms, high_pass, pan, smooth_noise
 
 _TICKS = 960  # a beat, which lasts half a second by MIDI's default tempo
 _BEND_RATE = 100.0  # pitch-wheel messages a second
@@ -40,7 +40,7 @@ def play(
     samples: int,
     *,
     drums: bool = False,
-    position: float = 0.0,
+    position: Real = 0.0,
     bend: Bend | None = None,
 ) -> np.ndarray:
     """``notes`` on General-MIDI ``program`` -> float32 (samples, 2); ``position`` -1 … 1 from left to right.
@@ -76,7 +76,7 @@ def _soundfont() -> bytes:
     return path.read_bytes()
 
 
-def _midi_file(messages: list[tuple[float, bytes]], seconds: float) -> bytes:
+def _midi_file(messages: list[tuple[float, bytes]], seconds: Real) -> bytes:
     """A standard MIDI file of format 0 that lasts ``seconds``; ties keep note-offs before note-ons."""
     track = bytearray()
     now = 0
@@ -110,7 +110,7 @@ def bend_curve(notes: list[Note], times: np.ndarray, bend: Bend) -> np.ndarray:
     return curve
 
 
-def _bend_messages(notes: list[Note], end: float, channel: int, bend: Bend) -> list[tuple[float, bytes]]:
+def _bend_messages(notes: list[Note], end: Real, channel: int, bend: Bend) -> list[tuple[float, bytes]]:
     # Registered parameter 0 widens the wheel from 2 to 12 semitones.
     messages = [(0.0, bytes((0xB0 | channel, number, value))) for number, value in ((101, 0), (100, 0), (6, 12))]
     # All three bytes sort by value; the parameter's number must be sent before its value.
@@ -138,7 +138,7 @@ def cymbal_air(rng: np.random.Generator, notes: list[Note], samples: int) -> np.
     return pan(bright / active_rms(bright), rng.uniform(-0.4, 0.4))
 
 
-def breath(rng: np.random.Generator, sound: np.ndarray, hertz: float) -> np.ndarray:
+def breath(rng: np.random.Generator, sound: np.ndarray, hertz: Real) -> np.ndarray:
     """Noise above ``hertz`` that follows the loudness of ``sound`` (samples, 2): bow, blow and fret noise."""
     hop = 441
     frames = np.abs(sound[: len(sound) // hop * hop]).reshape(-1, hop, 2).mean((1, 2))

@@ -38,5 +38,5 @@ WORDS: dict[str, tuple[str, ...]] = {
 VOCALISES = ("la", "na", "oh", "ah", "oo", "ma", "da", "hey", "lo", "ya")
 
 FEMALE = ("f1", "f2", "f3", "f4", "f5", "Annie", "Alicia", "steph", "anika", "linda", "belinda", "shelby")
-MALE = ("m1", "m2", "m3", "m4", "m6", "m7", "Andy", "Lee", "adam", "john", "Gene", "Mike", "Michael", "paul")
-MALE = (*MALE, "robert", "marcelo")
+MALE: tuple[str, ...] = ("m1", "m2", "m3", "m4", "m6", "m7", "Andy", "Lee", "adam", "john", "Gene", "Mike", "Michael")
+MALE += ("paul", "robert", "marcelo")

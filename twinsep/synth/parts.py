@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from twinsep.synth.composition import Note, Plan
+from twinsep.synth.effects import Real
 
 KICK, RIM, SNARE, HAT, OPEN_HAT, CRASH, RIDE, SHAKER, TAMBOURINE = 36, 37, 38, 42, 46, 49, 51, 70, 54
 _KICKS = ((0, 2), (0, 1.5, 2), (0, 0.75, 2, 2.5), (0, 1, 2, 3))
@@ -26,12 +27,12 @@ class Player:
         self.rng, self.plan = rng, plan
         self.notes: list[Note] = []
 
-    def add(self, start: float, length: float, key: int, velocity: float, slack: float = 0.006) -> None:
+    def add(self, start: Real, length: Real, key: int, velocity: Real, slack: Real = 0.006) -> None:
         """One note; ``start`` and ``length`` in seconds, ``slack`` the spread of its start."""
         start = max(0.0, start + self.rng.normal(0, slack))
-        velocity = int(np.clip(velocity + self.rng.normal(0, 8), 1, 127))
+        loud = int(np.clip(velocity + self.rng.normal(0, 8), 1, 127))
         if start < self.plan.seconds:
-            self.notes.append(Note(start, start + max(length, 0.02), int(key), velocity))
+            self.notes.append(Note(start, start + max(length, 0.02), int(key), loud))
 
 
 def drums(rng: np.random.Generator, plan: Plan) -> list[Note]:
@@ -61,7 +62,7 @@ def drums(rng: np.random.Generator, plan: Plan) -> list[Note]:
     return player.notes
 
 
-def _hats(player: Player, start: float, key: int, density: int, fill: bool) -> None:
+def _hats(player: Player, start: Real, key: int, density: int, fill: bool) -> None:
     beat = player.plan.beat
     for q in range(4 * density):
         position = q / density + (player.plan.swing if q % 2 and density > 1 else 0)
@@ -95,12 +96,12 @@ def comping(rng: np.random.Generator, plan: Plan, style: str, *, base: int = 48,
     return player.notes
 
 
-def _block(player: Player, start: float, chord: list[int]) -> None:
+def _block(player: Player, start: Real, chord: list[int]) -> None:
     for key in chord:
         player.add(start, player.plan.bar * 0.97, key, 78, slack=0.01)
 
 
-def _eighth(player: Player, start: float, chord: list[int]) -> None:
+def _eighth(player: Player, start: Real, chord: list[int]) -> None:
     beat = player.plan.beat
     for q in range(8):
         if player.rng.random() < 0.85:
@@ -108,7 +109,7 @@ def _eighth(player: Player, start: float, chord: list[int]) -> None:
                 player.add(start + q * beat / 2, 0.35 * beat, key, 66 if q % 2 else 80)
 
 
-def _arpeggio(player: Player, start: float, chord: list[int]) -> None:
+def _arpeggio(player: Player, start: Real, chord: list[int]) -> None:
     beat, count = player.plan.beat, 16 if player.plan.tempo < 100 else 8
     keys = sorted([*chord, chord[0] + 12])
     for q in range(count):
@@ -116,7 +117,7 @@ def _arpeggio(player: Player, start: float, chord: list[int]) -> None:
         player.add(start + q * step * beat, 1.2 * step * beat, keys[(0, 1, 2, 3, 2, 1, 2, 1)[q % 8]] + 12, 76)
 
 
-def _strum(player: Player, start: float, chord: list[int]) -> None:
+def _strum(player: Player, start: Real, chord: list[int]) -> None:
     beat = player.plan.beat
     for q in (0, 1, 1.5, 2.5, 3, 3.5):
         for index, key in enumerate([*chord, chord[0] + 12]):

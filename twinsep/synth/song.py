@@ -11,7 +11,7 @@ from twinsep.config import SOURCES
 from twinsep.errors import InputError
 from twinsep.synth import effects, instruments, parts
 from twinsep.synth.composition import Plan, compose
-from twinsep.synth.effects import SAMPLE_RATE, gain
+from twinsep.synth.effects import SAMPLE_RATE, Real, gain
 from twinsep.synth.instruments import Bend, play
 from twinsep.synth.vocals import vocals
 
@@ -38,7 +38,7 @@ class Song:
     info: dict[str, Any] = field(default_factory=dict)
 
 
-def song(seed: int, seconds: float) -> Song:
+def song(seed: int, seconds: Real) -> Song:
     """The song of ``seed``, the same to the bit on one machine, whatever ran before.
 
     Raises :class:`InputError` for a length below two seconds or a missing package.
@@ -55,7 +55,7 @@ def song(seed: int, seconds: float) -> Song:
         "bass": _level(bass, -22 + rng.normal(0, 2)),
         "other": _level(other, -20 + rng.normal(0, 2)),
     }
-    accompaniment = sum(stems.values())
+    accompaniment = stems["drums"] + stems["bass"] + stems["other"]
     ratio = float(rng.uniform(-8, -3))
     stems["vocals"] = voice * np.float32(effects.active_rms(accompaniment) * gain(ratio) / effects.active_rms(voice))
     cutoff = None
@@ -74,7 +74,7 @@ def song(seed: int, seconds: float) -> Song:
     return mix_down(stems, rng.uniform(0.6, PEAK), info)
 
 
-def mix_down(stems: dict[str, np.ndarray], peak: float, info: dict[str, Any]) -> Song:
+def mix_down(stems: dict[str, np.ndarray], peak: Real, info: dict[str, Any]) -> Song:
     """Float stems (samples, 2) -> :class:`Song`: scaled together to ``peak``, rounded, then summed as integers."""
     stems = {name: stems[name] for name in SOURCES}
     loudest = max(float(np.abs(x).max()) for x in (*stems.values(), sum(stems.values())))
@@ -84,7 +84,7 @@ def mix_down(stems: dict[str, np.ndarray], peak: float, info: dict[str, Any]) ->
     return Song(whole, np.asarray(total).astype(np.int16), info)
 
 
-def _level(x: np.ndarray, decibels: float) -> np.ndarray:
+def _level(x: np.ndarray, decibels: Real) -> np.ndarray:
     return (x * (gain(decibels) / effects.active_rms(x))).astype(np.float32)
 
 
@@ -111,7 +111,7 @@ def _other(rng: np.random.Generator, plan: Plan, samples: int) -> tuple[np.ndarr
     out = np.zeros((samples, 2), np.float32)
     programs: list[int] = []
 
-    def add(notes: list, program: int, level: float, bend: Bend | None = None) -> None:
+    def add(notes: list, program: int, level: Real, bend: Bend | None = None) -> None:
         if not notes:
             return
         sound = play(notes, program, samples, position=rng.normal(0, 0.4), bend=bend)

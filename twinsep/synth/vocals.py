@@ -10,7 +10,7 @@ import numpy as np
 from twinsep.synth import effects, singer
 from twinsep.synth.analysis import Phrase
 from twinsep.synth.composition import Note, Plan, Slot
-from twinsep.synth.effects import SAMPLE_RATE
+from twinsep.synth.effects import SAMPLE_RATE, Real
 from twinsep.synth.performance import LEAD_IN, perform
 from twinsep.synth.singer import Singer
 
@@ -109,7 +109,7 @@ def _notes(rng: np.random.Generator, plan: Plan, slot: Slot, line: Line) -> list
 def _sing(
     rng: np.random.Generator,
     out: np.ndarray,
-    first: float,
+    first: Real,
     line: Line,
     notes: list[Note],
     backing: Backing,
@@ -118,7 +118,7 @@ def _sing(
     """Adds the line at ``first`` seconds to ``out`` (samples, 2): lead, doubles left and right, a harmony."""
     who = line.singer
 
-    def put(voice: np.ndarray, level: float, position: float, late: float = 0.0) -> None:
+    def put(voice: np.ndarray, level: Real, position: Real, late: Real = 0.0) -> None:
         start = round((first - LEAD_IN + late) * SAMPLE_RATE)
         voice = voice[max(0, -start) :]
         start = max(start, 0)
@@ -155,5 +155,7 @@ def _effects(rng: np.random.Generator, x: np.ndarray, plan: Plan) -> tuple[np.nd
         names.append("echo")
         x = effects.echo(x, plan.beat * rng.choice([0.5, 0.75, 1]), rng.uniform(-20, -13))
     wet, length = rng.uniform(-22, -10), rng.uniform(0.4, 2.2)
-    x = effects.reverb(x, rng, seconds=length, wet=wet, bright=rng.uniform(3000, 8000), predelay=rng.uniform(0.005, 0.04))
+    x = effects.reverb(
+        x, rng, seconds=length, wet=wet, bright=rng.uniform(3000, 8000), predelay=rng.uniform(0.005, 0.04)
+    )
     return effects.high_pass(effects.saturate(x, rng.uniform(0.2, 1)), 90), names

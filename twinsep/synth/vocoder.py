@@ -115,5 +115,3 @@ def _overlap_add(blocks: np.ndarray, length: int) -> np.ndarray:
     for part in range(parts):
         out[part : part + frames] += blocks[:, part * HOP : (part + 1) * HOP]
     return out.ravel()[WINDOW // 2 : WINDOW // 2 + length]
-
-

@@ -1,0 +1,213 @@
+"""The commands as a person types them: good input works, bad input ends in one sentence and leaves nothing."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import yaml
+
+from torch_impl.train import Trainer
+from twinsep import audio, checkpoint, cli
+from twinsep.checkpoint import Checkpoint
+
+
+@pytest.fixture
+def weights(micro, tmp_path_factory):
+    path = tmp_path_factory.mktemp("weights") / "micro.safetensors"
+    checkpoint.write(path, Checkpoint(micro, Trainer(micro).state()))
+    return path
+
+
+@pytest.fixture
+def call(monkeypatch, capsys, tmp_path):
+    """Run ``twinsep`` with these arguments in an empty folder; gives (exit status, standard error)."""
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["twinsep", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        return end.value.code, capsys.readouterr().err
+
+    return run
+
+
+def tone(channels=2, samples=50_000):
+    rng = np.random.default_rng(0)
+    return (0.2 * rng.standard_normal((channels, samples))).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("name", "channels", "rate"),
+    [("a.wav", 2, 44_100), ("b.flac", 1, 44_100), ("c.mp3", 2, 48_000), ("d.wav", 1, 22_050), ("e.wav", 2, 96_000)],
+)
+def test_separate(call, weights, tmp_path, name, channels, rate):
+    song = tmp_path / name
+    audio.write(song, tone(channels), rate)
+    status, _ = call("separate", song, "--checkpoint", weights, "--vocals", "--out", "out")
+    assert status == 0
+    folder = tmp_path / "work" / "out" / song.stem
+    before = audio.info(song)
+    stems = [audio.read(folder / f"{stem}{song.suffix}") for stem in ("instrumental", "vocals")]
+    assert all(audio.info(folder / f"{stem}{song.suffix}") == before for stem in ("instrumental", "vocals"))
+    total = stems[0][0] + stems[1][0]
+    # exact but for the rounding of the files: 24 bits, or the loss of an MP3
+    assert np.abs(total - audio.read(song)[0]).max() < (0.3 if name.endswith("mp3") else 3e-7)
+
+
+def test_separate_in_another_format_and_only_once(call, weights, tmp_path):
+    audio.write(tmp_path / "song.wav", tone(), 44_100)
+    arguments = ("separate", tmp_path / "song.wav", "--checkpoint", weights, "--format", "flac")
+    assert call(*arguments)[0] == 0
+    path = tmp_path / "work" / "separated" / "song" / "instrumental.flac"
+    written = path.read_bytes()
+    status, said = call(*arguments)
+    assert status == 2
+    assert "exists; give --overwrite" in said
+    assert path.read_bytes() == written
+    assert call(*arguments, "--overwrite")[0] == 0
+
+
+def bad_songs(folder):
+    audio.write(folder / "good.wav", tone(), 44_100)
+    whole = (folder / "good.wav").read_bytes()
+    (folder / "empty.wav").write_bytes(b"")
+    (folder / "text.wav").write_text("no sound here")
+    (folder / "cut.flac").write_bytes(b"fLaC" + bytes(20))
+    (folder / "headless.mp3").write_bytes(bytes(3000))
+    (folder / "zero.wav").write_bytes(whole[:40] + bytes(4))
+    (folder / "folder.wav").mkdir()
+    return ["missing.wav", "empty.wav", "text.wav", "cut.flac", "headless.mp3", "zero.wav", "folder.wav"]
+
+
+def test_separate_refuses_bad_songs(call, weights, tmp_path):
+    for name in bad_songs(tmp_path):
+        status, said = call("separate", tmp_path / name, "--checkpoint", weights)
+        assert status == 2, name
+        assert name in said
+        assert_one_sentence(said)
+    assert list((tmp_path / "work").iterdir()) == []
+
+
+def test_separate_refuses_a_song_of_nan(call, weights, tmp_path):
+    import soundfile
+
+    soundfile.write(tmp_path / "nan.wav", np.full((5000, 2), np.nan), 44_100, subtype="FLOAT")
+    status, said = call("separate", tmp_path / "nan.wav", "--checkpoint", weights)
+    assert status == 2
+    assert "nan.wav" in said
+    assert_one_sentence(said)
+    assert list((tmp_path / "work").iterdir()) == []
+
+
+def test_separate_refuses_bad_options(call, weights, tmp_path):
+    song = tmp_path / "song.wav"
+    audio.write(song, tone(), 44_100)
+    (tmp_path / "file").write_text("")
+    for arguments, sentence in [
+        ((song,), "`dvc repro base` trains it"),
+        ((song, "--checkpoint", tmp_path / "none.safetensors"), "does not exist"),
+        ((song, "--checkpoint", song), "not a whole safetensors file"),
+        ((song, "--checkpoint", weights, "--out", tmp_path / "file"), "is a file where a folder is needed"),
+        ((song, "--checkpoint", weights, "--format", "aiff"), "unknown format 'aiff'"),
+        ((song, "--checkpoint", weights, "--overlap", "1.5"), "overlap 1.5"),
+        ((song, "--checkpoint", weights, "--segment", "0"), "at least one"),
+        ((song, "--checkpoint", weights, "--framework", "tensorflow"), "unknown framework 'tensorflow'"),
+        ((song, "--checkpoint", weights, "--device", "abacus"), "device 'abacus' cannot be used here"),
+        ((song, song, "--checkpoint", weights), "same name"),
+    ]:
+        status, said = call("separate", *arguments)
+        assert status == 2
+        assert sentence in said
+        assert_one_sentence(said)
+    assert list((tmp_path / "work").iterdir()) == []
+
+
+def assert_one_sentence(said):
+    lines = [line for line in said.strip().splitlines() if line.startswith("twinsep: ")]
+    assert len(lines) == 1
+    assert "Traceback" not in said
+
+
+def test_train_and_evaluate(call, micro, songs, tmp_path):
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(micro.to_dict()))
+    status, said = call("train", "--config", tmp_path / "c.yaml", "--set", "training.steps=2", "--out", "run")
+    assert status == 0, said
+    status, said = call("evaluate", "run/best.safetensors", "--split", "test", "--out", "scores")
+    assert status == 0, said
+    assert (tmp_path / "work" / "scores" / "metrics.json").exists()
+    status, _ = call("evaluate", "mixture", "--config", tmp_path / "c.yaml", "--data", songs, "--out", "floor")
+    assert status == 0
+
+
+def test_train_and_evaluate_refuse_bad_input(call, weights, songs, tmp_path):
+    (tmp_path / "list.yaml").write_text("[1, 2]")
+    (tmp_path / "broken.yaml").write_text("a: [")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("")
+    tiny = ("--preset", "tiny", "--data", songs)
+    for arguments, sentence in [
+        (("train", "--out", "run"), "give either --config FILE or --preset NAME"),
+        (("train", "--preset", "huge", "--out", "run"), "unknown preset 'huge'"),
+        (("train", "--config", tmp_path / "none.yaml", "--out", "run"), "cannot be read"),
+        (("train", "--config", tmp_path / "list.yaml", "--out", "run"), "not a configuration"),
+        (("train", "--config", tmp_path / "broken.yaml", "--out", "run"), "neither JSON nor YAML"),
+        (("train", *tiny, "--set", "model.hop", "--out", "run"), "write it as key=value"),
+        (("train", *tiny, "--set", "model.hop=x", "--out", "run"), "model.hop"),
+        (("train", "--preset", "tiny", "--data", tmp_path / "empty", "--out", "run"), "empty"),
+        (("train", *tiny, "--out", tmp_path / "file"), "is a file"),
+        (("train", *tiny, "--out", tmp_path / "file" / "run"), "file"),
+        (("evaluate", weights, "--data", tmp_path / "nowhere", "--out", "o"), "nowhere"),
+        (("evaluate", weights, "--preset", "tiny", "--out", "o"), "brings its own configuration"),
+        (("evaluate", weights, "--split", "tset", "--out", "o"), "tset"),
+        (("evaluate", "magic", "--out", "o"), "magic"),
+        (("evaluate", weights, "--out", tmp_path / "file", "--split", "test"), "is a file"),
+    ]:
+        status, said = call(*arguments)
+        assert status == 2, (arguments, said)
+        assert sentence in said
+        assert_one_sentence(said)
+    assert list((tmp_path / "work").iterdir()) == []
+
+
+def test_a_full_device_ends_in_a_sentence(weights, tmp_path):
+    """In a process of its own whose files may not grow past 100 kB."""
+    audio.write(tmp_path / "song.wav", tone(samples=200_000), 44_100)
+    code = (
+        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+        "import numba;"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000));"
+        "from twinsep.cli import main; main()"
+    )
+    arguments = ["separate", tmp_path / "song.wav", "--checkpoint", weights, "--out", tmp_path / "out"]
+    done = subprocess.run([sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True)
+    assert done.returncode == 2, done.stderr
+    assert "twinsep: cannot write" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+
+
+def test_help_answers_and_imports_no_framework():
+    code = (
+        "import sys; sys.argv = ['twinsep', '--help']\n"
+        "from twinsep.cli import main\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "loaded = {'torch', 'jax', 'flax', 'grain', 'numba', 'museval', 'dvclive'} & set(sys.modules)\n"
+        "assert not loaded, loaded"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert all(command in done.stdout for command in ("separate", "train", "evaluate"))
+
+
+def test_no_module_of_twinsep_imports_a_framework():
+    code = (
+        "import importlib, pkgutil, sys, twinsep\n"
+        "for module in pkgutil.walk_packages(twinsep.__path__, 'twinsep.'):\n"
+        "    importlib.import_module(module.name)\n"
+        "loaded = {'torch', 'jax', 'flax'} & set(sys.modules)\n"
+        "assert not loaded, loaded"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
