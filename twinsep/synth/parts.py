@@ -29,10 +29,10 @@ class Player:
 
     def add(self, start: Real, length: Real, key: int, velocity: Real, slack: Real = 0.006) -> None:
         """One note; ``start`` and ``length`` in seconds, ``slack`` the spread of its start."""
-        start = max(0.0, start + self.rng.normal(0, slack))
+        begin = max(0.0, float(start + self.rng.normal(0, slack)))
         loud = int(np.clip(velocity + self.rng.normal(0, 8), 1, 127))
-        if start < self.plan.seconds:
-            self.notes.append(Note(start, start + max(length, 0.02), int(key), loud))
+        if begin < self.plan.seconds:
+            self.notes.append(Note(begin, begin + max(length, 0.02), key, loud))
 
 
 def drums(rng: np.random.Generator, plan: Plan) -> list[Note]:
