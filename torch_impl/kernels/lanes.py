@@ -13,7 +13,7 @@ load(array, index) and store(array, index, x) with array 1-D and contiguous. Ind
 import operator
 from typing import Any
 
-from llvmlite import ir
+from llvmlite import ir  # type: ignore[import-untyped]
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic as _intrinsic

@@ -6,16 +6,14 @@
 The forward keeps the state at the chunk boundaries only, and only when asked; the backward takes the chunks from the
 last to the first, runs the recurrence inside one again into a buffer that fits the cache, and then runs it in reverse.
 
-A unit of work is one sequence and, forward, one vector of channels. Threads are Python's own: the compiled code
-releases the GIL. That keeps clear of Numba's threading layers (of which one may not be entered twice at a time and one
-dies after a fork) and lets any number of threads call. No result depends on the number of threads: the gradients of A
-and D, which sum over sequences, are summed over at most GROUPS fixed groups of them, and these in order.
+A unit of work is one sequence and, forward, one vector of channels; `threads` spreads them. No result depends on the
+number of threads: the gradients of A and D, which sum over sequences, are summed over at most GROUPS fixed groups of
+them, and these in order.
 """
 
-import os
-from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
+from hashlib import sha256
 from math import log
+from pathlib import Path
 
 import numba
 import numpy as np
@@ -23,15 +21,25 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from torch_impl.kernels import lanes
 from torch_impl.kernels.lanes import BYTES, exp2, fold, halves, load, splat, store
+from torch_impl.kernels.threads import in_parallel
 
 CHUNK = 32  # frames between stored states: 16 and 64 are as fast, within 5 %
 GROUPS = 64  # of sequences, each with its own sums for the gradients of A and D
-PIECES = 4  # of work per thread, so that a thread that is held up does not hold up the others
 SERIAL = 1 << 17  # below this many state updates (0.03 ms) a second thread costs more than it saves
 LOG2E, LN2 = 1 / log(2), log(2)  # exp(x) = 2^(x log2 e)
 
-compiled = numba.njit(nogil=True, cache=True, error_model="numpy", boundscheck=False)
+_LANES = sha256(Path(lanes.__file__).read_bytes()).hexdigest()[:8]
+
+
+def compiled(function):
+    """Compile at the first call and keep the machine code on disk.
+
+    Numba's cache looks for changes in this file only; the name makes it see those in `lanes` too.
+    """
+    function.__qualname__ += f"-{_LANES}"
+    return numba.njit(nogil=True, cache=True, error_model="numpy", boundscheck=False)(function)
 
 
 @compiled
@@ -167,32 +175,8 @@ def _backward(dy, u, delta, A, B, C, D, z, states, du, ddelta, dA, dB, dC, dD, d
                 dD[group * e + i] += dD_one[i]
 
 
-@lru_cache
-def _pool(workers: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(workers, thread_name_prefix="selective_scan")
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_pool.cache_clear)  # a forked child has the pool but none of its threads
-
-
-def _in_parallel(kernel, tasks: int, updates: int, *arguments) -> None:
-    """kernel(*arguments, start, stop) over 0 … tasks, on as many threads as PyTorch uses, this one among them."""
-    threads = min(torch.get_num_threads(), tasks)
-    if threads < 2 or updates < SERIAL:
-        kernel(*arguments, 0, tasks)
-        return
-    pieces = min(tasks, PIECES * threads)
-    ranges = iter([(i * tasks // pieces, (i + 1) * tasks // pieces) for i in range(pieces)])
-
-    def work():
-        for start, stop in ranges:
-            kernel(*arguments, start, stop)
-
-    helpers = [_pool(threads - 1).submit(work) for _ in range(threads - 1)]
-    work()
-    for helper in helpers:
-        helper.result()
+def _threads(updates: int) -> int:
+    return 1 if updates < SERIAL else torch.get_num_threads()
 
 
 def _whole(channels: int, like: Tensor) -> int:
@@ -225,7 +209,7 @@ def forward(
     if y.numel():
         arrays = _inputs(u, delta, A, B, C, D, z)
         tasks = y[:, 0].numel() * u.element_size() // BYTES
-        _in_parallel(_forward, tasks, y.numel() * n, *arrays, _flat(y), _flat(states), (b, l, whole, n), keep)
+        in_parallel(_forward, tasks, _threads(y.numel() * n), *arrays, _flat(y), _flat(states), (b, l, whole, n), keep)
     return _trim(y, e), states
 
 
@@ -272,7 +256,7 @@ def backward(
     if du.numel():
         arrays = (_flat(dy, whole), *_inputs(u, delta, A, B, C, D, z), _flat(states))
         gradients = (_flat(x) for x in (du, ddelta, dA, dB, dC, dD, dz))
-        _in_parallel(_backward, groups, du.numel() * n, *arrays, *gradients, (b, l, whole, n))
+        in_parallel(_backward, groups, _threads(du.numel() * n), *arrays, *gradients, (b, l, whole, n))
     # The few partial sums are added in order, in float64.
     dA_sum = dA.sum(0, dtype=torch.float64).transpose(1, 2).reshape(whole, n)[:e].to(A.dtype)
     dD_sum = dD.sum(0, dtype=torch.float64)[:e].to(D.dtype)

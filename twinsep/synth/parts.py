@@ -52,8 +52,8 @@ def drums(rng: np.random.Generator, plan: Plan) -> list[Note]:
         fill = plan.boundary(bar) or bar % 8 == 7
         for q in kicks:
             player.add(start + q * plan.beat, 0.2, KICK, 112)
-        for q in (1,) if fill else (1, 3):
-            player.add(start + q * plan.beat, 0.2, snare, 108)
+        for backbeat in (1,) if fill else (1, 3):
+            player.add(start + backbeat * plan.beat, 0.2, snare, 108)
         if ghost:
             player.add(start + 2.75 * plan.beat, 0.1, SNARE, 45)
         _hats(player, start, OPEN_HAT if section == "c" and rng.random() < 0.3 else hat, density, fill)

@@ -93,7 +93,7 @@ def _drums(rng: np.random.Generator, plan: Plan, samples: int) -> np.ndarray:
     kit = play(notes, int(rng.choice(_DRUM_KITS)), samples, drums=True)
     kit = kit / effects.active_rms(kit)
     if rng.random() < 0.7:
-        kit = kit + instruments.cymbal_air(rng, notes, samples) * gain(rng.uniform(-24, -12))
+        kit = kit + instruments.cymbal_air(rng, notes, samples) * gain(rng.uniform(-28, -14))
     bright = rng.uniform(5000, 12_000)
     kit = effects.reverb(kit, rng, seconds=rng.uniform(0.25, 0.9), wet=rng.uniform(-22, -11), bright=bright)
     return effects.saturate(kit, rng.uniform(0.3, 1.5))

@@ -1,0 +1,67 @@
+"""What the documents claim."""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from ablations import settings
+from twinsep import GLOSSARY
+from twinsep.config import PRESETS
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+@pytest.mark.parametrize("symbol", GLOSSARY)
+def test_readme_has_the_glossary(symbol):
+    axis, meaning = GLOSSARY[symbol]
+    assert f"| {symbol} | {f'`{axis}`' if axis else ''} | {meaning} |".replace("|  |", "| |") in README
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_readme_has_every_preset_with_its_parameters(name):
+    import torch
+
+    from torch_impl.unet import Separator
+
+    with torch.device("meta"):
+        count = Separator(PRESETS[name]).parameter_count
+    assert re.search(rf"\| `{name}` \| {count:,} \|", README)
+
+
+def test_every_row_is_explained():
+    text = (ROOT / "ablations" / "README.md").read_text()
+    for name, row in settings.rows().items():
+        assert f"| `{name}` | {row['question']} | `results/tables/{row['axis']}` |" in text
+
+
+def test_every_run_has_a_valid_configuration_in_every_profile(monkeypatch):
+    params = settings.params()
+    for profile in params["profiles"]:
+        monkeypatch.setitem(params, "profile", profile)
+        hashes = {settings.configuration(run).hash for run in params["runs"]}
+        assert len(hashes) == len(params["runs"])
+
+
+def test_root_holds_nothing_that_is_not_in_the_layout():
+    import subprocess
+
+    files = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    allowed = {
+        "README.md", "pyproject.toml", "dvc.yaml", "dvc.lock", "LICENSE", "CITATION.cff", "CHANGELOG.md",
+        "requirements.lock", "paper", "torch_impl", "jax_impl", "ablations", "results", "notebooks", "tests", "twinsep",
+    }  # fmt: skip
+    assert {f.split("/")[0] for f in files if not f.startswith(".")} <= allowed
+
+
+def test_python_code_of_the_readme_runs():
+    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    exec(code, {})
+
+
+def test_citation_and_package_agree():
+    from importlib.metadata import version
+
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == version("twinsep")
