@@ -50,8 +50,8 @@ def drums(rng: np.random.Generator, plan: Plan) -> list[Note]:
                 player.add(start + q * plan.beat, 0.1, hat, 75)
             continue
         fill = plan.boundary(bar) or bar % 8 == 7
-        for q in kicks:
-            player.add(start + q * plan.beat, 0.2, KICK, 112)
+        for downbeat in kicks:
+            player.add(start + downbeat * plan.beat, 0.2, KICK, 112)
         for backbeat in (1,) if fill else (1, 3):
             player.add(start + backbeat * plan.beat, 0.2, snare, 108)
         if ghost:
