@@ -341,7 +341,7 @@ def test_errors_say_what_is_wrong(position, value, message):
 
 
 def run_python(code):
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
 
 
 def test_import_is_lazy_and_missing_numba_warns_once():
