@@ -8,7 +8,7 @@ from torch_impl import load
 from torch_impl.bandsplit import BandSplit, MaskHead
 from torch_impl.blocks import Bidirectional, Downsample, MemoryAttention, SwiGLU, Upsample
 from torch_impl.layers import (
-    DepthwiseConv1d,
+    DepthwiseConvSiLU1d,
     DoublingConv1d,
     HalvingConv1d,
     MultiHeadAttention,
@@ -118,12 +118,12 @@ def test_nyquist_bin_without_a_band_is_halved():
 
 def test_convolutions_are_those_of_the_framework():
     x = noise(3, 11, 6)
-    depthwise, down, up = DepthwiseConv1d(6, 4, left=3, right=0), HalvingConv1d(6), DoublingConv1d(6)
+    depthwise, down, up = DepthwiseConvSiLU1d(6, 4, left=3), HalvingConv1d(6), DoublingConv1d(6)
     for module in (depthwise, down, up):
         initialise(module, 1)
     f = torch.nn.functional
     causal = f.conv1d(x.mT, depthwise.weight, depthwise.bias, padding=3, groups=6)[..., :11].mT
-    torch.testing.assert_close(depthwise(x), causal)
+    torch.testing.assert_close(depthwise(x), f.silu(causal))
     torch.testing.assert_close(down(x), f.conv1d(x.mT, down.weight, down.bias, stride=2).mT)
     torch.testing.assert_close(up(x), f.conv_transpose1d(x.mT, up.weight, up.bias, stride=2).mT)
 

@@ -146,6 +146,16 @@ def test_nan_stops_with_step_and_songs_named(micro, tmp_path, monkeypatch):
     assert checkpoint.read(tmp_path / LAST).step == 2
 
 
+def test_a_run_that_fails_before_its_first_checkpoint_leaves_nothing(micro, tmp_path, monkeypatch):
+    def fail(*_):
+        raise InputError("a song is damaged")
+
+    monkeypatch.setattr(Trainer, "step", fail)
+    with pytest.raises(InputError, match="damaged"):
+        train(micro, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_no_data_is_said_before_anything_is_written(micro, tmp_path):
     missing = micro.override({"data": {"root": str(tmp_path / "nowhere")}})
     with pytest.raises(InputError, match="nowhere"):

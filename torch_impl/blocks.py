@@ -10,7 +10,7 @@ from torch import Tensor
 
 from torch_impl import mixers
 from torch_impl.layers import (
-    DepthwiseConv1d,
+    DepthwiseConvSiLU1d,
     DoublingConv1d,
     HalvingConv1d,
     Linear,
@@ -98,12 +98,12 @@ class LocalConv(Module):
     def __init__(self, model: ModelConfig):
         super().__init__()
         self.norm = RMSNorm(model.d_model)
-        self.depthwise = DepthwiseConv1d(model.d_model, 7, left=3, right=3)
+        self.depthwise = DepthwiseConvSiLU1d(model.d_model, 7, left=3)
         self.pointwise = Linear(model.d_model, model.d_model, bias=True)
 
     def forward(self, x: Float[Tensor, "b k t d"]) -> Float[Tensor, "b k t d"]:
         n = rearrange(self.norm(x), "b k t d -> (b k) t d")
-        y = self.pointwise(silu(self.depthwise(n)))
+        y = self.pointwise(self.depthwise(n))
         return x + rearrange(y, "(b k) t d -> b k t d", k=x.shape[1])
 
 

@@ -15,6 +15,7 @@ from jaxtyping import Complex, Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from torch_impl.kernels import cpu_kernels
 from twinsep import init
 from twinsep.errors import InputError
 
@@ -120,18 +121,28 @@ def rms_norm(x: Float[Tensor, "... d"], weight: Float[Tensor, "*w d"]) -> Float[
     return (wide * scale * weight).to(x.dtype)
 
 
-class DepthwiseConv1d(nn.Module):
-    """Depthwise convolution over the length, ``left`` and ``right`` zeros padded: (b, l, d) -> (b, l, d)."""
+class DepthwiseConvSiLU1d(nn.Module):
+    """Depthwise convolution over the length, then SiLU: (b, l, d) -> (b, l, d).
 
-    def __init__(self, d: int, kernel: int, *, left: int, right: int):
+    ``left`` zeros are padded before the first frame, kernel − 1 − ``left`` after the last.
+    """
+
+    def __init__(self, d: int, kernel: int, *, left: int):
         super().__init__()
-        self.left, self.right = left, right
+        self.left, self.right = left, kernel - 1 - left
         self.weight = parameter((d, 1, kernel), init.uniform(kernel), decay=True)
         self.bias = parameter((d,), init.uniform(kernel))
 
     def forward(self, x: Float[Tensor, "b l d"]) -> Float[Tensor, "b l d"]:
-        x = F.pad(x.mT, (self.left, self.right))
-        return F.conv1d(x, self.weight, self.bias, groups=x.shape[1]).mT
+        # In float32 at least, whatever the compute type, on every device.
+        dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+        with torch.autocast(x.device.type, enabled=False):
+            wide, weight, bias = (tensor.to(dtype) for tensor in (x, self.weight, self.bias))
+            kernels = cpu_kernels() if x.device.type == "cpu" else None
+            if kernels is not None:
+                return kernels.depthwise_silu(wide, weight, bias, self.left).to(x.dtype)
+            padded = F.pad(wide.mT, (self.left, self.right))
+            return silu(F.conv1d(padded, weight, bias, groups=x.shape[2]).mT).to(x.dtype)
 
 
 class HalvingConv1d(nn.Module):

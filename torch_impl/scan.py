@@ -8,14 +8,14 @@ Every function takes u, delta (b, l, e), delta after softplus; A (e, n), negativ
 or None for no gate; and gives y (b, l, e).
 """
 
-import warnings
-from functools import cache
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import silu
+
+from torch_impl.kernels import cpu_kernels
 
 CHUNK = 32  # frames of the state in memory at a time, on devices without a kernel
 
@@ -39,11 +39,11 @@ def selective_scan(
     # Autocast would run the products in half precision; a state that decays over thousands of frames cannot bear it.
     with torch.autocast(u.device.type, enabled=False):
         inputs: list[Any] = [x if x is None else x.to(dtype) for x in (u, delta, A, B, C, D, z)]
-        kernel = _cpu_kernel() if u.device.type == "cpu" else None
-        if kernel is None:
+        kernels = cpu_kernels() if u.device.type == "cpu" else None
+        if kernels is None:
             return selective_scan_chunked(*inputs).to(u.dtype)
         keep = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
-        y, _ = kernel(*inputs, keep)
+        y, _ = kernels.selective_scan(*inputs, keep)
         return y.to(u.dtype)
 
 
@@ -157,22 +157,6 @@ def _scan_in_place(a: Tensor, x: Tensor) -> None:
         x[:, step:] += a[:, step:] * x[:, :-step]
         a[:, step:] = a[:, step:] * a[:, :-step]
         step *= 2
-
-
-@cache
-def _cpu_kernel() -> Any:
-    """The compiled operator, or None where Numba is missing; imported on first use, as it takes a second."""
-    try:
-        from torch_impl.kernels.selective_scan_numba import forward
-    except ImportError as error:
-        warnings.warn(
-            f"selective_scan: the CPU kernel needs Numba, which cannot be imported ({error}). Using tensor operations "
-            "instead, which are several times slower.",
-            RuntimeWarning,
-            stacklevel=3,
-        )
-        return None
-    return forward
 
 
 def check_inputs(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor | None) -> None:

@@ -68,8 +68,13 @@ def train(
     else:
         _clear(folder)
     loop = _Loop(config, folder, trainer, segments, run, console)
-    with stream, _live(folder, resume=bool(previous), console=console) as log:
-        loop.run_steps(stream, log)
+    try:
+        with stream, _live(folder, resume=bool(previous), console=console) as log:
+            loop.run_steps(stream, log)
+    except BaseException:
+        if not (folder / LAST).exists():  # nothing to go on from: leave no trace
+            _clear(folder)
+        raise
     record = {
         "framework": framework,
         "configuration": config.to_dict(),
@@ -181,6 +186,8 @@ def _clear(folder: Path) -> None:
     for name in (LAST, BEST, "run.json"):
         (folder / name).unlink(missing_ok=True)
     shutil.rmtree(folder / "live", ignore_errors=True)
+    with contextlib.suppress(OSError):  # other files of the user's, or no folder at all
+        folder.rmdir()
 
 
 @contextlib.contextmanager

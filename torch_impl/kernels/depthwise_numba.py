@@ -81,7 +81,7 @@ def _forward(x, w, bias, y, shape, strides, start, stop):
 
 
 @compiled
-def _backward_activation(dy, x, w, bias, g, shape):
+def _backward_activation(x, w, bias, g, shape):
     """g = ∂a = ∂y ⊙ silu'(a) of one sequence, silu'(a) = s (1 + a (1 − s)) with s = sigmoid(a).
 
     x has its zeros about it. So has g: kernel − 1 − left frames of them before and `left` after. On entry g holds ∂y.
@@ -96,3 +96,133 @@ def _backward_activation(dy, x, w, bias, g, shape):
         store(g, first + at, load(g, first + at) * (s * (one + a * (one - s))))
         channel = (channel + width) % bias.size
     g[first + l * d :] = 0  # the last vector may have left NaN there
+
+
+@compiled
+def _backward_inputs(x, w, g, dx, here, dw, dbias, shape, last):
+    """The gradients of one sequence from its g, with zeros about x and g; dx begins at `here`.
+
+    ∂x_t = Σ_j w_j ⊙ g_{t+left−j}, ∂w_j = Σ_t x_t ⊙ g_{t+left−j}, ∂bias = Σ_t g_t.
+    """
+    l, d, kernel, left = shape
+    width = BYTES // x.itemsize
+    period, zero = dbias.size, splat(x.dtype.type(0))
+    channel = 0
+    for at in range(0, l * d, width):
+        x_t, dx_t = load(x, left * d + at), zero
+        for j in range(kernel):
+            g_j = load(g, at + (kernel - 1 - j) * d)
+            dx_t = dx_t + load(w, j * period + channel) * g_j
+            store(dw, j * period + channel, load(dw, j * period + channel) + x_t * g_j)
+        store(dbias, channel, load(dbias, channel) + load(g, at + (kernel - 1 - left) * d))
+        room = l * d - at
+        if room >= width:
+            store(dx, here + at, dx_t)
+        else:
+            store(last, 0, dx_t)
+            _copy(last, 0, dx, here + at, room)
+        channel = (channel + width) % period
+
+
+@compiled
+def _backward(dy, x, w, bias, dx, dw, dbias, shape, strides, b, start, stop):
+    """Groups start … stop − 1 of the sequences. dw (groups, kernel, period) and dbias (groups, period) start at 0."""
+    l, d, kernel, left = shape
+    width = BYTES // x.itemsize
+    groups = dbias.size // bias.size
+    size = (l + kernel - 1) * d + width
+    padded, g, last = np.zeros(size, x.dtype), np.zeros(size, x.dtype), np.empty(width, x.dtype)
+    dw_one, dbias_one = np.empty(w.size, x.dtype), np.empty(bias.size, x.dtype)
+    for group in range(start, stop):
+        for sequence in range(group * b // groups, (group + 1) * b // groups):
+            _copy_sequence(x, sequence * strides[0], strides[1], padded, left * d, l, d)
+            _copy_sequence(dy, sequence * strides[2], strides[3], g, (kernel - 1 - left) * d, l, d)
+            _backward_activation(padded, w, bias, g, shape)
+            # Summed per sequence first, then over sequences: smaller rounding errors than one long sum.
+            dw_one[:] = 0
+            dbias_one[:] = 0
+            _backward_inputs(padded, w, g, dx, sequence * l * d, dw_one, dbias_one, shape, last)
+            for i in range(w.size):
+                dw[group * w.size + i] += dw_one[i]
+            for i in range(bias.size):
+                dbias[group * bias.size + i] += dbias_one[i]
+
+
+def _threads(numbers: int) -> int:
+    return 1 if numbers < SERIAL else torch.get_num_threads()
+
+
+def _rows(x: Tensor) -> tuple[np.ndarray, int, int]:
+    """The memory of x (b, l, d), not empty, as a flat array, and the strides of its first two axes.
+
+    Copied only where the channels of a frame do not lie side by side: u in Mamba is one half of wider frames.
+    """
+    x = x.detach()
+    if x.stride(2) != 1:
+        x = x.contiguous()
+    extent = 1 + sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True))
+    return x.as_strided((extent,), (1,)).numpy(), x.stride(0), x.stride(1)
+
+
+def _repeated(weight: Tensor, bias: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """w (kernel, period) and bias (period,), flat: repeated until whole vectors hold a whole number of frames."""
+    (d, _, kernel), width = weight.shape, BYTES // weight.element_size()
+    times = lcm(d, width) // d
+    w = np.ascontiguousarray(weight.detach().numpy().reshape(d, kernel).T)
+    return np.tile(w, times).reshape(-1), np.tile(bias.detach().numpy(), times)
+
+
+@torch.library.custom_op("twinsep::depthwise_silu", mutates_args=(), device_types="cpu")
+def forward(x: Tensor, weight: Tensor, bias: Tensor, left: int) -> Tensor:
+    """y (b, l, d) from x (b, l, d), weight (d, 1, kernel) and bias (d,), all float32 or all float64; left < kernel."""
+    (b, l, d), kernel = x.shape, weight.shape[2]
+    y = x.new_empty(x.shape)
+    if y.numel():
+        flat, *strides = _rows(x)
+        arrays = (flat, *_repeated(weight, bias), y.numpy().reshape(-1))
+        in_parallel(_forward, b, _threads(y.numel()), *arrays, (l, d, kernel, left), tuple(strides))
+    return y
+
+
+@forward.register_fake
+def _(x, weight, bias, left):  # noqa: ARG001
+    return x.new_empty(x.shape)
+
+
+@torch.library.custom_op("twinsep::depthwise_silu_backward", mutates_args=(), device_types="cpu")
+def backward(dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor, left: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of x, weight and bias."""
+    (b, l, d), kernel = x.shape, weight.shape[2]
+    dx, dweight, dbias = x.new_empty(x.shape), weight.new_zeros(weight.shape), bias.new_zeros(bias.shape)
+    if dx.numel():
+        (x_flat, *x_strides), (dy_flat, *dy_strides) = _rows(x), _rows(dy)
+        w_repeated, bias_repeated = _repeated(weight, bias)
+        # The sums per group are NumPy's: to add up so few numbers PyTorch would wake, and wait for, its other threads.
+        groups = min(b, GROUPS)
+        dw = np.zeros((groups, kernel, bias_repeated.size), x_flat.dtype)
+        db = np.zeros((groups, bias_repeated.size), x_flat.dtype)
+        arrays = (dy_flat, x_flat, w_repeated, bias_repeated, dx.numpy().reshape(-1), dw.reshape(-1), db.reshape(-1))
+        strides = (*x_strides, *dy_strides)
+        in_parallel(_backward, groups, _threads(dx.numel()), *arrays, (l, d, kernel, left), strides, b)
+        sums = dw.reshape(groups, kernel, -1, d).sum((0, 2), dtype=np.float64)
+        dweight.numpy()[:, 0] = sums.T
+        dbias.numpy()[:] = db.reshape(groups, -1, d).sum((0, 1), dtype=np.float64)
+    return dx, dweight, dbias
+
+
+@backward.register_fake
+def _(dy, x, weight, bias, left):  # noqa: ARG001
+    return x.new_empty(x.shape), weight.new_empty(weight.shape), bias.new_empty(bias.shape)
+
+
+def _save(ctx, inputs, output) -> None:  # noqa: ARG001
+    *tensors, ctx.left = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _gradients(ctx, dy):
+    x, weight, bias = ctx.saved_tensors  # read once: under checkpoint a second reading is an error
+    return *backward(dy, x, weight, bias, ctx.left), None
+
+
+forward.register_autograd(_gradients, setup_context=_save)

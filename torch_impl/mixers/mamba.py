@@ -6,7 +6,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
-from torch_impl.layers import DepthwiseConv1d, Linear, Module, exp, parameter, silu, softplus, split
+from torch_impl.layers import DepthwiseConvSiLU1d, Linear, Module, exp, parameter, softplus, split
 from torch_impl.scan import selective_scan
 from twinsep import config, init
 
@@ -25,7 +25,7 @@ class Mamba(Module):
         e, r = mixer.inner_width(d), mixer.dt_rank(d)
         self.sizes = [r, n, n]
         self.in_proj = Linear(d, 2 * e, bias=False)
-        self.conv1d = DepthwiseConv1d(e, mixer.d_conv, left=mixer.d_conv - 1, right=0)
+        self.conv1d = DepthwiseConvSiLU1d(e, mixer.d_conv, left=mixer.d_conv - 1)
         self.x_proj = Linear(e, r + 2 * n, bias=False)
         self.dt_proj = Linear(r, e, bias=True)
         self.dt_proj.bias = parameter((e,), init.softplus_inverse_of_steps)
@@ -35,7 +35,7 @@ class Mamba(Module):
 
     def forward(self, x: Float[Tensor, "b l d"]) -> Float[Tensor, "b l d"]:
         u, z = rearrange(self.in_proj(x), "b l (two e) -> two b l e", two=2)
-        u = silu(self.conv1d(u))
+        u = self.conv1d(u)
         dt, B, C = split(self.x_proj(u), self.sizes, -1)
         delta = softplus(self.dt_proj(dt))
         A = -exp(self.A_log)
