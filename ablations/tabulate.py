@@ -1,7 +1,8 @@
 """Stages ``base`` and ``tabulate``: ``python -m ablations.tabulate <axis>`` writes one table three ways.
 
-A table holds its rows between the floors and the ceiling. Scores are of the instrumental; a row's figure
-is the mean over its seeds. The caption says profile, data, training and where it ran.
+A table holds its rows between the floors and the ceiling. Scores are of the instrumental, but for the
+leakage, which is what the estimated vocals hold while nobody sings: that much of the music was taken
+away. A row's figure is the mean over its seeds. The caption says profile, data, training and where it ran.
 """
 
 from __future__ import annotations
@@ -20,21 +21,24 @@ from twinsep.files import write_atomically
 from twinsep.metrics import aggregate
 
 TABLES = Path("results/tables")
-TARGET = "instrumental"
 NAMES = {"mixture": "mixture (no processing)", "band_gain": "fixed gain per band", "ideal_mask": "ideal ratio mask"}
-#: Heading -> (split, metric, over tracks).
-COLUMNS = {
-    "uSDR mean": ("test", "usdr", "mean"),
-    "uSDR median": ("test", "usdr", "median"),
-    "cSDR mean": ("test", "csdr", "mean"),
-    "cSDR median": ("test", "csdr", "median"),
-    "SI-SDR mean": ("test", "si_sdr", "mean"),
-    "leakage mean": ("test", "leakage", "mean"),
-    "real uSDR": ("real", "usdr", "mean"),
-    "real cSDR": ("real", "csdr", "mean"),
+#: Heading -> (split, stem, metric, over tracks).
+Columns = dict[str, tuple[str, str, str, str]]
+COLUMNS: Columns = {
+    "uSDR mean": ("test", "instrumental", "usdr", "mean"),
+    "uSDR median": ("test", "instrumental", "usdr", "median"),
+    "cSDR mean": ("test", "instrumental", "csdr", "mean"),
+    "cSDR median": ("test", "instrumental", "csdr", "median"),
+    "SI-SDR mean": ("test", "instrumental", "si_sdr", "mean"),
+    "leakage mean": ("test", "vocals", "leakage", "mean"),
+    "real uSDR": ("real", "instrumental", "usdr", "mean"),
+    "real cSDR": ("real", "instrumental", "csdr", "mean"),
 }
 #: museval's, medians over tracks of medians over frames: in the table of the base row only.
-MUSEVAL = {f"museval {name.upper()}": ("test", f"museval_{name}", "median") for name in ("sdr", "isr", "sir", "sar")}
+MUSEVAL: Columns = {
+    f"museval {name.upper()}": ("test", "instrumental", f"museval_{name}", "median")
+    for name in ("sdr", "isr", "sir", "sar")
+}
 
 
 def main(axis: str) -> None:
@@ -56,24 +60,24 @@ def main(axis: str) -> None:
     _write(axis, pd.DataFrame(lines).set_index("system"), _caption(axis, next(iter(groups.values()))[0]))
 
 
-def _line(name: str, runs: list[str], columns: dict[str, tuple[str, str, str]]) -> dict[str, Any]:
+def _line(name: str, runs: list[str], columns: Columns) -> dict[str, Any]:
     """One row: the mean over ``runs`` of each column; no seeds and parameters for a baseline."""
     line: dict[str, Any] = {"system": name}
     if not runs[0].startswith("baseline-"):
         line |= {"parameters": _run(runs[0])["parameters"], "seeds": len(runs)}
-    for heading, (split, metric, over) in columns.items():
-        values = [aggregate(_values(run, split, metric))[over] for run in runs]
+    for heading, (split, stem, metric, over) in columns.items():
+        values = [aggregate(_values(run, split, stem, metric))[over] for run in runs]
         line[heading] = sum(values) / len(values)
     return line
 
 
-def _values(run: str, split: str, metric: str) -> list[float]:
-    """The metric of every track of a split; an undefined one is NaN."""
+def _values(run: str, split: str, stem: str, metric: str) -> list[float]:
+    """A stem's metric on every track of a split; an undefined one is NaN."""
     records = json.loads((settings.RUNS / run / "metrics.json").read_text())
     return [
         math.nan if r["value"] is None else r["value"]
         for r in records
-        if (r["split"], r["target"], r["metric"]) == (split, TARGET, metric)
+        if (r["split"], r["target"], r["metric"]) == (split, stem, metric)
     ]
 
 
@@ -84,14 +88,15 @@ def _run(run: str) -> dict[str, Any]:
 def _caption(axis: str, run: str) -> str:
     first = _run(run)
     training = first["configuration"]["training"]
-    tracks = len(_values(run, "test", "usdr"))
+    tracks = len(_values(run, "test", "instrumental", "usdr"))
     given = settings.params()["data"]["root"]
     songs = f"{tracks} test songs of {Path(given).name}" if given else f"{tracks} held-out generated songs"
     real = " Real: one excerpt of 6 s, a probe on which nothing is selected." if "real" in settings.splits() else ""
     libraries = ", ".join(f"{name} {version}" for name, version in first["versions"].items())
     return (
         f"Axis {axis}, profile {settings.params()['profile']}: the instrumental of {songs}, dB; cSDR is the median "
-        f"over 1-s frames, leakage the energy left where the instrumental is silent.{real} Models were trained for "
+        f"over 1-s frames, leakage what the estimated vocals hold while nobody sings, relative to the mixture; – is "
+        f"undefined.{real} Models were trained for "
         f"{training['steps']} steps of {training['batch_size'] * training['accumulation']} × "
         f"{training['segment_seconds']:g} s on {first['device']} (commit {first['commit']}; {libraries})."
     )
