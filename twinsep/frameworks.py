@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -23,6 +24,9 @@ def twin(framework: str, module: str = "") -> ModuleType:
     """
     if framework not in TWINS:
         raise InputError(f"unknown framework {framework!r}; known: {', '.join(TWINS)}")
+    # OpenMP's threads wait for each other in busy loops unless told otherwise: with one other busy process on the
+    # machine a training step then takes several times as long. Read when the framework is loaded.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         return importlib.import_module(f"{TWINS[framework]}.{module}".rstrip("."))
     except ModuleNotFoundError as error:
