@@ -24,9 +24,10 @@ def twin(framework: str, module: str = "") -> ModuleType:
     """
     if framework not in TWINS:
         raise InputError(f"unknown framework {framework!r}; known: {', '.join(TWINS)}")
-    # OpenMP's threads wait for each other in busy loops unless told otherwise: with one other busy process on the
-    # machine a training step then takes several times as long. Read when the framework is loaded.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # GNU OpenMP's threads wait for each other in busy loops of millions of turns: with one other busy process on the
+    # machine a training step then takes several times as long. A short loop costs nothing on an idle one. Read when
+    # the framework is loaded.
+    os.environ.setdefault("GOMP_SPINCOUNT", "2000")
     try:
         return importlib.import_module(f"{TWINS[framework]}.{module}".rstrip("."))
     except ModuleNotFoundError as error:
