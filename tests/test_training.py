@@ -21,7 +21,7 @@ def first_batch(config):
 
 
 def test_a_step_is_clipped_adamw_and_averages(micro):
-    config = micro.override({"training": {"clip_norm": 0.01, "weight_decay": 0.1, "beta2": 0.95}})
+    config = micro.override({"training": {"clip_norm": 0.01, "weight_decay": 0.1, "beta2": 0.95, "eps": 1e-4}})
     t = config.training
     trainer, batch = Trainer(config), first_batch(config)
     names = named_parameters(trainer.model)
@@ -38,8 +38,8 @@ def test_a_step_is_clipped_adamw_and_averages(micro):
         # first step: m̂ = g, v̂ = g²
         expected = before[name] * (1 - 0.01 * t.weight_decay * w.decay) - 0.01 * g / (g.abs() + t.eps)
         error = (w.detach().double() - expected).abs()
-        # where |g| is near eps, rounding of g decides its sign; nearly all weights are elsewhere
-        assert error[g.abs() > 1e-7].max() < 2e-5 if (g.abs() > 1e-7).any() else True
+        # eps is of the gradient's size, so that the step feels the clip: without it Adam's first is of any scale
+        assert error.max() < 2e-5
         average = 0.75 * before[name] + 0.25 * w.detach().double()
         assert (named_parameters(trainer.average)[name].double() - average).abs().max() < 1e-6
 
