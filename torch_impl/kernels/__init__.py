@@ -14,7 +14,11 @@ def cpu_kernels() -> Any:
     import torch
 
     try:
-        from torch_impl.kernels import depthwise_numba, selective_scan_numba  # noqa: F401 (they register operators)
+        from torch_impl.kernels import (  # noqa: F401 (they register operators)
+            attention_numba,
+            depthwise_numba,
+            selective_scan_numba,
+        )
     except ImportError as error:
         warnings.warn(
             f"The CPU kernels need Numba, which cannot be imported ({error}). Using tensor operations instead, which "

@@ -20,8 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from torch_impl.kernels.lanes import BYTES, exp2, load, splat, store
-from torch_impl.kernels.selective_scan_numba import compiled
+from torch_impl.kernels.lanes import BYTES, compiled, exp2, load, splat, store
+from torch_impl.kernels.memory import strided
 from torch_impl.kernels.threads import in_parallel
 
 GROUPS = 64  # of sequences, each with its own sums for the gradients of w and bias
@@ -152,18 +152,6 @@ def _threads(numbers: int) -> int:
     return 1 if numbers < SERIAL else torch.get_num_threads()
 
 
-def _rows(x: Tensor) -> tuple[np.ndarray, int, int]:
-    """The memory of x (b, l, d), not empty, as a flat array, and the strides of its first two axes.
-
-    Copied only where the channels of a frame do not lie side by side: u in Mamba is one half of wider frames.
-    """
-    x = x.detach()
-    if x.stride(2) != 1:
-        x = x.contiguous()
-    extent = 1 + sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True))
-    return x.as_strided((extent,), (1,)).numpy(), x.stride(0), x.stride(1)
-
-
 def _repeated(weight: Tensor, bias: Tensor) -> tuple[np.ndarray, np.ndarray]:
     """w (kernel, period) and bias (period,), flat: repeated until whole vectors hold a whole number of frames."""
     (d, _, kernel), width = weight.shape, BYTES // weight.element_size()
@@ -178,9 +166,9 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor, left: int) -> Tensor:
     (b, l, d), kernel = x.shape, weight.shape[2]
     y = x.new_empty(x.shape)
     if y.numel():
-        flat, *strides = _rows(x)
+        flat, strides = strided(x)
         arrays = (flat, *_repeated(weight, bias), y.numpy().reshape(-1))
-        in_parallel(_forward, b, _threads(y.numel()), *arrays, (l, d, kernel, left), tuple(strides))
+        in_parallel(_forward, b, _threads(y.numel()), *arrays, (l, d, kernel, left), strides)
     return y
 
 
@@ -195,7 +183,7 @@ def backward(dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor, left: int) -> 
     (b, l, d), kernel = x.shape, weight.shape[2]
     dx, dweight, dbias = x.new_empty(x.shape), weight.new_zeros(weight.shape), bias.new_zeros(bias.shape)
     if dx.numel():
-        (x_flat, *x_strides), (dy_flat, *dy_strides) = _rows(x), _rows(dy)
+        (x_flat, x_strides), (dy_flat, dy_strides) = strided(x), strided(dy)
         w_repeated, bias_repeated = _repeated(weight, bias)
         # The sums per group are NumPy's: to add up so few numbers PyTorch would wake, and wait for, its other threads.
         groups = min(b, GROUPS)

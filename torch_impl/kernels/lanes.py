@@ -6,13 +6,16 @@ made the kernel three times slower. Here the vectors are explicit. They are 64 b
 one AVX-512 register, two of AVX2, four of NEON; LLVM splits them as the machine needs. A kernel that holds one in a
 variable holds it in registers.
 
-A kernel may use, on `Lanes` x and y: x + y, x - y, x * y, x / y, exp2(x), fold(x, y), halves(x), splat(scalar),
-load(array, index) and store(array, index, x) with array 1-D and contiguous. Indices are not checked.
+A kernel may use, on `Lanes` x and y: x + y, x - y, x * y, x / y, exp2(x), maximum(x, y), fold(x, y), halves(x),
+splat(scalar), load(array, index) and store(array, index, x) with array 1-D and contiguous. Indices are not checked.
 """
 
 import operator
+from hashlib import sha256
+from pathlib import Path
 from typing import Any
 
+import numba
 from llvmlite import ir  # type: ignore[import-untyped]
 from numba import types
 from numba.core import cgutils
@@ -53,6 +56,17 @@ POLYNOMIAL = {
 }
 MANTISSA_BITS = {types.float32: 23, types.float64: 52}
 EXPONENT_BIAS = {types.float32: 127, types.float64: 1023}
+
+_LANES = sha256(Path(__file__).read_bytes()).hexdigest()[:8]
+
+
+def compiled(function):
+    """Compile at the first call and keep the machine code on disk.
+
+    Numba's cache looks for changes in the function's own file; the name makes it see those in this one too.
+    """
+    function.__qualname__ += f"-{_LANES}"
+    return numba.njit(nogil=True, cache=True, error_model="numpy", boundscheck=False)(function)
 
 
 class Lanes(types.Type):
@@ -153,6 +167,16 @@ def halves(_typing, x):
         return context.make_tuple(builder, signature.return_type, sums)
 
     return types.UniTuple(x.dtype, 2)(x), generate
+
+
+@intrinsic
+def maximum(_typing, x, y):
+    """The larger of each pair; y where one of them is NaN."""
+
+    def generate(_context, builder, _signature, arguments):
+        return builder.select(builder.fcmp_ordered(">", *arguments), *arguments)
+
+    return x(x, y), generate
 
 
 @intrinsic

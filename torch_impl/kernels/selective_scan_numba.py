@@ -11,35 +11,20 @@ number of threads: the gradients of A and D, which sum over sequences, are summe
 them, and these in order.
 """
 
-from hashlib import sha256
 from math import log
-from pathlib import Path
 
-import numba
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from torch_impl.kernels import lanes
-from torch_impl.kernels.lanes import BYTES, exp2, fold, halves, load, splat, store
+from torch_impl.kernels.lanes import BYTES, compiled, exp2, fold, halves, load, splat, store
 from torch_impl.kernels.threads import in_parallel
 
 CHUNK = 32  # frames between stored states; with 8 or 16 the backward was slower by a half and a tenth
 GROUPS = 64  # of sequences, each with its own sums for the gradients of A and D
 SERIAL = 1 << 17  # below this many state updates (0.03 ms) a second thread costs more than it saves
 LOG2E, LN2 = 1 / log(2), log(2)  # exp(x) = 2^(x log2 e)
-
-_LANES = sha256(Path(lanes.__file__).read_bytes()).hexdigest()[:8]
-
-
-def compiled(function):
-    """Compile at the first call and keep the machine code on disk.
-
-    Numba's cache looks for changes in this file only; the name makes it see those in `lanes` too.
-    """
-    function.__qualname__ += f"-{_LANES}"
-    return numba.njit(nogil=True, cache=True, error_model="numpy", boundscheck=False)(function)
 
 
 @compiled

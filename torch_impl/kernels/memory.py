@@ -1,0 +1,16 @@
+"""Tensors as the flat arrays that compiled loops take."""
+
+import numpy as np
+from torch import Tensor
+
+
+def strided(x: Tensor) -> tuple[np.ndarray, tuple[int, ...]]:
+    """The memory of x, not empty, as a flat array, and the strides of all axes but the last, which is dense.
+
+    Copied only where the last axis is not dense: parts of wider tensors and transposed ones serve as they are.
+    """
+    x = x.detach()
+    if x.stride(-1) != 1:
+        x = x.contiguous()
+    extent = 1 + sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True))
+    return x.as_strided((extent,), (1,)).numpy(), x.stride()[:-1]
