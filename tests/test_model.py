@@ -331,7 +331,7 @@ def test_rope_turns_by_position():
 def test_load_of_a_preset_and_of_nothing():
     model = load("tiny", seed=1)
     assert model.stems == ("instrumental",)
-    assert model.parameter_count == 410_444
+    assert model.parameter_count == 235_444
     assert not model.training
     with pytest.raises(InputError, match="does not exist"):
         load("no-such-thing")
