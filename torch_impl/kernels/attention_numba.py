@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from torch_impl.kernels.lanes import BYTES, compiled, exp2, load, maximum, splat, store
+from torch_impl.kernels.lanes import BYTES, compiled, exp2, largest, load, maximum, splat, store, total
 from torch_impl.kernels.memory import strided
 from torch_impl.kernels.threads import in_parallel
 
@@ -75,30 +75,28 @@ def _scores(q, kT, far, s, features, room):
 
 
 @compiled
-def _largest(s, start, room, lanes):
+def _largest(s, start, room):
     width = BYTES // s.itemsize
-    largest = load(s, start)
+    most = load(s, start)
     for j in range(width, room, width):
-        largest = maximum(largest, load(s, start + j))
-    store(lanes, 0, largest)
-    return lanes.max()
+        most = maximum(most, load(s, start + j))
+    return largest(most)
 
 
 @compiled
-def _exponentials(s, start, room, shift, lanes):
+def _exponentials(s, start, room, shift):
     """s ← 2^(s − shift) in place; returns the sum."""
     width = BYTES // s.itemsize
-    total, shifts = splat(s.dtype.type(0)), splat(shift)
+    sums, shifts = splat(s.dtype.type(0)), splat(shift)
     for j in range(0, room, width):
         p = exp2(load(s, start + j) - shifts)
         store(s, start + j, p)
-        total = total + p
-    store(lanes, 0, total)
-    return lanes.sum()
+        sums = sums + p
+    return total(sums)
 
 
 @compiled
-def _times(p, vT, o, features, room, lanes):
+def _times(p, vT, o, features, room):
     """o (ROWS, features) = p (ROWS, room) vTᵀ."""
     width = BYTES // p.itemsize
     for f in range(features):
@@ -109,14 +107,10 @@ def _times(p, vT, o, features, room, lanes):
             o1 = o1 + load(p, room + j) * v_f
             o2 = o2 + load(p, 2 * room + j) * v_f
             o3 = o3 + load(p, 3 * room + j) * v_f
-        store(lanes, 0, o0)
-        o[f] = lanes.sum()
-        store(lanes, 0, o1)
-        o[features + f] = lanes.sum()
-        store(lanes, 0, o2)
-        o[2 * features + f] = lanes.sum()
-        store(lanes, 0, o3)
-        o[3 * features + f] = lanes.sum()
+        o[f] = total(o0)
+        o[features + f] = total(o1)
+        o[2 * features + f] = total(o2)
+        o[3 * features + f] = total(o3)
 
 
 @compiled
@@ -139,7 +133,7 @@ def _forward(q, k, v, o, logsum, shape, strides, start, stop):
     room, scale = -(-keys // width) * width, q.dtype.type(LOG2E / sqrt(e))
     kT, vT, far = np.empty(e * room, q.dtype), np.empty(e * room, q.dtype), np.empty(room, q.dtype)
     rows, out, p = np.empty(ROWS * e, q.dtype), np.empty(ROWS * e, q.dtype), np.empty(ROWS * room, q.dtype)
-    lanes, totals = np.empty(width, q.dtype), np.empty(ROWS, q.dtype)
+    totals = np.empty(ROWS, q.dtype)
     _fill(far, keys, room)
     for unit in range(start, stop):
         b, h, group = unit // groups // heads, unit // groups % heads, unit % groups
@@ -150,11 +144,11 @@ def _forward(q, k, v, o, logsum, shape, strides, start, stop):
             _rows(q, b * q_b + h * q_h, q_l, i, last, e, scale, rows)
             _scores(rows, kT, far, p, e, room)
             for r in range(ROWS):
-                shift = _largest(p, r * room, room, lanes)
-                totals[r] = _exponentials(p, r * room, room, shift, lanes)
+                shift = _largest(p, r * room, room)
+                totals[r] = _exponentials(p, r * room, room, shift)
                 if i + r < last:
                     logsum[(b * heads + h) * queries + i + r] = shift + np.log2(totals[r])
-            _times(p, vT, out, e, room, lanes)
+            _times(p, vT, out, e, room)
             for r in range(min(ROWS, last - i)):
                 at = ((b * queries + i + r) * heads + h) * e
                 for f in range(e):
@@ -186,7 +180,7 @@ def _backward(do, o, q, k, v, logsum, dq, dk, dv, shape, strides, start, stop):
     kT, vT, far = np.empty(e * room, q.dtype), np.empty(e * room, q.dtype), np.empty(room, q.dtype)
     dkT, dvT, none = np.empty(e * room, q.dtype), np.empty(e * room, q.dtype), np.zeros(room, q.dtype)
     rows, drows, out = np.empty(ROWS * e, q.dtype), np.empty(ROWS * e, q.dtype), np.empty(ROWS * e, q.dtype)
-    p, dp, lanes = np.empty(ROWS * room, q.dtype), np.empty(ROWS * room, q.dtype), np.empty(width, q.dtype)
+    p, dp = np.empty(ROWS * room, q.dtype), np.empty(ROWS * room, q.dtype)
     shifts, dots = np.zeros(ROWS, q.dtype), np.zeros(ROWS, q.dtype)
     batch = dq.size // (queries * heads * e)
     _fill(far, keys, room)
@@ -209,7 +203,7 @@ def _backward(do, o, q, k, v, logsum, dq, dk, dv, shape, strides, start, stop):
             _scores(rows, kT, far, p, e, room)
             _scores(drows, vT, none, dp, e, room)
             _weights(p, dp, room, shifts, dots)
-            _times(dp, kT, out, e, room, lanes)
+            _times(dp, kT, out, e, room)
             for r in range(min(ROWS, last - i)):
                 at = ((b * queries + i + r) * heads + h) * e
                 for f in range(e):

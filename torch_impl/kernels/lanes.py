@@ -7,7 +7,7 @@ one AVX-512 register, two of AVX2, four of NEON; LLVM splits them as the machine
 variable holds it in registers.
 
 A kernel may use, on `Lanes` x and y: x + y, x - y, x * y, x / y, exp2(x), maximum(x, y), fold(x, y), halves(x),
-splat(scalar), load(array, index) and store(array, index, x) with array 1-D and contiguous. Indices are not checked.
+total(x), largest(x), splat(scalar), load(array, index) and store(array, index, x) with array 1-D and contiguous. Indices are not checked.
 """
 
 import operator
@@ -177,6 +177,35 @@ def maximum(_typing, x, y):
         return builder.select(builder.fcmp_ordered(">", *arguments), *arguments)
 
     return x(x, y), generate
+
+
+def _fold(builder, vector, combine):
+    """`combine` applied to the two halves of a vector, then to theirs, down to one number."""
+    while vector.type.count > 1:
+        half = vector.type.count // 2
+        parts = (builder.shuffle_vector(vector, vector, _indices(range(i, i + half))) for i in (0, half))
+        vector = combine(*parts)
+    return builder.extract_element(vector, ir.Constant(ir.IntType(32), 0))
+
+
+@intrinsic
+def total(_typing, x):
+    """The sum of x, always added in the same order."""
+
+    def generate(_context, builder, _signature, arguments):
+        return _fold(builder, arguments[0], builder.fadd)
+
+    return x.dtype(x), generate
+
+
+@intrinsic
+def largest(_typing, x):
+    """The largest element of x, if none is NaN."""
+
+    def generate(_context, builder, _signature, arguments):
+        return _fold(builder, arguments[0], lambda a, b: builder.select(builder.fcmp_ordered(">", a, b), a, b))
+
+    return x.dtype(x), generate
 
 
 @intrinsic
