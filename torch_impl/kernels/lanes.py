@@ -7,7 +7,8 @@ one AVX-512 register, two of AVX2, four of NEON; LLVM splits them as the machine
 variable holds it in registers.
 
 A kernel may use, on `Lanes` x and y: x + y, x - y, x * y, x / y, exp2(x), maximum(x, y), fold(x, y), halves(x),
-total(x), largest(x), splat(scalar), load(array, index) and store(array, index, x) with array 1-D and contiguous. Indices are not checked.
+total(x), largest(x), splat(scalar), load(array, index) and store(array, index, x) with array 1-D and contiguous.
+Indices are not checked.
 """
 
 import operator
