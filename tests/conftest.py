@@ -96,3 +96,14 @@ def micro(songs):
             },
         }
     )
+
+
+@pytest.fixture
+def one_thread():
+    """Small tensors are fastest on one thread; the tests about threads ask for more."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

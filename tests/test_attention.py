@@ -5,6 +5,7 @@ from math import sqrt
 
 import pytest
 import torch
+from closeness import assert_agree
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.checkpoint import checkpoint
@@ -15,15 +16,10 @@ from torch_impl.layers import MultiHeadAttention, attention, initialise
 
 NAMES = ("o", "q", "k", "v")
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}  # of the largest value
+FLOOR = 0.1  # where one weight is nearly 1 the gradients of q and k nearly vanish, as differences of numbers near 1
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Small tensors are fastest on one thread; the tests about threads ask for more."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def definition(q, k, v):
@@ -58,18 +54,11 @@ def expected(*size):
     return values_and_gradients(definition, make(*size, torch.float64))
 
 
-def assert_agree(found, wanted, tolerance):
-    for name, exact in wanted.items():
-        assert found[name].shape == exact.shape
-        error = (found[name].double() - exact).abs().max().item() / max(exact.abs().max().item(), 0.1)
-        assert error <= tolerance, f"{name}: {error:.2e} of its largest value"
-
-
 # batch, queries, keys, heads, features: about the four queries taken at a time and whole vectors of keys, enough heads
 # for each to be a unit of work and too few, and the model's own
 SIZES = [
     *((2, n, 20, 2, 8) for n in (1, 3, 4, 5)),
-    *((1, 6, n, 2, 5) for n in (1, 7, 8, 15, 16, 17, 33)),
+    *((1, 6, n, 2, 5) for n in (2, 7, 8, 15, 16, 17, 33)),
     *((1, n, 12, 1, 4) for n in (31, 32, 33)),
     (9, 10, 10, 2, 12),
     (1, 130, 130, 2, 12),
@@ -81,20 +70,31 @@ SIZES = [
 def test_agrees_with_the_definition(size, dtype):
     found = values_and_gradients(fused, make(*size, dtype))
     assert all(value.dtype == dtype for value in found.values())
-    assert_agree(found, expected(*size), TOLERANCE[dtype])
+    assert_agree(found, expected(*size), TOLERANCE[dtype], floor=FLOOR)
 
 
 @settings(max_examples=60)
-@given(st.tuples(*(st.integers(1, most) for most in (3, 40, 40, 3, 20))))
+@given(st.tuples(*(st.integers(*ends) for ends in ((1, 3), (1, 40), (2, 40), (1, 3), (1, 20)))))
 def test_agrees_for_any_shape(size):
     for dtype, tolerance in TOLERANCE.items():
-        assert_agree(values_and_gradients(fused, make(*size, dtype)), expected(*size), tolerance)
+        assert_agree(values_and_gradients(fused, make(*size, dtype)), expected(*size), tolerance, floor=FLOOR)
 
 
 def test_by_hand():
     # scores 0 and log 3 (with e = 1), so weights 1/4 and 3/4
     q, k, v = (torch.tensor(x).reshape(1, -1, 1, 1) for x in ([1.0], [0.0, torch.tensor(3.0).log()], [8.0, 4.0]))
     torch.testing.assert_close(fused(q, k, v).flatten(), torch.tensor([5.0]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_one_key_has_all_the_weight(dtype):
+    inputs = make(1, 19, 1, 2, 9, dtype)
+    found, (q, _, v) = values_and_gradients(fused, inputs), inputs
+    assert torch.equal(found["o"], v.detach().expand(q.shape))
+    # Each ∂s is the difference of two equal numbers of this size; 19 queries add what rounding leaves of them.
+    size = 19 * 9 * q.abs().max().item() * v.abs().max().item()
+    for name in ("q", "k"):
+        assert found[name].abs().max().item() <= torch.finfo(dtype).eps * size
 
 
 def test_gradients_by_finite_differences():
@@ -117,7 +117,7 @@ def test_large_and_small_scores(scale):
     inputs = [(scale * q).detach().requires_grad_(), k, v]
     found = values_and_gradients(fused, inputs)
     assert all(torch.isfinite(x).all() for x in found.values())
-    assert_agree(found, values_and_gradients(definition, inputs), 1e-10)
+    assert_agree(found, values_and_gradients(definition, inputs), 1e-10, floor=FLOOR)
 
 
 @pytest.mark.parametrize("position", range(3))

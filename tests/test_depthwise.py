@@ -7,6 +7,7 @@ from functools import lru_cache
 import pytest
 import torch
 import torch.nn.functional as F
+from closeness import assert_agree
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.checkpoint import checkpoint
@@ -19,13 +20,7 @@ NAMES = ("y", "x", "weight", "bias")
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}  # of the largest value
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Small tensors are fastest on one thread; the tests about threads ask for more."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def definition(x, weight, bias, left):
@@ -66,14 +61,6 @@ def values_and_gradients(function, inputs, left):
 def expected(b, l, d, k, left):
     """Values and gradients by the definition in float64."""
     return values_and_gradients(definition, make(b, l, d, k, torch.float64), left)
-
-
-def assert_agree(found, wanted, tolerance):
-    for name, exact in wanted.items():
-        assert found[name].shape == exact.shape
-        if exact.numel():
-            error = (found[name].double() - exact.double()).abs().max().item() / max(exact.abs().max().item(), 1e-3)
-            assert error <= tolerance, f"{name}: {error:.2e} of its largest value"
 
 
 # kernel and zeros before: Mamba's, LocalConv's, none at all, and the two ends

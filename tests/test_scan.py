@@ -7,6 +7,7 @@ from functools import lru_cache
 
 import pytest
 import torch
+from closeness import assert_agree
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles import need_mamba_ssm
@@ -22,13 +23,7 @@ NAMES = ("y", "u", "delta", "A", "B", "C", "D", "z")
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}  # of the largest value
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Small tensors are fastest on one thread; the tests about threads ask for more."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def make(b=2, l=40, e=20, n=8, z=True, dtype=torch.float32, seed=0):
@@ -64,14 +59,6 @@ def definition(inputs):
 @lru_cache
 def expected(*shape_and_gate):
     return definition(make(*shape_and_gate))
-
-
-def assert_agree(found, wanted, tolerance):
-    assert found.keys() == wanted.keys()
-    for name, exact in wanted.items():
-        scale = max(exact.abs().max().item(), 1e-3) if exact.numel() else 1.0
-        error = (found[name].double() - exact.double()).abs().max().item() / scale if exact.numel() else 0.0
-        assert error <= tolerance, f"{name}: {error:.2e} of its largest value"
 
 
 SHAPES = [(2, l, 20, 8) for l in (1, 2, CHUNK - 1, CHUNK, CHUNK + 1)]
