@@ -14,7 +14,7 @@ from twinsep.config import Config
 from twinsep.errors import InputError
 
 #: framework -> the package of its twin.
-TWINS = {"torch": "torch_impl"}
+TWINS = {"torch": "torch_impl", "jax": "jax_impl"}
 
 
 def twin(framework: str, module: str = "") -> ModuleType:

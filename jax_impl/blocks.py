@@ -1,0 +1,225 @@
+"""The blocks of the U-Net. Every map keeps the shape (b, k, t, d): batch, band, frame, feature."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from einops import einsum, rearrange
+from jax import Array
+from jaxtyping import Float
+
+from jax_impl import mixers
+from jax_impl.layers import (
+    DepthwiseConvSiLU1d,
+    DoublingConv1d,
+    HalvingConv1d,
+    Linear,
+    Module,
+    MultiHeadAttention,
+    RMSNorm,
+    concatenate,
+    constant,
+    flip,
+    pad_axis,
+    sigmoid,
+    silu,
+)
+from twinsep.config import ModelConfig
+from twinsep.matrices import REFERENCE_TIME_TOKENS, pool_matrix, summary_matrix
+
+
+class SwiGLU(Module):
+    """x + W3 (W1 n ⊙ silu(W2 n)), n = RMSNorm(x) (Shazeer 2020, arXiv 2002.05202)."""
+
+    def __init__(self, model: ModelConfig):
+        self.norm = RMSNorm(model.d_model)
+        self.w1 = Linear(model.d_model, model.d_ff, bias=False)
+        self.w2 = Linear(model.d_model, model.d_ff, bias=False)
+        self.w3 = Linear(model.d_ff, model.d_model, bias=False)
+
+    def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
+        n = self.norm(x)
+        return x + self.w3(self.w1(n) * silu(self.w2(n)))
+
+
+class Bidirectional(Module):
+    """x + W [fwd(n) ; flip(bwd(flip(n)))] + b, n = RMSNorm(x), with two separate mixers."""
+
+    def __init__(self, model: ModelConfig):
+        self.norm = RMSNorm(model.d_model)
+        self.forwards = mixers.build(model)
+        self.backwards = mixers.build(model)
+        self.proj = Linear(2 * model.d_model, model.d_model, bias=True)
+
+    def __call__(self, x: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
+        n = self.norm(x)
+        both = [self.forwards(n), flip(self.backwards(flip(n, (1,))), (1,))]
+        return x + self.proj(concatenate(both, -1))
+
+
+class Unidirectional(Module):
+    """x + mixer(RMSNorm(x)), for a mixer that sees both directions by itself."""
+
+    def __init__(self, model: ModelConfig):
+        self.norm = RMSNorm(model.d_model)
+        self.mixer = mixers.build(model)
+
+    def __call__(self, x: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
+        return x + self.mixer(self.norm(x))
+
+
+def sequence_block(model: ModelConfig) -> Module:
+    """The residual block around the configured mixer."""
+    return Unidirectional(model) if model.mixer.bidirectional else Bidirectional(model)
+
+
+class DualPath(Module):
+    """A sequence block over time within each band, one over bands within each frame, SwiGLU."""
+
+    def __init__(self, model: ModelConfig):
+        self.time = sequence_block(model)
+        self.band = sequence_block(model)
+        self.ff = SwiGLU(model)
+
+    def __call__(self, x: Float[Array, "b k t d"]) -> Float[Array, "b k t d"]:
+        b, k = x.shape[:2]
+        x = rearrange(self.time(rearrange(x, "b k t d -> (b k) t d")), "(b k) t d -> b k t d", k=k)
+        x = rearrange(self.band(rearrange(x, "b k t d -> (b t) k d")), "(b t) k d -> b k t d", b=b)
+        return self.ff(x)
+
+
+class LocalConv(Module):
+    """x + W silu(depthwise(n)) + b, n = RMSNorm(x), seven frames wide."""
+
+    def __init__(self, model: ModelConfig):
+        self.norm = RMSNorm(model.d_model)
+        self.depthwise = DepthwiseConvSiLU1d(model.d_model, 7, left=3)
+        self.pointwise = Linear(model.d_model, model.d_model, bias=True)
+
+    def __call__(self, x: Float[Array, "b k t d"]) -> Float[Array, "b k t d"]:
+        n = rearrange(self.norm(x), "b k t d -> (b k) t d")
+        y = self.pointwise(self.depthwise(n))
+        return x + rearrange(y, "(b k) t d -> b k t d", k=x.shape[1])
+
+
+class EncoderBlock(Module):
+    """LocalConv (levels 1 and 2 only), then DualPath."""
+
+    def __init__(self, model: ModelConfig, *, conv: bool):
+        self.conv = LocalConv(model) if conv else None
+        self.dual_path = DualPath(model)
+
+    def __call__(self, x: Float[Array, "b k t d"]) -> Float[Array, "b k t d"]:
+        return self.dual_path(x if self.conv is None else self.conv(x))
+
+
+class Downsample(Module):
+    """RMSNorm, then half the frames; an odd last one is dropped."""
+
+    def __init__(self, model: ModelConfig):
+        self.norm = RMSNorm(model.d_model)
+        self.conv = HalvingConv1d(model.d_model)
+
+    def __call__(self, x: Float[Array, "b k t d"]) -> Float[Array, "b k t2 d"]:
+        y = self.conv(rearrange(self.norm(x), "b k t d -> (b k) t d"))
+        return rearrange(y, "(b k) t d -> b k t d", k=x.shape[1])
+
+
+class Upsample(Module):
+    """RMSNorm, then twice the frames, fitted to ``frames`` by a zero frame where one was dropped."""
+
+    def __init__(self, model: ModelConfig):
+        self.norm = RMSNorm(model.d_model)
+        self.conv = DoublingConv1d(model.d_model)
+
+    def __call__(self, x: Float[Array, "b k t d"], frames: int) -> Float[Array, "b k t2 d"]:
+        y = self.conv(rearrange(self.norm(x), "b k t d -> (b k) t d"))
+        return pad_axis(rearrange(y, "(b k) t d -> b k t d", k=x.shape[1]), -2, frames - y.shape[1])
+
+
+class GlobalAttention(Module):
+    """x + MHA(RMSNorm(x)) over all bands and frames at once; SwiGLU."""
+
+    def __init__(self, model: ModelConfig):
+        self.norm = RMSNorm(model.d_model)
+        self.attention = MultiHeadAttention(model.d_model, model.n_heads)
+        self.ff = SwiGLU(model)
+
+    def __call__(self, x: Float[Array, "b k t d"]) -> Float[Array, "b k t d"]:
+        n = rearrange(self.norm(x), "b k t d -> b (k t) d")
+        x = x + rearrange(self.attention(n, n), "b (k t) d -> b k t d", k=x.shape[1])
+        return self.ff(x)
+
+
+def memory_bank(levels: Sequence[Float[Array, "b k _ d"]], tokens: Sequence[int]) -> Float[Array, "b k m d"]:
+    """Each level pooled over time to its token count, one after another along the token axis."""
+    pooled = [
+        einsum(constant(pool_matrix(level.shape[2], n), level), level, "m t, b k t d -> b k m d")
+        for level, n in zip(levels, tokens, strict=True)
+        if n
+    ]
+    return concatenate(pooled, 2)
+
+
+class CrossAttention(Module):
+    """x + MHA(RMSNorm(x), RMSNorm(memory))."""
+
+    def __init__(self, model: ModelConfig):
+        self.norm_q = RMSNorm(model.d_model)
+        self.norm_kv = RMSNorm(model.d_model)
+        self.attention = MultiHeadAttention(model.d_model, model.n_heads)
+
+    def __call__(self, x: Float[Array, "b l d"], memory: Float[Array, "b m d"]) -> Float[Array, "b l d"]:
+        return x + self.attention(self.norm_q(x), self.norm_kv(memory))
+
+
+class MemoryAttention(Module):
+    """What a decoder block reads of the memory: over time per band, then over bands per frame."""
+
+    def __init__(self, model: ModelConfig):
+        self.alignment, self.tokens = model.memory_alignment, model.memory_tokens
+        self.time = CrossAttention(model)
+        self.band = CrossAttention(model)
+
+    def __call__(self, x: Float[Array, "b k t d"], memory: Float[Array, "b k m d"]) -> Float[Array, "b k t d"]:
+        b, k, t, _ = x.shape
+        keys = memory
+        if self.alignment == "reference":
+            again = constant(pool_matrix(memory.shape[2], REFERENCE_TIME_TOKENS), memory)
+            keys = einsum(again, memory, "n m, b k m d -> b k n d")
+        x = self.time(rearrange(x, "b k t d -> (b k) t d"), rearrange(keys, "b k m d -> (b k) m d"))
+        x = rearrange(x, "(b k) t d -> (b t) k d", k=k)
+        at_frame = constant(summary_matrix(self.alignment, self.tokens, t), memory)
+        x = self.band(x, einsum(at_frame, memory, "t m, b k m d -> b t k d").reshape(x.shape))
+        return rearrange(x, "(b t) k d -> b k t d", b=b)
+
+
+class SkipGate(Module):
+    """x + g ⊙ W_p n_s, g = sigmoid(W_g [n_x ; n_s]), n the RMSNorms of x and of the encoder's skip."""
+
+    def __init__(self, model: ModelConfig):
+        self.norm_x = RMSNorm(model.d_model)
+        self.norm_skip = RMSNorm(model.d_model)
+        self.gate = Linear(2 * model.d_model, model.d_model, bias=False)
+        self.proj = Linear(model.d_model, model.d_model, bias=False)
+
+    def __call__(self, x: Float[Array, "*b d"], skip: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
+        s = self.norm_skip(skip)
+        return x + sigmoid(self.gate(concatenate([self.norm_x(x), s], -1))) * self.proj(s)
+
+
+class DecoderBlock(Module):
+    """Memory attention (none without memory), gated skip, SwiGLU."""
+
+    def __init__(self, model: ModelConfig):
+        self.memory = MemoryAttention(model) if model.has_memory else None
+        self.skip = SkipGate(model)
+        self.ff = SwiGLU(model)
+
+    def __call__(
+        self, x: Float[Array, "b k t d"], memory: Float[Array, "b k m d"] | None, skip: Float[Array, "b k t d"]
+    ) -> Float[Array, "b k t d"]:
+        if self.memory is not None:
+            assert memory is not None
+            x = self.memory(x, memory)
+        return self.ff(self.skip(x, skip))

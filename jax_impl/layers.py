@@ -1,0 +1,261 @@
+"""The layers whose spelling differs between frameworks; everything else in the twins reads alike.
+
+No framework default is trusted: widths, eps, padding and initial weights all come from here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange
+from flax import nnx
+from jax import Array
+from jaxtyping import Complex, Float
+
+from twinsep import init
+from twinsep.errors import InputError
+
+# Products of float32 in float32: on accelerators JAX would round their factors to fewer bits, PyTorch does not.
+jax.config.update("jax_default_matmul_precision", "highest")
+
+EPS = 1e-6
+Position = Callable[[Array], Array]
+
+Module = nnx.Module
+ModuleList = nnx.List
+concatenate = jnp.concatenate
+exp = jnp.exp
+flip = jnp.flip
+sigmoid = jax.nn.sigmoid
+silu = jax.nn.silu
+softplus = jax.nn.softplus
+tanh = jnp.tanh
+
+_compute_type: ContextVar[Any] = ContextVar("compute_type", default=None)
+
+
+class Parameter(nnx.Param):
+    """A weight that knows how it starts and whether weight decay applies to it."""
+
+    initialiser: init.Initialiser
+    decay: bool
+
+
+def parameter(shape: tuple[int, ...], initialiser: init.Initialiser, *, decay: bool = False) -> Parameter:
+    """An uninitialised weight; :func:`initialise` fills it in."""
+    return Parameter(jax.ShapeDtypeStruct(shape, jnp.float32), initialiser=initialiser, decay=decay)
+
+
+def named_parameters(module: nnx.Module) -> dict[str, Parameter]:
+    """The weights by canonical name."""
+    nodes = nnx.iter_graph(module)
+    return {".".join(map(str, path)): node for path, node in nodes if isinstance(node, Parameter)}
+
+
+def initialise(module: nnx.Module, seed: int) -> None:
+    """Draw every weight from ``seed`` and its own name."""
+    for name, weight in named_parameters(module).items():
+        weight.set_value(jnp.asarray(init.draw(name, weight.shape, weight.initialiser, seed)))
+
+
+def constant(array, like: Array) -> Array:
+    """A NumPy constant in the dtype of ``like``."""
+    return jnp.asarray(array, dtype=like.dtype)
+
+
+def on_arrays(model: nnx.Module, device: jax.Device) -> Callable[[np.ndarray], np.ndarray]:
+    """``model`` as a function from NumPy arrays to NumPy arrays, compiled once for each shape."""
+    definition = nnx.graphdef(model)
+    compiled = jax.jit(lambda weights, x: nnx.merge(definition, weights)(x))
+
+    def function(x: np.ndarray) -> np.ndarray:
+        return np.asarray(compiled(nnx.state(model), jax.device_put(x, device)))
+
+    return function
+
+
+def device_named(name: str) -> jax.Device:
+    """The device, tried out; raises :class:`InputError` where this machine has none of that name."""
+    try:
+        return jax.devices(name)[0]
+    except RuntimeError as error:  # JAX's way to say: unknown name, or built without it
+        raise InputError(f"device {name!r} cannot be used here; --device cpu always can") from error
+
+
+def rematerialised(function, *inputs):
+    """``function(*inputs)``, its activations recomputed in the backward pass instead of kept."""
+    return jax.checkpoint(function)(*inputs)
+
+
+@contextmanager
+def autocast(dtype: Any) -> Iterator[None]:
+    """Matrix products in ``dtype`` (None: in that of their inputs), read while a function is traced."""
+    token = _compute_type.set(dtype)
+    try:
+        yield
+    finally:
+        _compute_type.reset(token)
+
+
+def _in_compute_type(*arrays: Array) -> Sequence[Array]:
+    dtype = _compute_type.get()
+    return arrays if dtype is None else [x.astype(dtype) for x in arrays]
+
+
+def split(x: Array, sizes: Sequence[int], axis: int) -> list[Array]:
+    """Parts of the given sizes along an axis."""
+    return jnp.split(x, np.cumsum(sizes)[:-1], axis)
+
+
+class Linear(nnx.Module):
+    """x Wᵀ (+ b), W (out, in)."""
+
+    def __init__(self, d_in: int, d_out: int, *, bias: bool):
+        self.weight = parameter((d_out, d_in), init.uniform(d_in), decay=True)
+        self.bias = parameter((d_out,), init.uniform(d_in)) if bias else None
+
+    def __call__(self, x: Float[Array, "... i"]) -> Float[Array, "... o"]:
+        return linear(x, self.weight[...], None if self.bias is None else self.bias[...])
+
+
+def linear(
+    x: Float[Array, "... i"], weight: Float[Array, "o i"], bias: Float[Array, " o"] | None
+) -> Float[Array, "... o"]:
+    """x Wᵀ + b in the compute type."""
+    x, weight = _in_compute_type(x, weight)
+    y = x @ weight.T
+    return y if bias is None else y + _in_compute_type(bias)[0]
+
+
+class RMSNorm(nnx.Module):
+    """x / sqrt(mean(x²) + eps) · w (Zhang and Sennrich 2019, arXiv 1910.07467)."""
+
+    def __init__(self, d: int):
+        self.weight = parameter((d,), init.ones)
+
+    def __call__(self, x: Float[Array, "... d"]) -> Float[Array, "... d"]:
+        return rms_norm(x, self.weight[...])
+
+
+def rms_norm(x: Float[Array, "... d"], weight: Float[Array, "*w d"]) -> Float[Array, "... d"]:
+    """x / sqrt(mean(x²) + eps) · weight over the last axis; ``weight`` broadcasts."""
+    # In float32 whatever the compute type: a mean of squares overflows float16.
+    wide = x if x.dtype == jnp.float64 else x.astype(jnp.float32)
+    scale = jax.lax.rsqrt(jnp.square(wide).mean(-1, keepdims=True) + EPS)
+    return (wide * scale * weight).astype(x.dtype)
+
+
+class DepthwiseConvSiLU1d(nnx.Module):
+    """Depthwise convolution over the length, then SiLU: (b, l, d) -> (b, l, d).
+
+    ``left`` zeros are padded before the first frame, kernel − 1 − ``left`` after the last.
+    """
+
+    def __init__(self, d: int, kernel: int, *, left: int):
+        self.left, self.right = left, kernel - 1 - left
+        self.weight = parameter((d, 1, kernel), init.uniform(kernel), decay=True)
+        self.bias = parameter((d,), init.uniform(kernel))
+
+    def __call__(self, x: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
+        # In float32 at least, whatever the compute type, on every device.
+        dtype = jnp.float64 if x.dtype == jnp.float64 else jnp.float32
+        wide, weight, bias = (array.astype(dtype) for array in (x, self.weight[...], self.bias[...]))
+        padded = jnp.pad(wide, ((0, 0), (self.left, self.right), (0, 0)))
+        # A sum of shifted copies: XLA fuses it with what follows, and its grouped convolution is slow on a CPU.
+        shifted = (padded[:, j : j + x.shape[1]] * weight[:, 0, j] for j in range(weight.shape[2]))
+        return silu(sum(shifted, bias)).astype(x.dtype)
+
+
+class HalvingConv1d(nnx.Module):
+    """Convolution of kernel 2 and stride 2 over the length, an odd last frame dropped: (b, l, d) -> (b, l/2, d)."""
+
+    def __init__(self, d: int):
+        self.weight = parameter((d, d, 2), init.uniform(2 * d), decay=True)
+        self.bias = parameter((d,), init.uniform(2 * d))
+
+    def __call__(self, x: Float[Array, "b l d"]) -> Float[Array, "b m d"]:
+        # Without overlap the convolution is one matrix product over pairs of frames.
+        b, l, d = x.shape
+        pairs = x[:, : l // 2 * 2].reshape(b, l // 2, 2 * d)
+        return linear(pairs, self.weight[...].transpose(0, 2, 1).reshape(d, 2 * d), self.bias[...])
+
+
+class DoublingConv1d(nnx.Module):
+    """Transposed convolution of kernel 2 and stride 2 over the length: (b, l, d) -> (b, 2l, d)."""
+
+    def __init__(self, d: int):
+        self.weight = parameter((d, d, 2), init.uniform(2 * d), decay=True)
+        self.bias = parameter((d,), init.uniform(2 * d))
+
+    def __call__(self, x: Float[Array, "b l d"]) -> Float[Array, "b m d"]:
+        b, l, d = x.shape
+        # weight (in, out, kernel) -> (kernel·out, in): frame 2t+j of the output is W_jᵀ x_t.
+        pairs = linear(x, self.weight[...].transpose(2, 1, 0).reshape(2 * d, d), None)
+        return pairs.reshape(b, 2 * l, d) + self.bias[...]
+
+
+def batched_linear(
+    x: Float[Array, "k n i"], weight: Float[Array, "k o i"], bias: Float[Array, "k o"]
+) -> Float[Array, "k n o"]:
+    """One Linear a band, all bands at once."""
+    x, weight, bias = _in_compute_type(x, weight, bias)
+    return x @ weight.mT + bias[:, None]
+
+
+def split_complex(x: Complex[Array, "*s"]) -> Float[Array, "*s two"]:
+    """Real and imaginary parts on a new last axis."""
+    return jnp.stack([x.real, x.imag], -1)
+
+
+def polar(magnitude: Float[Array, "*s"], phase: Float[Array, "*s"]) -> Complex[Array, "*s"]:
+    """magnitude · exp(i · phase), in float32 at least: no framework has a complex half type to rely on."""
+    if magnitude.dtype != jnp.float64:
+        magnitude, phase = magnitude.astype(jnp.float32), phase.astype(jnp.float32)
+    return jax.lax.complex(magnitude * jnp.cos(phase), magnitude * jnp.sin(phase))
+
+
+def pad_axis(x: Array, axis: int, right: int, value: float = 0.0) -> Array:
+    """``right`` entries of ``value`` appended to ``axis`` (negative, counted from the end)."""
+    widths = [(0, right if i == x.ndim + axis else 0) for i in range(x.ndim)]
+    return jnp.pad(x, widths, constant_values=value) if right else x
+
+
+class MultiHeadAttention(nnx.Module):
+    """softmax(q kᵀ / √(D/H)) v in H heads, four projections without bias (Vaswani et al. 2017, eq. 1).
+
+    ``position`` is applied to queries and keys, (b, h, l, e) -> (b, h, l, e), before they meet.
+    """
+
+    def __init__(self, d: int, heads: int):
+        self.heads = heads
+        self.q_proj = Linear(d, d, bias=False)
+        self.k_proj = Linear(d, d, bias=False)
+        self.v_proj = Linear(d, d, bias=False)
+        self.out_proj = Linear(d, d, bias=False)
+
+    def __call__(
+        self, x: Float[Array, "b l d"], memory: Float[Array, "b m d"], position: Position | None = None
+    ) -> Float[Array, "b l d"]:
+        q, k, v = (
+            rearrange(project, "b l (h e) -> b h l e", h=self.heads)
+            for project in (self.q_proj(x), self.k_proj(memory), self.v_proj(memory))
+        )
+        if position is not None:
+            q, k = position(q), position(k)
+        return self.out_proj(rearrange(attention(q, k, v), "b h l e -> b l (h e)"))
+
+
+def attention(
+    q: Float[Array, "b h l e"], k: Float[Array, "b h m e"], v: Float[Array, "b h m e"]
+) -> Float[Array, "b h l e"]:
+    """softmax(q kᵀ / √e) v (Vaswani et al. 2017, arXiv 1706.03762, eq. 1)."""
+    q, k, v = _in_compute_type(q, k, v)
+    if q.dtype == jnp.float64:  # the library's softmax is in float32 whatever it is given
+        return jax.nn.softmax(q @ k.mT / q.shape[-1] ** 0.5) @ v
+    return jax.nn.dot_product_attention(*(x.swapaxes(1, 2) for x in (q, k, v))).swapaxes(1, 2)

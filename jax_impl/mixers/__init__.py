@@ -1,0 +1,17 @@
+"""The sequence mixers by kind: one file each, one line each here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from jax_impl.layers import Module
+from jax_impl.mixers.mamba import Mamba
+from jax_impl.mixers.transformer import Transformer
+from twinsep.config import ModelConfig
+
+MIXERS: dict[str, Callable[[ModelConfig], Module]] = {"mamba": Mamba, "transformer": Transformer}
+
+
+def build(config: ModelConfig) -> Module:
+    """A new mixer of the configured kind, (b, l, d) -> (b, l, d)."""
+    return MIXERS[config.mixer.kind](config)

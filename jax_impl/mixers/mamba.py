@@ -1,0 +1,41 @@
+"""Mamba: a selective state space model (Gu and Dao 2023, arXiv 2312.00752)."""
+
+from __future__ import annotations
+
+from einops import rearrange
+from jax import Array
+from jaxtyping import Float
+
+from jax_impl.layers import DepthwiseConvSiLU1d, Linear, Module, exp, parameter, softplus, split
+from jax_impl.scan import selective_scan
+from twinsep import config, init
+
+
+class Mamba(Module):
+    """(u, z) = W_in x;  u ← silu(conv(u));  (δ, B, C) = W_x u;  Δ = softplus(W_Δ δ + b_Δ);  scan;  W_out.
+
+    Parameter names and layouts are those of mamba_ssm's ``Mamba``.
+    """
+
+    def __init__(self, model: config.ModelConfig):
+        mixer = model.mixer
+        assert isinstance(mixer, config.Mamba)
+        d, n = model.d_model, mixer.d_state
+        e, r = mixer.inner_width(d), mixer.dt_rank(d)
+        self.sizes = [r, n, n]
+        self.in_proj = Linear(d, 2 * e, bias=False)
+        self.conv1d = DepthwiseConvSiLU1d(e, mixer.d_conv, left=mixer.d_conv - 1)
+        self.x_proj = Linear(e, r + 2 * n, bias=False)
+        self.dt_proj = Linear(r, e, bias=True)
+        self.dt_proj.bias = parameter((e,), init.softplus_inverse_of_steps)
+        self.A_log = parameter((e, n), init.log_arange)
+        self.D = parameter((e,), init.ones)
+        self.out_proj = Linear(e, d, bias=False)
+
+    def __call__(self, x: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
+        u, z = rearrange(self.in_proj(x), "b l (two e) -> two b l e", two=2)
+        u = self.conv1d(u)
+        dt, B, C = split(self.x_proj(u), self.sizes, -1)
+        delta = softplus(self.dt_proj(dt))
+        A = -exp(self.A_log[...])
+        return self.out_proj(selective_scan(u, delta, A, B, C, self.D[...], z))

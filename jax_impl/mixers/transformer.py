@@ -1,0 +1,34 @@
+"""Transformer: self-attention with rotary positions, both directions at once."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+from einops import rearrange
+from jax import Array
+from jaxtyping import Float
+
+from jax_impl.layers import Module, MultiHeadAttention, concatenate, constant
+from twinsep import config
+
+
+class Transformer(Module):
+    """Multi-head self-attention with rotary positions on q and k (Su et al. 2021, arXiv 2104.09864)."""
+
+    def __init__(self, model: config.ModelConfig):
+        assert isinstance(model.mixer, config.Transformer)
+        self.rotate = partial(rotate, base=model.mixer.rope_base)
+        self.attention = MultiHeadAttention(model.d_model, model.n_heads)
+
+    def __call__(self, x: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
+        return self.attention(x, x, self.rotate)
+
+
+def rotate(x: Float[Array, "b h l e"], base: float) -> Float[Array, "b h l e"]:
+    """Turn the pair (i, i + e/2) at position t by the angle t · base^(−2i/e) (RoPE, eq. 34, half-split pairs)."""
+    l, e = x.shape[-2:]
+    angle = np.outer(np.arange(l), base ** (-2 * np.arange(e // 2) / e))
+    cos, sin = constant(np.cos(angle), x), constant(np.sin(angle), x)
+    first, second = rearrange(x, "b h l (two e) -> two b h l e", two=2)
+    return concatenate([first * cos - second * sin, first * sin + second * cos], -1)

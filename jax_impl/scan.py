@@ -1,0 +1,205 @@
+"""The selective scan of Mamba: its definition, and ways to compute it that agree with the definition.
+
+    h_t = exp(Δ_t A) h_{t−1} + Δ_t B_t u_t        (e, n), from h_{−1} = 0
+    y_t = (C_t · h_t + D u_t) ⊙ silu(z_t)         (e,)
+
+(Gu and Dao 2023, arXiv 2312.00752, equation 2 discretised as in algorithm 2: exp(ΔA) for A, ΔB for B.)
+Every function takes u, delta (b, l, e), delta after softplus; A (e, n), negative; B, C (b, l, n); D (e,); z (b, l, e)
+or None for no gate; and gives y (b, l, e).
+"""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.nn import silu
+from jaxtyping import Float
+
+CHUNK = 32  # frames of the state in memory at a time
+
+
+def selective_scan(
+    u: Float[Array, "b l e"],
+    delta: Float[Array, "b l e"],
+    A: Float[Array, "e n"],
+    B: Float[Array, "b l n"],
+    C: Float[Array, "b l n"],
+    D: Float[Array, " e"],
+    z: Float[Array, "b l e"] | None = None,
+) -> Float[Array, "b l e"]:
+    """y (b, l, e) in u's dtype, by the fastest way there is on the default backend.
+
+    The state is float32 whatever the inputs, float64 if all of them are. Gradients of the first order only.
+    Raises ValueError where shapes or dtypes do not fit each other.
+    """
+    check_inputs(u, delta, A, B, C, D, z)
+    dtype = jnp.float64 if u.dtype == jnp.float64 else jnp.float32
+    inputs: list[Any] = [x if x is None else x.astype(dtype) for x in (u, delta, A, B, C, D, z)]
+    # One frame after another is the least work, and a CPU has no more lanes than the state has numbers.
+    frames = "sequential" if jax.default_backend() == "cpu" else "associative"
+    return selective_scan_chunked(*inputs, frames=frames).astype(u.dtype)
+
+
+def selective_scan_sequential(
+    u: Float[Array, "b l e"],
+    delta: Float[Array, "b l e"],
+    A: Float[Array, "e n"],
+    B: Float[Array, "b l n"],
+    C: Float[Array, "b l n"],
+    D: Float[Array, " e"],
+    z: Float[Array, "b l e"] | None = None,
+) -> Float[Array, "b l e"]:
+    """The definition as it stands, one frame after another: differentiable by JAX itself, in the inputs' dtype."""
+    check_inputs(u, delta, A, B, C, D, z)
+
+    def frame(h: Array, inputs: tuple[Array, ...]) -> tuple[Array, Array]:
+        u_t, delta_t, B_t, C_t = inputs
+        # h_t = exp(Δ_t A) h_{t−1} + Δ_t B_t u_t
+        h = jnp.exp(delta_t[..., None] * A) * h + delta_t[..., None] * B_t[:, None, :] * u_t[..., None]
+        # y_t = C_t · h_t + D u_t
+        return h, (h * C_t[:, None, :]).sum(-1) + D * u_t
+
+    h = jnp.zeros((u.shape[0], *A.shape), u.dtype)
+    _, y = jax.lax.scan(frame, h, tuple(x.swapaxes(0, 1) for x in (u, delta, B, C)))
+    y = y.swapaxes(0, 1)
+    return y if z is None else y * silu(z)
+
+
+def selective_scan_chunked(
+    u: Float[Array, "b l e"],
+    delta: Float[Array, "b l e"],
+    A: Float[Array, "e n"],
+    B: Float[Array, "b l n"],
+    C: Float[Array, "b l n"],
+    D: Float[Array, " e"],
+    z: Float[Array, "b l e"] | None = None,
+    *,
+    frames: str = "associative",
+) -> Float[Array, "b l e"]:
+    """The same in chunks of time between which the state is carried.
+
+    Only one chunk of states (CHUNK, b, e, n) exists at a time, forward and backward; the forward keeps the states
+    between chunks. Within a chunk ``frames`` go one after another ("sequential") or by
+    ``jax.lax.associative_scan`` ("associative"). The inputs must have one dtype, float32 or float64.
+    """
+    check_inputs(u, delta, A, B, C, D, z)
+    y = _chunked_scan(frames, u, delta, A, B, C) + D * u
+    return y if z is None else y * silu(z)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _chunked_scan(frames: str, u: Array, delta: Array, A: Array, B: Array, C: Array) -> Array:
+    """C_t · h_t, with the gradients written out: JAX would keep every state of every chunk."""
+    return _forward(frames, u, delta, A, B, C)[0]
+
+
+def _forward(frames: str, u: Array, delta: Array, A: Array, B: Array, C: Array) -> tuple[Array, Any]:
+    def chunk(h: Array, inputs: tuple[Array, ...]) -> tuple[Array, tuple[Array, Array]]:
+        u_c, delta_c, B_c, C_c = inputs
+        _, states = _chunk_states(frames, u_c, delta_c, A, B_c, h)
+        return states[-1], (jnp.einsum("lben,lbn->lbe", states, C_c), h)
+
+    h = jnp.zeros((u.shape[0], *A.shape), u.dtype)
+    _, (y, boundaries) = jax.lax.scan(chunk, h, tuple(_chunks(x) for x in (u, delta, B, C)))
+    return _whole(y, u.shape[1]), (u, delta, A, B, C, boundaries)
+
+
+def _backward(frames: str, saved: Any, dy: Array) -> tuple[Array, ...]:
+    u, delta, A, B, C, boundaries = saved
+
+    def chunk(carry: tuple[Array, Array], inputs: tuple[Array, ...]) -> tuple[tuple[Array, Array], tuple[Array, ...]]:
+        dh, dA = carry  # dh = a_{t+1} ∂h_{t+1} of the first frame after the chunk
+        u_c, delta_c, B_c, C_c, dy_c, h = inputs
+        decay, states = _chunk_states(frames, u_c, delta_c, A, B_c, h)
+        dC = jnp.einsum("lben,lbe->lbn", states, dy_c)
+        # ∂h_t = C_t ∂y_t + a_{t+1} ∂h_{t+1}: the same recurrence from the last frame to the first
+        inflow = dy_c[..., None] * C_c[:, :, None, :]
+        inflow = inflow.at[-1].add(dh)
+        dstates = _scan(frames, jnp.roll(decay, -1, 0), inflow, reverse=True)
+        dB = jnp.einsum("lben,lbe->lbn", dstates, delta_c * u_c)
+        dh_B = jnp.einsum("lben,lbn->lbe", dstates, B_c)
+        dstates = dstates * decay
+        # ∂s_t = ∂h_t a_t h_{t−1} for s_t = Δ_t A
+        ds = dstates * jnp.concatenate([h[None], states[:-1]])
+        dA = dA + jnp.einsum("lben,lbe->en", ds, delta_c)
+        ddelta = jnp.einsum("lben,en->lbe", ds, A) + u_c * dh_B
+        return (dstates[0], dA), (delta_c * dh_B, ddelta, dB, dC)
+
+    parts = (*(_chunks(x) for x in (u, delta, B, C, dy)), boundaries)
+    start = (jnp.zeros_like(boundaries[0]), jnp.zeros_like(A))
+    (_, dA), gradients = jax.lax.scan(chunk, start, parts, reverse=True)
+    du, ddelta, dB, dC = (_whole(x, u.shape[1]) for x in gradients)
+    return du, ddelta, dA, dB, dC
+
+
+_chunked_scan.defvjp(_forward, _backward)
+
+
+def _chunks(x: Array) -> Array:
+    """(b, l, …) as (chunks, CHUNK, b, …). What fills the last chunk are zeros: Δ = 0 leaves the state as it is."""
+    x = jnp.pad(x, ((0, 0), (0, -x.shape[1] % CHUNK), *((0, 0),) * (x.ndim - 2)))
+    return x.swapaxes(0, 1).reshape(-1, CHUNK, x.shape[0], *x.shape[2:])
+
+
+def _whole(x: Array, length: int) -> Array:
+    """The inverse of :func:`_chunks`."""
+    return x.reshape(-1, *x.shape[2:])[:length].swapaxes(0, 1)
+
+
+def _chunk_states(frames: str, u: Array, delta: Array, A: Array, B: Array, h: Array) -> tuple[Array, Array]:
+    """The decays and the states (frames, b, e, n) of one chunk that begins after the state h (b, e, n)."""
+    decay = jnp.exp(delta[..., None] * A)
+    inflow = (delta * u)[..., None] * B[:, :, None, :]
+    return decay, _scan(frames, decay, inflow.at[0].add(decay[0] * h))
+
+
+def _scan(frames: str, a: Array, x: Array, *, reverse: bool = False) -> Array:
+    """x_t ← x_t + a_t x_{t−1} along the first axis, for all t; a_0 is not used. ``reverse``: from the last frame.
+
+    Products of decays only, never their inverses: nothing overflows however strong the decay.
+    """
+    if frames == "associative":
+
+        def combine(first: tuple[Array, Array], then: tuple[Array, Array]) -> tuple[Array, Array]:
+            return then[0] * first[0], then[1] + then[0] * first[1]
+
+        return jax.lax.associative_scan(combine, (a, x), reverse=reverse)[1]
+
+    def frame(h: Array, inputs: tuple[Array, Array]) -> tuple[Array, Array]:
+        h = inputs[1] + inputs[0] * h
+        return h, h
+
+    return jax.lax.scan(frame, jnp.zeros_like(x[0]), (a, x), reverse=reverse)[1]
+
+
+def check_inputs(u: Array, delta: Array, A: Array, B: Array, C: Array, D: Array, z: Array | None) -> None:
+    """Raise ValueError, saying what was expected and what came, unless the inputs of a scan fit each other."""
+    if u.ndim != 3 or A.ndim != 2:
+        raise ValueError(
+            f"selective_scan: u must be (b, l, e) and A (e, n); they have shapes {tuple(u.shape)} and {tuple(A.shape)}."
+        )
+    (b, l, e), n = u.shape, A.shape[1]
+    named = {"u": u, "delta": delta, "A": A, "B": B, "C": C, "D": D} | ({} if z is None else {"z": z})
+    expected = {
+        "u": (b, l, e),
+        "delta": (b, l, e),
+        "A": (e, n),
+        "B": (b, l, n),
+        "C": (b, l, n),
+        "D": (e,),
+        "z": (b, l, e),
+    }
+    for name, x in named.items():
+        if tuple(x.shape) != expected[name]:
+            raise ValueError(
+                f"selective_scan: {name} has shape {tuple(x.shape)}; with u {(b, l, e)} and A {tuple(A.shape)} it must "
+                f"be {expected[name]}."
+            )
+        if not jnp.issubdtype(x.dtype, jnp.floating):
+            raise ValueError(f"selective_scan: {name} is {x.dtype}; all inputs must be floating point.")
+        if (x.dtype == jnp.float64) != (u.dtype == jnp.float64):
+            raise ValueError(
+                f"selective_scan: {name} is {x.dtype} and u {u.dtype}; either all inputs are float64 or none is."
+            )
