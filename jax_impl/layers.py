@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import wraps
 from typing import Any
 
 import jax
@@ -30,12 +31,14 @@ Position = Callable[[Array], Array]
 Module = nnx.Module
 ModuleList = nnx.List
 concatenate = jnp.concatenate
+cumsum = jnp.cumsum
 exp = jnp.exp
 flip = jnp.flip
 sigmoid = jax.nn.sigmoid
 silu = jax.nn.silu
 softplus = jax.nn.softplus
 tanh = jnp.tanh
+zeros_like = jnp.zeros_like
 
 _compute_type: ContextVar[Any] = ContextVar("compute_type", default=None)
 
@@ -113,6 +116,17 @@ def split(x: Array, sizes: Sequence[int], axis: int) -> list[Array]:
     return jnp.split(x, np.cumsum(sizes)[:-1], axis)
 
 
+def full_precision(function):
+    """``function`` with its arrays in float32 at least, whatever the compute type; the result is as wide."""
+
+    @wraps(function)
+    def wide(x: Array, *others):
+        dtype = jnp.float64 if x.dtype == jnp.float64 else jnp.float32
+        return function(*(y.astype(dtype) if isinstance(y, Array) else y for y in (x, *others)))
+
+    return wide
+
+
 class Linear(nnx.Module):
     """x Wᵀ (+ b), W (out, in)."""
 
@@ -136,40 +150,53 @@ def linear(
 class RMSNorm(nnx.Module):
     """x / sqrt(mean(x²) + eps) · w (Zhang and Sennrich 2019, arXiv 1910.07467)."""
 
-    def __init__(self, d: int):
+    def __init__(self, d: int, eps: float = EPS):
+        self.eps = eps
         self.weight = parameter((d,), init.ones)
 
     def __call__(self, x: Float[Array, "... d"]) -> Float[Array, "... d"]:
-        return rms_norm(x, self.weight[...])
+        return rms_norm(x, self.weight[...], self.eps)
 
 
-def rms_norm(x: Float[Array, "... d"], weight: Float[Array, "*w d"]) -> Float[Array, "... d"]:
+def rms_norm(x: Float[Array, "... d"], weight: Float[Array, "*w d"], eps: float = EPS) -> Float[Array, "... d"]:
     """x / sqrt(mean(x²) + eps) · weight over the last axis; ``weight`` broadcasts."""
     # In float32 whatever the compute type: a mean of squares overflows float16.
     wide = x if x.dtype == jnp.float64 else x.astype(jnp.float32)
-    scale = jax.lax.rsqrt(jnp.square(wide).mean(-1, keepdims=True) + EPS)
+    scale = jax.lax.rsqrt(jnp.square(wide).mean(-1, keepdims=True) + eps)
     return (wide * scale * weight).astype(x.dtype)
 
 
-class DepthwiseConvSiLU1d(nnx.Module):
-    """Depthwise convolution over the length, then SiLU: (b, l, d) -> (b, l, d).
+class DepthwiseConv1d(nnx.Module):
+    """Depthwise convolution over the length: (b, l, d) -> (b, l, d).
 
     ``left`` zeros are padded before the first frame, kernel − 1 − ``left`` after the last.
     """
 
     def __init__(self, d: int, kernel: int, *, left: int):
-        self.left, self.right = left, kernel - 1 - left
+        self.left = left
         self.weight = parameter((d, 1, kernel), init.uniform(kernel), decay=True)
         self.bias = parameter((d,), init.uniform(kernel))
 
     def __call__(self, x: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
-        # In float32 at least, whatever the compute type, on every device.
-        dtype = jnp.float64 if x.dtype == jnp.float64 else jnp.float32
-        wide, weight, bias = (array.astype(dtype) for array in (x, self.weight[...], self.bias[...]))
-        padded = jnp.pad(wide, ((0, 0), (self.left, self.right), (0, 0)))
-        # A sum of shifted copies: XLA fuses it with what follows, and its grouped convolution is slow on a CPU.
-        shifted = (padded[:, j : j + x.shape[1]] * weight[:, 0, j] for j in range(weight.shape[2]))
-        return silu(sum(shifted, bias)).astype(x.dtype)
+        return depthwise(x, self.weight[...], self.bias[...], self.left).astype(x.dtype)
+
+
+class DepthwiseConvSiLU1d(DepthwiseConv1d):
+    """The same, then SiLU."""
+
+    def __call__(self, x: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
+        return silu(depthwise(x, self.weight[...], self.bias[...], self.left)).astype(x.dtype)
+
+
+@full_precision
+def depthwise(
+    x: Float[Array, "b l d"], weight: Float[Array, "d 1 k"], bias: Float[Array, " d"], left: int
+) -> Float[Array, "b l d"]:
+    """bias + Σ_j weight_j ⊙ x_{t−left+j}, zeros outside x."""
+    kernel = weight.shape[2]
+    padded = jnp.pad(x, ((0, 0), (left, kernel - 1 - left), (0, 0)))
+    # A sum of shifted copies: XLA fuses it with what follows, and its grouped convolution is slow on a CPU.
+    return sum((padded[:, j : j + x.shape[1]] * weight[:, 0, j] for j in range(kernel)), bias)
 
 
 class HalvingConv1d(nnx.Module):
@@ -259,3 +286,25 @@ def attention(
     if q.dtype == jnp.float64:  # the library's softmax is in float32 whatever it is given
         return jax.nn.softmax(q @ k.mT / q.shape[-1] ** 0.5) @ v
     return jax.nn.dot_product_attention(*(x.swapaxes(1, 2) for x in (q, k, v))).swapaxes(1, 2)
+
+
+@full_precision
+def lstm(
+    x: Float[Array, "b l d"],
+    w_ih: Float[Array, "g d"],
+    w_hh: Float[Array, "g h"],
+    b_ih: Float[Array, " g"],
+    b_hh: Float[Array, " g"],
+) -> Float[Array, "b l h"]:
+    """The hidden states of one LSTM from zero, its weights stacked in the order of gates i, f, g, o."""
+
+    def frame(state: tuple[Array, Array], inputs: Array) -> tuple[tuple[Array, Array], Array]:
+        h, c = state
+        i, f, g, o = jnp.split(inputs + h @ w_hh.T, 4, -1)
+        c = sigmoid(f) * c + sigmoid(i) * tanh(g)
+        h = sigmoid(o) * tanh(c)
+        return (h, c), h
+
+    start = jnp.zeros((x.shape[0], w_hh.shape[1]), x.dtype)
+    inputs = x @ w_ih.T + (b_ih + b_hh)
+    return jax.lax.scan(frame, (start, start), inputs.swapaxes(0, 1))[1].swapaxes(0, 1)

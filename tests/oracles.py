@@ -17,6 +17,7 @@ class MambaSSM(NamedTuple):
 
     selective_scan_ref: Any  # u, delta, z (b, e, l), B, C (b, n, l) -> (b, e, l), computed in float32
     Mamba: Any  # the module; make it with use_fast_path=False
+    Mamba2Simple: Any  # the module; make it with use_mem_eff_path=False, inputs a multiple of its chunk_size long
 
 
 def _folder() -> Path | None:
@@ -37,13 +38,17 @@ def _package(name: str, path: Path) -> ModuleType:
 def mamba_ssm() -> MambaSSM | None:
     """mamba_ssm's references, or None where the package is not there.
 
-    Importing the package itself needs CUDA extensions, triton and transformers. Its two modules that matter use none of
+    Importing the package itself needs CUDA extensions, triton and transformers. Its modules that matter use none of
     them in the code that we call, so we import only these, with an empty module in place of each import that cannot
     work, and leave no trace of it in sys.modules.
     """
     folder = _folder()
     if folder is None or not (folder / "mamba_ssm").is_dir():
         return None
+    kernels = ModuleType("mamba_ssm.ops.triton.ssd_combined")
+    for name in ("mamba_chunk_scan_combined", "mamba_split_conv1d_scan_combined"):
+        setattr(kernels, name, None)
+    triton = mock.MagicMock(__version__="3.0.0")  # its decorators turn kernels, which are not called, into mocks
     norms = ModuleType("mamba_ssm.ops.triton.layer_norm")
     for name in ("_layer_norm_fwd", "RMSNorm", "layer_norm_fn", "rms_norm_fn"):
         setattr(norms, name, None)
@@ -53,7 +58,10 @@ def mamba_ssm() -> MambaSSM | None:
         "mamba_ssm": _package("mamba_ssm", folder / "mamba_ssm"),
         "mamba_ssm.ops.triton": _package("mamba_ssm.ops.triton", folder / "mamba_ssm" / "ops" / "triton"),
         "mamba_ssm.ops.triton.layer_norm": norms,
+        "mamba_ssm.ops.triton.ssd_combined": kernels,
         "selective_scan_cuda": ModuleType("selective_scan_cuda"),
+        "triton": triton,
+        "triton.language": triton.language,
     }
     import torch._dynamo  # noqa: F401 (what the modules pull in of torch must stay imported)
 
@@ -61,8 +69,22 @@ def mamba_ssm() -> MambaSSM | None:
     with mock.patch.dict(sys.modules, {**others, **stand_ins, **absent}):
         interface = importlib.import_module("mamba_ssm.ops.selective_scan_interface")
         simple = importlib.import_module("mamba_ssm.modules.mamba_simple")
-    simple.selective_scan_fn = interface.selective_scan_ref  # this private copy of the module only
-    return MambaSSM(interface.selective_scan_ref, simple.Mamba)
+        norms2 = importlib.import_module("mamba_ssm.ops.triton.layernorm_gated")
+        minimal = importlib.import_module("mamba_ssm.modules.ssd_minimal")
+        simple2 = importlib.import_module("mamba_ssm.modules.mamba2_simple")
+    # In these private copies of the modules only: their own references in the place of their kernels.
+    simple.selective_scan_fn = interface.selective_scan_ref
+    norms2.rmsnorm_fn = lambda x, weight, bias, z, eps, group_size, norm_before_gate, *_: norms2.rms_norm_ref(
+        x, weight, bias, z=z, eps=eps, group_size=group_size, norm_before_gate=norm_before_gate
+    )
+
+    def scan(x, dt, A, B, C, chunk_size, D, **_):
+        B, C = (y.expand(*x.shape[:3], -1) for y in (B, C))  # one group for all heads
+        y, _ = minimal.ssd_minimal_discrete(x * dt[..., None], A * dt, B, C, chunk_size)
+        return y + D[:, None] * x
+
+    simple2.mamba_chunk_scan_combined = scan
+    return MambaSSM(interface.selective_scan_ref, simple.Mamba, simple2.Mamba2Simple)
 
 
 def need_mamba_ssm() -> MambaSSM:

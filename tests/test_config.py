@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from twinsep import config, init, schedule
+from twinsep import init, mixers, schedule
 from twinsep.config import PRESETS, Config, ModelConfig, TrainingConfig, from_dict, preset
 from twinsep.errors import InputError
 
@@ -34,8 +34,11 @@ def test_default_mix_is_the_papers():
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"model": {"mixer": {"kind": "rnn"}}}, "unknown mixer kind 'rnn'; known: mamba, transformer"),
+        ({"model": {"mixer": {"kind": "rnn"}}}, "unknown mixer kind 'rnn'; known: mamba, mamba2, transformer, lstm, conv"),
         ({"model": {"mixer": {"kind": "mamba", "d_stat": 3}}}, "model.mixer"),
+        ({"model": {"mixer": {"kind": "mamba", "directions": 3}}}, "model.mixer"),
+        ({"model": {"mixer": {"kind": "mamba2", "head_dim": 24}}}, "head_dim 24 must divide expand · d_model = 32"),
+        ({"model": {"mixer": {"kind": "conv", "kernel": 8}}}, "kernel 8 must be odd"),
         ({"model": {"bands": "octaves"}}, "octaves"),
         ({"model": {"hop": 4096}}, "hop 4096 at most half"),
         ({"model": {"n_heads": 5}}, "n_heads 5 must divide d_model"),
@@ -72,8 +75,8 @@ def test_override_is_deep_but_replaces_another_mixer_and_a_mix_whole():
     assert changed.model.hop == 256
     assert changed.model.bands == base.model.bands
     assert changed.loss.weights == {"magnitude": 1}
-    assert base.override({"model": {"mixer": {"kind": "transformer"}}}).model.mixer == config.Transformer()
-    assert base.override({"model": {"mixer": {"d_state": 4}}}).model.mixer == config.Mamba(d_state=4)
+    assert base.override({"model": {"mixer": {"kind": "transformer"}}}).model.mixer == mixers.Transformer()
+    assert base.override({"model": {"mixer": {"d_state": 4}}}).model.mixer == mixers.Mamba(d_state=4)
 
 
 def test_hash_tells_configurations_apart():

@@ -59,8 +59,8 @@ class Bidirectional(Module):
         return x + self.proj(concatenate(both, -1))
 
 
-class Unidirectional(Module):
-    """x + mixer(RMSNorm(x)), for a mixer that sees both directions by itself."""
+class SinglePass(Module):
+    """x + mixer(RMSNorm(x)), for a mixer that sees both directions by itself or is to see but one."""
 
     def __init__(self, model: ModelConfig):
         super().__init__()
@@ -73,7 +73,7 @@ class Unidirectional(Module):
 
 def sequence_block(model: ModelConfig) -> Module:
     """The residual block around the configured mixer."""
-    return Unidirectional(model) if model.mixer.bidirectional else Bidirectional(model)
+    return Bidirectional(model) if model.mixer.passes == 2 else SinglePass(model)
 
 
 class DualPath(Module):

@@ -5,7 +5,11 @@ No framework default is trusted: widths, eps, padding and initial weights all co
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
+from functools import wraps
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,6 +31,7 @@ Position = Callable[[Tensor], Tensor]
 Module = nn.Module
 ModuleList = nn.ModuleList
 concatenate = torch.cat
+cumsum = torch.cumsum
 exp = torch.exp
 flip = torch.flip
 sigmoid = torch.sigmoid
@@ -34,6 +39,7 @@ silu = F.silu
 softplus = F.softplus
 split = torch.split
 tanh = torch.tanh
+zeros_like = torch.zeros_like
 
 
 class Parameter(nn.Parameter):
@@ -85,11 +91,64 @@ def device_named(name: str) -> torch.device:
         raise InputError(f"device {name!r} cannot be used here; --device cpu always can") from error
 
 
+class _Left:
+    """Stands for a NumPy scalar of a pickle: whatever it was, nothing of it is kept."""
+
+    def __init__(self, *_):
+        pass
+
+    def __setstate__(self, _):
+        pass
+
+
+def read_saved(path: Path) -> Any:
+    """What ``torch.save`` wrote, its tensors as NumPy arrays on the CPU, those of floating point in float32.
+
+    Only tensors and plain values are read, so that no file can run code. Raises :class:`InputError` for a file that
+    asks for more, is damaged or is none of PyTorch's.
+    """
+    # A learning-rate schedule in NumPy leaves its scalars in the states of the optimiser, and they would be refused.
+    names = ("numpy.dtype", "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
+    try:
+        with torch.serialization.safe_globals([(_Left, name) for name in names]):
+            return _as_arrays(torch.load(path, map_location="cpu", weights_only=True))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from error
+    except Exception as error:  # damaged bytes lead to an exception of nearly any kind
+        asked = re.search(r"Unsupported (?:global: GLOBAL|class) (\S+)", str(error))
+        if asked:
+            reason = f"asks to run {asked[1]}, and only tensors and plain values are read from a checkpoint"
+        else:
+            reason = "not a whole file that PyTorch saved; fetch or save it again"
+        raise InputError(f"{path}: {reason}") from error
+
+
+def _as_arrays(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _as_arrays(item) for key, item in value.items()}
+    if isinstance(value, Tensor):
+        value = value.detach()
+        return (value.float() if value.is_floating_point() else value).numpy()
+    return value
+
+
 def rematerialised(function, *inputs):
     """``function(*inputs)``, its activations recomputed in the backward pass instead of kept."""
     if not torch.is_grad_enabled():
         return function(*inputs)
     return checkpoint(function, *inputs, use_reentrant=False)
+
+
+def full_precision(function):
+    """``function`` with its tensors in float32 at least, whatever the compute type; the result is as wide."""
+
+    @wraps(function)
+    def wide(x: Tensor, *others):
+        dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+        with torch.autocast(x.device.type, enabled=False):
+            return function(*(y.to(dtype) if isinstance(y, Tensor) else y for y in (x, *others)))
+
+    return wide
 
 
 class Linear(nn.Module):
@@ -107,44 +166,64 @@ class Linear(nn.Module):
 class RMSNorm(nn.Module):
     """x / sqrt(mean(x²) + eps) · w (Zhang and Sennrich 2019, arXiv 1910.07467)."""
 
-    def __init__(self, d: int):
+    def __init__(self, d: int, eps: float = EPS):
         super().__init__()
+        self.eps = eps
         self.weight = parameter((d,), init.ones)
 
     def forward(self, x: Float[Tensor, "... d"]) -> Float[Tensor, "... d"]:
-        return rms_norm(x, self.weight)
+        return rms_norm(x, self.weight, self.eps)
 
 
-def rms_norm(x: Float[Tensor, "... d"], weight: Float[Tensor, "*w d"]) -> Float[Tensor, "... d"]:
+def rms_norm(x: Float[Tensor, "... d"], weight: Float[Tensor, "*w d"], eps: float = EPS) -> Float[Tensor, "... d"]:
     """x / sqrt(mean(x²) + eps) · weight over the last axis; ``weight`` broadcasts."""
     # In float32 whatever the compute type: a mean of squares overflows float16.
     wide = x if x.dtype == torch.float64 else x.float()
-    scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + EPS)
+    scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
     return (wide * scale * weight).to(x.dtype)
 
 
-class DepthwiseConvSiLU1d(nn.Module):
-    """Depthwise convolution over the length, then SiLU: (b, l, d) -> (b, l, d).
+class DepthwiseConv1d(nn.Module):
+    """Depthwise convolution over the length: (b, l, d) -> (b, l, d).
 
     ``left`` zeros are padded before the first frame, kernel − 1 − ``left`` after the last.
     """
 
     def __init__(self, d: int, kernel: int, *, left: int):
         super().__init__()
-        self.left, self.right = left, kernel - 1 - left
+        self.left = left
         self.weight = parameter((d, 1, kernel), init.uniform(kernel), decay=True)
         self.bias = parameter((d,), init.uniform(kernel))
 
     def forward(self, x: Float[Tensor, "b l d"]) -> Float[Tensor, "b l d"]:
-        # In float32 at least, whatever the compute type, on every device.
-        dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-        with torch.autocast(x.device.type, enabled=False):
-            wide, weight, bias = (tensor.to(dtype) for tensor in (x, self.weight, self.bias))
-            kernels = cpu_kernels() if x.device.type == "cpu" else None
-            if kernels is not None:
-                return kernels.depthwise_silu(wide, weight, bias, self.left).to(x.dtype)
-            padded = F.pad(wide.mT, (self.left, self.right))
-            return silu(F.conv1d(padded, weight, bias, groups=x.shape[2]).mT).to(x.dtype)
+        return depthwise(x, self.weight, self.bias, self.left).to(x.dtype)
+
+
+class DepthwiseConvSiLU1d(DepthwiseConv1d):
+    """The same, then SiLU."""
+
+    def forward(self, x: Float[Tensor, "b l d"]) -> Float[Tensor, "b l d"]:
+        return depthwise_silu(x, self.weight, self.bias, self.left).to(x.dtype)
+
+
+@full_precision
+def depthwise(
+    x: Float[Tensor, "b l d"], weight: Float[Tensor, "d 1 k"], bias: Float[Tensor, " d"], left: int
+) -> Float[Tensor, "b l d"]:
+    """bias + Σ_j weight_j ⊙ x_{t−left+j}, zeros outside x."""
+    padded = F.pad(x.mT, (left, weight.shape[2] - 1 - left))
+    return F.conv1d(padded, weight, bias, groups=x.shape[2]).mT
+
+
+@full_precision
+def depthwise_silu(
+    x: Float[Tensor, "b l d"], weight: Float[Tensor, "d 1 k"], bias: Float[Tensor, " d"], left: int
+) -> Float[Tensor, "b l d"]:
+    """silu of :func:`depthwise`, fused where there is a kernel for it."""
+    kernels = cpu_kernels() if x.device.type == "cpu" else None
+    if kernels is not None:
+        return kernels.depthwise_silu(x, weight, bias, left)
+    return silu(depthwise(x, weight, bias, left))
 
 
 class HalvingConv1d(nn.Module):
@@ -236,3 +315,17 @@ def attention(
     if kernels is not None:
         return kernels.attention(*(x.transpose(1, 2) for x in (q, k, v)))[0].transpose(1, 2)
     return F.scaled_dot_product_attention(q, k, v)
+
+
+@full_precision
+def lstm(
+    x: Float[Tensor, "b l d"],
+    w_ih: Float[Tensor, "g d"],
+    w_hh: Float[Tensor, "g h"],
+    b_ih: Float[Tensor, " g"],
+    b_hh: Float[Tensor, " g"],
+) -> Float[Tensor, "b l h"]:
+    """The hidden states of one LSTM from zero, its weights stacked in the order of gates i, f, g, o."""
+    start = x.new_zeros(1, x.shape[0], w_hh.shape[1])
+    # biases, one layer, no dropout, in training mode (cuDNN's backward asks for it), one direction, batch first
+    return torch.lstm(x, (start, start), (w_ih, w_hh, b_ih, b_hh), True, 1, 0.0, True, False, True)[0]

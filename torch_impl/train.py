@@ -71,7 +71,7 @@ class Trainer:
         ):
             estimate = model(mixture)
         stems = len(self.config.model.targets)  # a residual stem is derived, not trained
-        return losses.mix(estimate[:, :stems].float(), target, mixture=mixture, config=self.config)
+        return losses.mix(estimate[:, :stems].to(target.dtype), target, mixture=mixture, config=self.config)
 
     @torch.no_grad()
     def state(self) -> Tensors:

@@ -16,73 +16,12 @@ import numpy as np
 from pydantic import BeforeValidator, ConfigDict, Field, SerializeAsAny, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from twinsep import bands
+from twinsep import bands, mixers
 from twinsep.errors import InputError
 
 _STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 Positive = Annotated[int, Field(ge=1)]
 Probability = Annotated[float, Field(ge=0, le=1)]
-
-# ---------------------------------------------------------------------------- mixers
-
-
-@dataclass(frozen=True, config=_STRICT)
-class Mixer:
-    """A sequence mixer, (batch, length, D) -> (batch, length, D): the part researchers swap.
-
-    ``bidirectional`` says that one mixer sees both directions by itself, so that the block needs
-    neither a second, flipped one nor the projection that joins the two.
-    """
-
-    kind: str
-
-    @property
-    def bidirectional(self) -> bool:
-        return False
-
-
-@dataclass(frozen=True, config=_STRICT)
-class Mamba(Mixer):
-    """Selective state space model S6 (Gu and Dao 2023, arXiv 2312.00752, algorithm 2)."""
-
-    kind: Literal["mamba"] = "mamba"
-    d_state: Positive = 32
-    expand: Positive = 2
-    d_conv: Positive = 4
-
-    def inner_width(self, d_model: int) -> int:
-        """E = expand · D."""
-        return self.expand * d_model
-
-    def dt_rank(self, d_model: int) -> int:
-        """R = ⌈D/16⌉."""
-        return -(-d_model // 16)
-
-
-@dataclass(frozen=True, config=_STRICT)
-class Transformer(Mixer):
-    """Self-attention with rotary positions (Su et al. 2021, arXiv 2104.09864)."""
-
-    kind: Literal["transformer"] = "transformer"
-    rope_base: Annotated[float, Field(gt=1)] = 10_000.0
-
-    @property
-    def bidirectional(self) -> bool:
-        return True
-
-
-#: kind -> configuration class. A new mixer adds one line here and one in each twin's registry.
-MIXERS: dict[str, type[Mixer]] = {"mamba": Mamba, "transformer": Transformer}
-
-
-def _mixer(value: Any) -> Any:
-    if not isinstance(value, Mapping):
-        return value
-    kind = value.get("kind")
-    if kind not in MIXERS:
-        raise ValueError(f"unknown mixer kind {kind!r}; known: {', '.join(MIXERS)}")
-    return TypeAdapter(MIXERS[kind]).validate_python(dict(value))
-
 
 # ---------------------------------------------------------------------------- sections
 
@@ -96,7 +35,7 @@ class ModelConfig:
     n_enc: Positive
     n_bottleneck: Annotated[int, Field(ge=2)]
     n_dec: Positive
-    mixer: Annotated[SerializeAsAny[Mixer], BeforeValidator(_mixer)] = Mamba()
+    mixer: Annotated[SerializeAsAny[mixers.Mixer], BeforeValidator(mixers.from_mapping)] = mixers.Mamba()
     sample_rate: Positive = 44_100
     n_fft: Positive = 2048
     hop: Positive = 256
@@ -119,6 +58,7 @@ class ModelConfig:
         for target in self.targets:
             if target not in STEMS:
                 raise ValueError(f"unknown target {target!r}; known: {', '.join(STEMS)}")
+        self.mixer.check(self.d_model)
         _ = self.band_table  # names an unknown table, or one that does not exist at this n_fft
 
     @property
@@ -304,8 +244,8 @@ def _presets() -> dict[str, Config]:
         "reference": Config(ModelConfig(**paper, **faults), reference_mix),
         "reference-large": Config(ModelConfig(**large, **faults), reference_mix),
         "paper": Config(ModelConfig(**paper)),
-        "small": Config(ModelConfig(**small, mixer=Mamba(d_state=16))),
-        "tiny": Config(ModelConfig(**tiny, mixer=Mamba(d_state=8))),
+        "small": Config(ModelConfig(**small, mixer=mixers.Mamba(d_state=16))),
+        "tiny": Config(ModelConfig(**tiny, mixer=mixers.Mamba(d_state=8))),
     }
 
 

@@ -36,6 +36,11 @@ def uniform(fan_in: int | np.ndarray, power: float = -0.5) -> Initialiser:
     return lambda rng, shape: bound * rng.uniform(-1, 1, shape)
 
 
+def log_uniform(low: float, high: float) -> Initialiser:
+    """log of U(low, high): Mamba-2's A_log."""
+    return lambda rng, shape: np.log(rng.uniform(low, high, shape))
+
+
 def log_arange(_: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
     """A_log = log(1..N) in every channel: S4D-real (Gu et al. 2022, arXiv 2206.11893), as mamba_ssm has it."""
     return np.broadcast_to(np.log(np.arange(1, shape[-1] + 1)), shape)

@@ -5,11 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from jax_impl.layers import Module
+from jax_impl.mixers.conv import Conv
+from jax_impl.mixers.lstm import LSTM
 from jax_impl.mixers.mamba import Mamba
+from jax_impl.mixers.mamba2 import Mamba2
 from jax_impl.mixers.transformer import Transformer
 from twinsep.config import ModelConfig
 
-MIXERS: dict[str, Callable[[ModelConfig], Module]] = {"mamba": Mamba, "transformer": Transformer}
+MIXERS: dict[str, Callable[[ModelConfig], Module]] = {
+    "mamba": Mamba,
+    "mamba2": Mamba2,
+    "transformer": Transformer,
+    "lstm": LSTM,
+    "conv": Conv,
+}
 
 
 def build(config: ModelConfig) -> Module:

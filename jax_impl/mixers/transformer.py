@@ -10,14 +10,15 @@ from jax import Array
 from jaxtyping import Float
 
 from jax_impl.layers import Module, MultiHeadAttention, concatenate, constant
-from twinsep import config
+from twinsep import mixers
+from twinsep.config import ModelConfig
 
 
 class Transformer(Module):
     """Multi-head self-attention with rotary positions on q and k (Su et al. 2021, arXiv 2104.09864)."""
 
-    def __init__(self, model: config.ModelConfig):
-        assert isinstance(model.mixer, config.Transformer)
+    def __init__(self, model: ModelConfig):
+        assert isinstance(model.mixer, mixers.Transformer)
         self.rotate = partial(rotate, base=model.mixer.rope_base)
         self.attention = MultiHeadAttention(model.d_model, model.n_heads)
 

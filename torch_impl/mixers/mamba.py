@@ -8,7 +8,8 @@ from torch import Tensor
 
 from torch_impl.layers import DepthwiseConvSiLU1d, Linear, Module, exp, parameter, softplus, split
 from torch_impl.scan import selective_scan
-from twinsep import config, init
+from twinsep import init, mixers
+from twinsep.config import ModelConfig
 
 
 class Mamba(Module):
@@ -17,10 +18,10 @@ class Mamba(Module):
     Parameter names and layouts are those of mamba_ssm's ``Mamba``.
     """
 
-    def __init__(self, model: config.ModelConfig):
+    def __init__(self, model: ModelConfig):
         super().__init__()
         mixer = model.mixer
-        assert isinstance(mixer, config.Mamba)
+        assert isinstance(mixer, mixers.Mamba)
         d, n = model.d_model, mixer.d_state
         e, r = mixer.inner_width(d), mixer.dt_rank(d)
         self.sizes = [r, n, n]

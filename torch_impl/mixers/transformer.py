@@ -10,15 +10,16 @@ from jaxtyping import Float
 from torch import Tensor
 
 from torch_impl.layers import Module, MultiHeadAttention, concatenate, constant
-from twinsep import config
+from twinsep import mixers
+from twinsep.config import ModelConfig
 
 
 class Transformer(Module):
     """Multi-head self-attention with rotary positions on q and k (Su et al. 2021, arXiv 2104.09864)."""
 
-    def __init__(self, model: config.ModelConfig):
+    def __init__(self, model: ModelConfig):
         super().__init__()
-        assert isinstance(model.mixer, config.Transformer)
+        assert isinstance(model.mixer, mixers.Transformer)
         self.rotate = partial(rotate, base=model.mixer.rope_base)
         self.attention = MultiHeadAttention(model.d_model, model.n_heads)
 

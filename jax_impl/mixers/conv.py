@@ -1,0 +1,23 @@
+"""A wide depthwise convolution and a Linear: what is left of a mixer without recurrence or attention."""
+
+from __future__ import annotations
+
+from jax import Array
+from jaxtyping import Float
+
+from jax_impl.layers import DepthwiseConv1d, Linear, Module
+from twinsep import mixers
+from twinsep.config import ModelConfig
+
+
+class Conv(Module):
+    """W (depthwise convolution centred on the frame, zeros outside) + b, no activation."""
+
+    def __init__(self, model: ModelConfig):
+        mixer = model.mixer
+        assert isinstance(mixer, mixers.Conv)
+        self.depthwise = DepthwiseConv1d(model.d_model, mixer.kernel, left=mixer.kernel // 2)
+        self.pointwise = Linear(model.d_model, model.d_model, bias=True)
+
+    def __call__(self, x: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
+        return self.pointwise(self.depthwise(x))

@@ -1,0 +1,29 @@
+"""LSTM (Hochreiter and Schmidhuber 1997): what BSRNN runs along time and bands (arXiv 2209.15174)."""
+
+from __future__ import annotations
+
+from jax import Array
+from jaxtyping import Float
+
+from jax_impl.layers import Module, lstm, parameter
+from twinsep import init, mixers
+from twinsep.config import ModelConfig
+
+
+class LSTM(Module):
+    """i, f, g, o = W_ih x_t + b_ih + W_hh h_{t−1} + b_hh;  c_t = σ(f) c_{t−1} + σ(i) tanh(g);  h_t = σ(o) tanh(c_t).
+
+    Parameter names, but for the layer's number, and layouts are those of torch.nn.LSTM.
+    """
+
+    def __init__(self, model: ModelConfig):
+        assert isinstance(model.mixer, mixers.LSTM)
+        d = model.d_model
+        self.weight_ih = parameter((4 * d, d), init.uniform(d), decay=True)
+        self.weight_hh = parameter((4 * d, d), init.uniform(d), decay=True)
+        self.bias_ih = parameter((4 * d,), init.uniform(d))
+        self.bias_hh = parameter((4 * d,), init.uniform(d))
+
+    def __call__(self, x: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
+        weights = (self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
+        return lstm(x, *(w[...] for w in weights)).astype(x.dtype)

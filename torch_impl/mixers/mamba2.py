@@ -1,0 +1,108 @@
+"""Mamba-2: state space duality (Dao and Gu 2024, arXiv 2405.21060)."""
+
+from __future__ import annotations
+
+import numpy as np
+from einops import einsum, rearrange
+from jaxtyping import Float
+from torch import Tensor
+
+from torch_impl.layers import (
+    DepthwiseConvSiLU1d,
+    Linear,
+    Module,
+    RMSNorm,
+    concatenate,
+    constant,
+    cumsum,
+    exp,
+    full_precision,
+    pad_axis,
+    parameter,
+    silu,
+    softplus,
+    split,
+    zeros_like,
+)
+from twinsep import init, mixers
+from twinsep.config import ModelConfig
+
+CHUNK = 64  # frames at most that are computed as one matrix
+GATED_NORM_EPS = 1e-5  # that of mamba_ssm's gated norm, not ours
+
+
+class Mamba2(Module):
+    """(z, xBC, Δ) = W_in x;  (x, B, C) = silu(conv(xBC));  Δ ← softplus(Δ + b_Δ);  dual scan;  W_out RMSNorm(y ⊙ silu(z)).
+
+    Parameter names and layouts are those of mamba_ssm's ``Mamba2`` with one group.
+    """
+
+    def __init__(self, model: ModelConfig):
+        super().__init__()
+        mixer = model.mixer
+        assert isinstance(mixer, mixers.Mamba2)
+        d, n = model.d_model, mixer.d_state
+        e, heads = mixer.inner_width(d), mixer.heads(d)
+        self.heads, self.sizes = heads, [e, e + 2 * n, heads]
+        self.conv_sizes = [e, n, n]
+        self.in_proj = Linear(d, 2 * e + 2 * n + heads, bias=False)
+        self.conv1d = DepthwiseConvSiLU1d(e + 2 * n, mixer.d_conv, left=mixer.d_conv - 1)
+        self.dt_bias = parameter((heads,), init.softplus_inverse_of_steps)
+        self.A_log = parameter((heads,), init.log_uniform(1.0, 16.0))
+        self.D = parameter((heads,), init.ones)
+        self.norm = RMSNorm(e, GATED_NORM_EPS)
+        self.out_proj = Linear(e, d, bias=False)
+
+    def forward(self, x: Float[Tensor, "b l d"]) -> Float[Tensor, "b l d"]:
+        z, xBC, dt = split(self.in_proj(x), self.sizes, -1)
+        u, B, C = split(self.conv1d(xBC), self.conv_sizes, -1)
+        u = rearrange(u, "b l (h p) -> b l h p", h=self.heads)
+        delta = softplus(dt + self.dt_bias)
+        y = dual_scan(u, delta, -exp(self.A_log), B, C) + self.D[:, None] * u
+        return self.out_proj(self.norm(rearrange(y, "b l h p -> b l (h p)") * silu(z)))
+
+
+@full_precision
+def dual_scan(
+    u: Float[Tensor, "b l h p"],
+    delta: Float[Tensor, "b l h"],
+    A: Float[Tensor, " h"],
+    B: Float[Tensor, "b l n"],
+    C: Float[Tensor, "b l n"],
+) -> Float[Tensor, "b l h p"]:
+    """y_t = C_t · h_t, h_t = exp(Δ_t A) h_{t−1} + Δ_t B_t u_t from zero, in chunks (section 6 of the paper).
+
+    Within a chunk one product with the matrix (C Bᵀ) ⊙ exp(Δ_{j+1} A + … + Δ_i A), i ≥ j; what enters it from the
+    chunks before is their states, which the same matrix over chunks carries on.
+    """
+    length = u.shape[1]
+    chunks = -(-length // CHUNK)
+    size = -(-length // chunks)  # chunks of one size, the last filled with Δ = 0, which leaves the state as it is
+    rest = chunks * size - length
+    x, a = delta[..., None] * u, delta * A
+    x = rearrange(pad_axis(x, -3, rest), "b (c s) h p -> b c s h p", c=chunks)
+    a = rearrange(pad_axis(a, -2, rest), "b (c s) h -> b c h s", c=chunks)
+    B, C = (rearrange(pad_axis(y, -2, rest), "b (c s) n -> b c s n", c=chunks) for y in (B, C))
+
+    within = decays(a)
+    weights = einsum(C, B, "b c i n, b c j n -> b c i j")[:, :, None] * within
+    y = einsum(weights, x, "b c h i j, b c j h p -> b c i h p")
+
+    to_end = rearrange(within[..., -1, :], "b c h s -> b c s h 1")
+    states = einsum(B, x * to_end, "b c s n, b c s h p -> b c h p n")
+    across = decays(rearrange(a.sum(-1), "b c h -> b h c"))
+    states = einsum(across, states, "b h i j, b j h p n -> b i h p n")
+    entering = concatenate([zeros_like(states[:, :1]), states[:, :-1]], 1)
+    from_start = rearrange(exp(cumsum(a, -1)), "b c h s -> b c s h 1")
+    y = y + einsum(C, entering, "b c s n, b c h p n -> b c s h p") * from_start
+    return rearrange(y, "b c s h p -> b (c s) h p")[:, :length]
+
+
+def decays(a: Float[Tensor, "*b s"]) -> Float[Tensor, "*b s s"]:
+    """exp(a_{j+1} + … + a_i) at (i, j) for i ≥ j, else 0.
+
+    The sums are of masked terms, not differences of one running sum, which would cancel.
+    """
+    lower = np.tril(np.ones((a.shape[-1], a.shape[-1])))
+    sums = cumsum(a[..., None] * constant(lower - np.eye(len(lower)), a), -2)
+    return exp(sums) * constant(lower, a)
