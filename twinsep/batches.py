@@ -16,7 +16,7 @@ import numpy as np
 import scipy.fft
 from jaxtyping import Float32
 
-from twinsep.config import SOURCES, Config
+from twinsep.config import Config
 from twinsep.data import Track, parts, tracks
 
 #: Cut-off of the random low-pass, Hz, and the width of the soft edge above it. Compressed music has
@@ -29,7 +29,7 @@ _END = 2**62  # of the numbering of examples: a year at a million a second uses 
 
 
 class Example(TypedDict):
-    """What one number gives; ``song`` names the songs, in the order of SOURCES where they differ."""
+    """What one number gives; ``song`` names the songs, in the order of their sources where they differ."""
 
     mixture: Float32[np.ndarray, "2 s"]
     target: Float32[np.ndarray, "n 2 s"]
@@ -49,9 +49,9 @@ class Batch(TypedDict):
 class Examples:
     """Number → :class:`Example`, by random access.
 
-    With probability ``data.remix`` each stem comes from a song and place of its own, otherwise all four
+    With probability ``data.remix`` each source comes from a song and place of its own, otherwise all
     from one. Songs are drawn in proportion to their length, so that every second of music is as
-    likely; one shorter than the segment is zero-padded at its end. Then, for each stem alone: gain
+    likely; one shorter than the segment is zero-padded at its end. Then, for each source alone: gain
     uniform in ±``gain_db`` dB, channels swapped, polarity turned. Then for all together: a target
     silenced (see :meth:`_silenced`), a low-pass, dither.
     """
@@ -59,6 +59,7 @@ class Examples:
     def __init__(self, config: Config, songs: Sequence[Track]):
         self.config = config
         self.songs = tuple(songs)
+        self.sources = self.songs[0].sources  # one set's songs are all of one kind
         self._ends = np.cumsum([song.frames for song in self.songs])
 
     def __call__(self, index: int) -> Example:
@@ -66,9 +67,9 @@ class Examples:
         data, rate = self.config.data, self.config.model.sample_rate
         rng = np.random.default_rng([self.config.training.seed, index])
         remix = rng.random() < data.remix
-        places = [self._place(rng) for _ in SOURCES]
-        places = places if remix else places[:1] * len(SOURCES)
-        stems = np.stack([self._chunk(*place, source) for place, source in zip(places, SOURCES, strict=True)])
+        places = [self._place(rng) for _ in self.sources]
+        places = places if remix else places[:1] * len(self.sources)
+        stems = np.stack([self._chunk(*place, source) for place, source in zip(places, self.sources, strict=True)])
         stems = self._varied(stems, rng)
         stems[self._silenced(rng)] = 0
         filtered, cutoff = rng.random() < data.low_pass, rng.uniform(*CUTOFF_HZ)
@@ -78,8 +79,8 @@ class Examples:
         names = [song.name for song, _ in places]
         return {
             # In this order, so that mixture = instrumental + vocals to the bit.
-            "mixture": _sum(stems, "instrumental") + _sum(stems, "vocals"),
-            "target": np.stack([_sum(stems, target) for target in self.config.model.targets]),
+            "mixture": self._sum(stems, "instrumental") + self._sum(stems, "vocals"),
+            "target": np.stack([self._sum(stems, target) for target in self.config.model.targets]),
             "song": " | ".join(names if remix else names[:1]),
             "index": index,
         }
@@ -95,7 +96,7 @@ class Examples:
         return np.pad(chunk, ((0, 0), (0, length - chunk.shape[1])))
 
     def _varied(self, stems: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        data, count = self.config.data, len(SOURCES)
+        data, count = self.config.data, len(self.sources)
         gain = 10 ** (rng.uniform(-1, 1, count) * data.gain_db / 20)
         swapped = rng.random(count) < data.channel_swap
         sign = np.where(rng.random(count) < data.polarity, -1, 1)
@@ -109,7 +110,13 @@ class Examples:
         """
         silent = rng.random() < self.config.data.silent_target
         target = self.config.model.targets[rng.integers(len(self.config.model.targets))]
-        return [SOURCES.index(source) for source in parts(target)] if silent else []
+        return self._indices(target) if silent else []
+
+    def _sum(self, stems: np.ndarray, stem: str) -> np.ndarray:
+        return sum(stems[index] for index in self._indices(stem))
+
+    def _indices(self, stem: str) -> list[int]:
+        return [self.sources.index(source) for source in parts(stem, self.sources)]
 
 
 def low_pass(
@@ -133,10 +140,6 @@ def dither(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
     return difference * np.float32(STEP / 2**16)
 
 
-def _sum(stems: np.ndarray, stem: str) -> np.ndarray:
-    return sum(stems[SOURCES.index(source)] for source in parts(stem))
-
-
 class TrainingBatches:
     """The endless stream of batches of ``config``; each ``iter`` starts it at example 0.
 
@@ -146,7 +149,9 @@ class TrainingBatches:
 
     def __init__(self, config: Config, split: str = "train"):
         self.config = config
-        self.example = Examples(config, tracks(config.data.root, split, sample_rate=config.model.sample_rate))
+        model = config.model
+        songs = tracks(config.data.root, split, sample_rate=model.sample_rate, targets=model.targets)
+        self.example = Examples(config, songs)
 
     def __iter__(self) -> BatchIterator:
         return BatchIterator(self.example)

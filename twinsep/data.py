@@ -1,9 +1,9 @@
-"""Songs as stems in folders: MUSDB18-HQ, the generated songs, and how both are split.
+"""Songs in folders: MUSDB18-HQ, the generated songs, pairs of mixture and target, and how they are split.
 
-``<root>/{train,test}/<track>/{mixture,drums,bass,other,vocals}.wav``, with ``<root>/splits.csv`` (columns
-``track`` and ``split``: train, valid, test or real) saying which is which; valid songs lie in ``train/``,
-real ones in ``test/``. Without that table the split is MUSDB18's own. What is wrong with a data set is
-an :class:`InputError` of one sentence naming the file.
+As stems: ``<root>/{train,test}/<track>/{mixture,drums,bass,other,vocals}.wav``, with ``<root>/splits.csv``
+(columns ``track`` and ``split``: train, valid, test or real) saying which is which; valid songs lie in
+``train/``, real ones in ``test/``. Without that table the split is MUSDB18's own. As pairs: see
+:mod:`twinsep.pairs`. What is wrong with a data set is an :class:`InputError` of one sentence naming the file.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 from jaxtyping import Float32
 
-from twinsep import audio
-from twinsep.config import SOURCES, STEMS, Config
+from twinsep import audio, pairs
+from twinsep.config import SOURCES, Config
 from twinsep.errors import InputError
 
 #: split -> the folder its songs lie in.
@@ -44,66 +44,111 @@ MUSDB_VALIDATION = (
 )
 #: A validation excerpt has voice if its vocals' root mean square is above this: −40 dB full scale.
 _VOICE = 0.01
-_REMEDY = "make the default songs with `dvc repro data`, or set data.root to a folder in MUSDB18-HQ layout"
+_REMEDY = (
+    "make the default songs with `dvc repro data`, or set data.root to a folder in MUSDB18-HQ layout "
+    f"or of pairs <song>/{pairs.IN}, {pairs.OUT}"
+)
 
 # ---------------------------------------------------------------------------- one song
 
 
-def parts(stem: str) -> tuple[str, ...]:
-    """The sources whose sum is ``stem``: three for instrumental, all for mixture, else the stem itself."""
-    return {"instrumental": SOURCES[:3], "mixture": SOURCES}.get(stem, (stem,))
+def parts(stem: str, sources: tuple[str, ...] = SOURCES) -> tuple[str, ...]:
+    """The ``sources`` (vocals last) whose sum is ``stem``: all but the vocals for instrumental, all for mixture,
+    else the stem itself."""
+    return {"instrumental": sources[:-1], "mixture": sources}.get(stem, (stem,))
 
 
 @dataclass(frozen=True)
 class Track:
-    """One song; every stem has ``frames`` samples at ``sample_rate`` Hz."""
+    """One song in stems; every stem has ``frames`` samples at ``sample_rate`` Hz.
+
+    ``sources`` are what it can be taken apart into, the vocals last; their sum is the mixture.
+    """
 
     name: str
     folder: Path
     frames: int
     sample_rate: int
+    sources: ClassVar[tuple[str, ...]] = SOURCES
 
     def read(self, stem: str, start: int = 0, frames: int | None = None) -> Float32[np.ndarray, "2 s"]:
         """Samples [start, start + frames) of a stem, (2, frames); to the end unless ``frames`` is given.
 
-        ``instrumental`` is drums + bass + other, ``mixture`` its own file or else the sum of all; mono
-        becomes two equal channels. Raises :class:`InputError` for an unknown stem, a range beyond
-        the end, or a file that cannot be read.
+        A stem is a source, ``instrumental``, which is all of them but the vocals, or ``mixture``, which is its
+        own file or else the sum of all; mono becomes two equal channels. Raises :class:`InputError` for an
+        unknown stem, a range beyond the end, or a file that cannot be read.
         """
-        if stem not in (*STEMS, "mixture"):
-            raise InputError(f"unknown stem {stem!r}; known: {', '.join((*STEMS, 'mixture'))}")
+        known = tuple(dict.fromkeys((*self.sources, "instrumental", "mixture")))
+        if stem not in known:
+            raise InputError(f"unknown stem {stem!r}; known: {', '.join(known)}")
         frames = self.frames - start if frames is None else frames
-        files = (stem,) if stem == "mixture" and _file(self.folder, stem).exists() else parts(stem)
         total = np.zeros((2, frames), np.float32)
-        for source in files:
-            total += audio.read_segment(_file(self.folder, source), start, frames)  # mono is broadcast
+        for sign, file in self._terms(stem):
+            total += sign * audio.read_segment(file, start, frames)  # mono is broadcast
         return total
 
+    def _terms(self, stem: str) -> list[tuple[int, Path]]:
+        """(sign, file) of what a known stem is the sum of."""
+        own = stem == "mixture" and _file(self.folder, stem).exists()
+        return [(1, _file(self.folder, source)) for source in ((stem,) if own else parts(stem))]
 
-def open_track(folder: str | os.PathLike[str], sample_rate: int = 44_100) -> Track:
-    """The song in ``folder``, its headers checked.
 
-    Raises :class:`InputError` for a missing stem (``mixture.wav`` may be missing), stems of unequal
-    length, a rate other than ``sample_rate`` (Hz), more than two channels, or a file cut short. Silent
-    stems are accepted: songs have them.
+@dataclass(frozen=True)
+class Pair(Track):
+    """One paired song: ``out.wav`` is ``target``, instrumental or vocals, and ``in.wav`` − ``out.wav`` the other one.
+
+    The sources' sum is ``in.wav``, to the bit if the files are of 16 bits.
+    """
+
+    target: str = "instrumental"
+    sources: ClassVar[tuple[str, ...]] = ("instrumental", "vocals")
+
+    def _terms(self, stem: str) -> list[tuple[int, Path]]:
+        mixture, target = (1, self.folder / pairs.IN), (1, self.folder / pairs.OUT)
+        rest = [mixture, (-1, self.folder / pairs.OUT)]
+        return {"mixture": [mixture], self.target: [target]}.get(stem, rest)
+
+
+def open_track(
+    folder: str | os.PathLike[str], sample_rate: int = 44_100, targets: tuple[str, ...] = ("instrumental",)
+) -> Track:
+    """The song in ``folder``, stems or a pair, its headers checked; a pair's ``out.wav`` is the one of ``targets``.
+
+    Raises :class:`InputError` for a missing file (``mixture.wav`` may be missing), files of unequal
+    length, a rate other than ``sample_rate`` (Hz), more than two channels, a file cut short, or targets
+    that a pair cannot give. Silent stems are accepted: songs have them.
     """
     folder = Path(folder)
+    if pairs.is_pair(folder):
+        if len(targets) != 1 or targets[0] not in Pair.sources:
+            raise InputError(
+                f"{folder / pairs.OUT} can be one target, {' or '.join(Pair.sources)}, not {', '.join(targets)}: "
+                "set model.targets to one of these"
+            )
+        frames = _checked_frames([folder / pairs.IN, folder / pairs.OUT], sample_rate)
+        return Pair(folder.name, folder, frames, sample_rate, targets[0])
     stems = (*SOURCES, "mixture") if _file(folder, "mixture").exists() else SOURCES
-    headers = {stem: audio.info(_file(folder, stem)) for stem in stems}
-    for stem, header in headers.items():
+    frames = _checked_frames([_file(folder, stem) for stem in stems], sample_rate)
+    return Track(folder.name, folder, frames, sample_rate)
+
+
+def _checked_frames(files: list[Path], sample_rate: int) -> int:
+    """Samples of each of a song's files. Raises as :func:`open_track` does."""
+    headers = {file: audio.info(file) for file in files}
+    for file, header in headers.items():
         if header.sample_rate != sample_rate:
             raise InputError(
-                f"{_file(folder, stem)} is at {header.sample_rate} Hz but the model is at {sample_rate} Hz: "
-                f"resample the song's files, for example with `ffmpeg -i {stem}.wav -ar {sample_rate} new.wav`"
+                f"{file} is at {header.sample_rate} Hz but the model is at {sample_rate} Hz: "
+                f"resample the song's files, for example with `ffmpeg -i {file.name} -ar {sample_rate} new.wav`"
             )
-    shortest = min(headers, key=lambda stem: headers[stem].frames)
-    longest = max(headers, key=lambda stem: headers[stem].frames)
+    shortest = min(headers, key=lambda file: headers[file].frames)
+    longest = max(headers, key=lambda file: headers[file].frames)
     if headers[shortest].frames != headers[longest].frames:
         raise InputError(
-            f"{_file(folder, shortest)} has {headers[shortest].frames} samples but {longest}.wav has "
-            f"{headers[longest].frames}: cut or pad the song's stems to one length"
+            f"{shortest} has {headers[shortest].frames} samples but {longest.name} has "
+            f"{headers[longest].frames}: cut or pad the song's files to one length"
         )
-    return Track(folder.name, folder, headers[shortest].frames, sample_rate)
+    return headers[shortest].frames
 
 
 def _file(folder: Path, stem: str) -> Path:
@@ -113,13 +158,19 @@ def _file(folder: Path, stem: str) -> Path:
 # ---------------------------------------------------------------------------- a data set
 
 
-def tracks(root: str | os.PathLike[str], split: str, *, sample_rate: int = 44_100) -> tuple[Track, ...]:
-    """The songs of one split, in order of name, each opened by :func:`open_track`.
+def tracks(
+    root: str | os.PathLike[str],
+    split: str,
+    *,
+    sample_rate: int = 44_100,
+    targets: tuple[str, ...] = ("instrumental",),
+) -> tuple[Track, ...]:
+    """The songs of one split, in order of name, each opened by :func:`open_track`: all stems or all pairs.
 
     Raises :class:`InputError` for a split or folder that does not exist, a faulty ``splits.csv``, a
-    split without songs, or a song that does not open.
+    split without songs, pairs that lie amiss (:func:`twinsep.pairs.folders`), or a song that does not open.
     """
-    return tuple(open_track(folder, sample_rate) for folder in track_folders(root, split))
+    return tuple(open_track(folder, sample_rate, targets) for folder in track_folders(root, split))
 
 
 def track_folders(root: str | os.PathLike[str], split: str) -> tuple[Path, ...]:
@@ -129,6 +180,8 @@ def track_folders(root: str | os.PathLike[str], split: str) -> tuple[Path, ...]:
         raise InputError(f"unknown split {split!r}; known: {', '.join(SPLITS)}")
     if not root.is_dir():
         raise InputError(f"there is no data folder {root}: {_REMEDY}")
+    if pairs.lie_in(root):
+        return pairs.folders(root, split)
     table = root / "splits.csv"
     if table.exists():
         names, where = sorted(name for name, its in _read_splits(table).items() if its == split), table
@@ -189,10 +242,10 @@ def validation_segments(config: Config) -> list[ValidationSegment]:
     the song that has voice, or the middle itself. A shorter song is taken whole. Raises
     :class:`InputError` as :func:`tracks` does.
     """
-    rate, wanted = config.model.sample_rate, config.training.validation_tracks
+    model, wanted = config.model, config.training.validation_tracks
     folders = track_folders(config.data.root, "valid")
     chosen = [folders[i * len(folders) // wanted] for i in range(wanted)] if wanted < len(folders) else folders
-    return [_excerpt(open_track(folder, rate), config) for folder in chosen]
+    return [_excerpt(open_track(folder, model.sample_rate, model.targets), config) for folder in chosen]
 
 
 def _excerpt(track: Track, config: Config) -> ValidationSegment:

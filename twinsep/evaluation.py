@@ -45,7 +45,8 @@ def evaluate(
     the time, so they are asked for. Raises :class:`InputError` for missing data and for an estimate of
     another length than its song.
     """
-    songs = [(split, t) for split in splits for t in data.tracks(root, split, sample_rate=config.sample_rate)]
+    rate, targets = config.sample_rate, config.targets
+    songs = [(split, t) for split in splits for t in data.tracks(root, split, sample_rate=rate, targets=targets)]
     records: list[Record] = []
     pending: list[tuple[str, str, list[str], Future]] = []
     with _pool(museval) as pool:

@@ -49,7 +49,7 @@ def baseline_system(name: str, config: ModelConfig, root: str, progress: Report 
 def fit_band_gains(config: ModelConfig, root: str, progress: Report | None = None) -> dict[str, np.ndarray]:
     """Per target the gains (f,), one a band, that minimise ‖g·X − Y‖² over the training songs:
     g_k = Σ Re(X̄ Y) / Σ |X|² over the band's bins, all frames, channels and songs. Bins without a band get 0.5."""
-    songs = data.tracks(root, "train", sample_rate=config.sample_rate)
+    songs = data.tracks(root, "train", sample_rate=config.sample_rate, targets=config.targets)
     cross = {target: np.zeros(config.n_bins) for target in config.targets}
     power = np.zeros(config.n_bins)
     for done, song in enumerate(songs):
