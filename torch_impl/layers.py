@@ -6,6 +6,7 @@ No framework default is trusted: widths, eps, padding and initial weights all co
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Callable, Mapping
 from functools import wraps
 from pathlib import Path
@@ -110,14 +111,15 @@ def read_saved(path: Path) -> Any:
     # A learning-rate schedule in NumPy leaves its scalars in the states of the optimiser, and they would be refused.
     names = ("numpy.dtype", "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
     try:
-        with torch.serialization.safe_globals([(_Left, name) for name in names]):
+        # PyTorch warns of what looks odd in a file and then fails, or does not: one sentence is enough.
+        with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals([(_Left, n) for n in names]):
             return _as_arrays(torch.load(path, map_location="cpu", weights_only=True))
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or error})") from error
     except Exception as error:  # damaged bytes lead to an exception of nearly any kind
         asked = re.search(r"Unsupported (?:global: GLOBAL|class) (\S+)", str(error))
         if asked:
-            reason = f"asks to run {asked[1]}, and only tensors and plain values are read from a checkpoint"
+            reason = f"asks to run {asked[1]!r}, and only tensors and plain values are read from a checkpoint"
         else:
             reason = "not a whole file that PyTorch saved; fetch or save it again"
         raise InputError(f"{path}: {reason}") from error

@@ -121,6 +121,18 @@ def evaluate(
     )
 
 
+@app.command()
+def convert(
+    source: Annotated[Path, typer.Argument(help="Checkpoint of the reference code (.pt), its config.json beside it.")],
+    out: Annotated[Path, typer.Argument(help="The same weights for twinsep (.safetensors).")],
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that exists.")] = False,
+) -> None:
+    """Turn a checkpoint of the public reference code into one that either framework here loads."""
+    from twinsep import convert as command
+
+    command.run(source, out, overwrite=overwrite)
+
+
 def _configuration(file: Path | None, preset: str | None, settings: list[str] | None, data: Path | None) -> Any:
     """The configuration that the options name, overridden as they say."""
     from twinsep import config
