@@ -25,7 +25,7 @@ def main(name: str) -> None:
         config if baseline else None,
         out=out,
         root=None,
-        splits=settings.splits(),
+        splits=None,
         museval=profile["museval"] and (baseline or entry["row"] == "base"),
         overlap=0.25,
         segment=None,

@@ -1,9 +1,10 @@
 """Stage ``separate``: the base run separates a song, as ``twinsep separate --vocals`` does."""
 
+import tempfile
 from pathlib import Path
 
 from ablations import settings
-from twinsep import data, songs
+from twinsep import audio, data, songs
 from twinsep.cli import guarded
 from twinsep.training import BEST
 
@@ -11,23 +12,28 @@ OUT = Path("results/work/separated")
 
 
 def song() -> data.Track:
-    """The real excerpt; with another data set its first test song."""
+    """The real excerpt; of a set without one its first test song."""
     return data.tracks(settings.data_root(), settings.splits()[-1])[0]
 
 
 def main() -> None:
-    songs.run(
-        [song().folder / "mixture.wav"],
-        out=OUT,
-        checkpoint=settings.RUNS / "torch-base-0" / BEST,
-        vocals=True,
-        extension="wav",
-        overlap=0.25,
-        segment=None,
-        overwrite=True,
-        framework="torch",
-        device=settings.profile()["device"],
-    )
+    """Into ``mixture/``, whatever the song's files: stems may lie without their mixture, and a pair's is ``in.wav``."""
+    taken = song()
+    with tempfile.TemporaryDirectory() as folder:
+        mixture = Path(folder) / "mixture.wav"
+        audio.write(mixture, taken.read("mixture"), taken.sample_rate, subtype="FLOAT")
+        songs.run(
+            [mixture],
+            out=OUT,
+            checkpoint=settings.RUNS / "torch-base-0" / BEST,
+            vocals=True,
+            extension="wav",
+            overlap=0.25,
+            segment=None,
+            overwrite=True,
+            framework="torch",
+            device=settings.profile()["device"],
+        )
 
 
 if __name__ == "__main__":

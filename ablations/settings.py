@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from twinsep import data
 from twinsep.config import Config, preset
 from twinsep.errors import InputError
 
@@ -59,5 +60,6 @@ def configuration(run: str) -> Config:
 
 
 def splits() -> list[str]:
-    """What is scored: the test songs and, with the generated set, the real excerpt in a column of its own."""
-    return ["test"] if params()["data"]["root"] else ["test", "real"]
+    """What is scored, as :func:`twinsep.data.scored_splits` has it; the generated set has both, made already or not."""
+    given = params()["data"]["root"]
+    return data.scored_splits(given) if given else ["test", "real"]

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import wraps
+from functools import partial, wraps
 from typing import Any
 
 import jax
@@ -162,8 +162,32 @@ def rms_norm(x: Float[Array, "... d"], weight: Float[Array, "*w d"], eps: float 
     """x / sqrt(mean(x²) + eps) · weight over the last axis; ``weight`` broadcasts."""
     # In float32 whatever the compute type: a mean of squares overflows float16.
     wide = x if x.dtype == jnp.float64 else x.astype(jnp.float32)
-    scale = jax.lax.rsqrt(jnp.square(wide).mean(-1, keepdims=True) + eps)
-    return (wide * scale * weight).astype(x.dtype)
+    return (_normalised(wide, eps) * weight).astype(x.dtype)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _normalised(x: Array, eps: float) -> Array:
+    """x / sqrt(mean(x²) + eps). The gradient written out is a fifth faster than JAX's own on a CPU."""
+    return _normalised_forward(x, eps)[0]
+
+
+def _normalised_forward(x: Array, eps: float) -> tuple[Array, tuple[Array, Array]]:
+    scale = jax.lax.rsqrt(_mean(x * x) + eps)
+    return x * scale, (x, scale)
+
+
+def _normalised_backward(_: float, saved: tuple[Array, Array], dy: Array) -> tuple[Array]:
+    x, scale = saved
+    n = x * scale
+    return (scale * (dy - n * _mean(dy * n)),)
+
+
+_normalised.defvjp(_normalised_forward, _normalised_backward)
+
+
+def _mean(x: Array) -> Array:
+    """Over the last axis, kept, as a product: XLA's sum over a short last axis is slow on a CPU."""
+    return (x @ jnp.full(x.shape[-1], 1 / x.shape[-1], x.dtype))[..., None]
 
 
 class DepthwiseConv1d(nnx.Module):
@@ -193,10 +217,29 @@ def depthwise(
     x: Float[Array, "b l d"], weight: Float[Array, "d 1 k"], bias: Float[Array, " d"], left: int
 ) -> Float[Array, "b l d"]:
     """bias + Σ_j weight_j ⊙ x_{t−left+j}, zeros outside x."""
-    kernel = weight.shape[2]
-    padded = jnp.pad(x, ((0, 0), (left, kernel - 1 - left), (0, 0)))
+    return _taps(x, weight[:, 0].T, left) + bias
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _taps(x: Array, weight: Array, left: int) -> Array:
+    """Σ_j weight_j ⊙ x_{t−left+j}, weight (kernel, d). JAX's own gradient would pad each of the copies anew."""
     # A sum of shifted copies: XLA fuses it with what follows, and its grouped convolution is slow on a CPU.
-    return sum((padded[:, j : j + x.shape[1]] * weight[:, 0, j] for j in range(kernel)), bias)
+    return sum(w * shifted for w, shifted in zip(weight, _shifted(x, len(weight), left), strict=True))
+
+
+def _shifted(x: Array, kernel: int, left: int) -> list[Array]:
+    padded = jnp.pad(x, ((0, 0), (left, kernel - 1 - left), (0, 0)))
+    return [padded[:, j : j + x.shape[1]] for j in range(kernel)]
+
+
+def _taps_backward(left: int, saved: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
+    x, weight = saved
+    kernel = len(weight)
+    dweight = jnp.stack([(dy * shifted).sum((0, 1)) for shifted in _shifted(x, kernel, left)])
+    return _taps(dy, weight[::-1], kernel - 1 - left), dweight
+
+
+_taps.defvjp(lambda x, weight, left: (_taps(x, weight, left), (x, weight)), _taps_backward)
 
 
 class HalvingConv1d(nnx.Module):
@@ -282,10 +325,14 @@ def attention(
     q: Float[Array, "b h l e"], k: Float[Array, "b h m e"], v: Float[Array, "b h m e"]
 ) -> Float[Array, "b h l e"]:
     """softmax(q kᵀ / √e) v (Vaswani et al. 2017, arXiv 1706.03762, eq. 1)."""
-    q, k, v = _in_compute_type(q, k, v)
-    if q.dtype == jnp.float64:  # the library's softmax is in float32 whatever it is given
-        return jax.nn.softmax(q @ k.mT / q.shape[-1] ** 0.5) @ v
-    return jax.nn.dot_product_attention(*(x.swapaxes(1, 2) for x in (q, k, v))).swapaxes(1, 2)
+    dtype = q.dtype
+    q, k, v = _in_compute_type(q / q.shape[-1] ** 0.5, k, v)
+    wide = jnp.promote_types(q.dtype, jnp.float32)
+    scores = jnp.matmul(q, k.mT, preferred_element_type=wide)
+    # The weights are divided by their sum last, in the result, which has fewer numbers than they.
+    weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
+    y = jnp.matmul(weights.astype(v.dtype), v, preferred_element_type=wide) / weights.sum(-1, keepdims=True)
+    return y.astype(dtype)
 
 
 @full_precision

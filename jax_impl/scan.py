@@ -17,7 +17,9 @@ from jax import Array
 from jax.nn import silu
 from jaxtyping import Float
 
-CHUNK = 32  # frames of the state in memory at a time
+#: Frames of the state in memory at a time. In sequence the fastest is what stays in a CPU's cache, measured at
+#: (72, 259, 32, 8), its transpose (259, 72, 32, 8) and (68, 258, 128, 16).
+CHUNK = {"sequential": 8, "associative": 32}
 
 
 def selective_scan(
@@ -80,7 +82,7 @@ def selective_scan_chunked(
 ) -> Float[Array, "b l e"]:
     """The same in chunks of time between which the state is carried.
 
-    Only one chunk of states (CHUNK, b, e, n) exists at a time, forward and backward; the forward keeps the states
+    Only one chunk of states (CHUNK[frames], b, e, n) exists at a time, forward and backward; the forward keeps the states
     between chunks. Within a chunk ``frames`` go one after another ("sequential") or by
     ``jax.lax.associative_scan`` ("associative"). The inputs must have one dtype, float32 or float64.
     """
@@ -102,7 +104,7 @@ def _forward(frames: str, u: Array, delta: Array, A: Array, B: Array, C: Array) 
         return states[-1], (jnp.einsum("lben,lbn->lbe", states, C_c), h)
 
     h = jnp.zeros((u.shape[0], *A.shape), u.dtype)
-    _, (y, boundaries) = jax.lax.scan(chunk, h, tuple(_chunks(x) for x in (u, delta, B, C)))
+    _, (y, boundaries) = jax.lax.scan(chunk, h, tuple(_chunks(x, CHUNK[frames]) for x in (u, delta, B, C)))
     return _whole(y, u.shape[1]), (u, delta, A, B, C, boundaries)
 
 
@@ -123,11 +125,12 @@ def _backward(frames: str, saved: Any, dy: Array) -> tuple[Array, ...]:
         dstates = dstates * decay
         # ∂s_t = ∂h_t a_t h_{t−1} for s_t = Δ_t A
         ds = dstates * jnp.concatenate([h[None], states[:-1]])
-        dA = dA + jnp.einsum("lben,lbe->en", ds, delta_c)
+        # A sum and not a product of matrices: XLA fuses it, which takes a fifth off the whole backward pass.
+        dA = dA + (ds * delta_c[..., None]).sum((0, 1))
         ddelta = jnp.einsum("lben,en->lbe", ds, A) + u_c * dh_B
         return (dstates[0], dA), (delta_c * dh_B, ddelta, dB, dC)
 
-    parts = (*(_chunks(x) for x in (u, delta, B, C, dy)), boundaries)
+    parts = (*(_chunks(x, CHUNK[frames]) for x in (u, delta, B, C, dy)), boundaries)
     start = (jnp.zeros_like(boundaries[0]), jnp.zeros_like(A))
     (_, dA), gradients = jax.lax.scan(chunk, start, parts, reverse=True)
     du, ddelta, dB, dC = (_whole(x, u.shape[1]) for x in gradients)
@@ -137,10 +140,10 @@ def _backward(frames: str, saved: Any, dy: Array) -> tuple[Array, ...]:
 _chunked_scan.defvjp(_forward, _backward)
 
 
-def _chunks(x: Array) -> Array:
-    """(b, l, …) as (chunks, CHUNK, b, …). What fills the last chunk are zeros: Δ = 0 leaves the state as it is."""
-    x = jnp.pad(x, ((0, 0), (0, -x.shape[1] % CHUNK), *((0, 0),) * (x.ndim - 2)))
-    return x.swapaxes(0, 1).reshape(-1, CHUNK, x.shape[0], *x.shape[2:])
+def _chunks(x: Array, size: int) -> Array:
+    """(b, l, …) as (chunks, size, b, …). What fills the last chunk are zeros: Δ = 0 leaves the state as it is."""
+    x = jnp.pad(x, ((0, 0), (0, -x.shape[1] % size), *((0, 0),) * (x.ndim - 2)))
+    return x.swapaxes(0, 1).reshape(-1, size, x.shape[0], *x.shape[2:])
 
 
 def _whole(x: Array, length: int) -> Array:

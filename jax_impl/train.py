@@ -126,9 +126,13 @@ class Functional:
         """Those of ``model``."""
         return {name: weight[...] for name, weight in named_parameters(model).items()}
 
-    def __call__(self, weights: Tree, mixture: jax.Array) -> jax.Array:
+    def model(self, weights: Tree) -> Separator:
+        """The model with these weights."""
         state = nnx.from_flat_state({self.paths[name]: weight for name, weight in weights.items()})
-        return nnx.merge(self.definition, state)(mixture)
+        return nnx.merge(self.definition, state)
+
+    def __call__(self, weights: Tree, mixture: jax.Array) -> jax.Array:
+        return self.model(weights)(mixture)
 
 
 def load_weights(model: Separator, weights: Mapping[str, np.ndarray], where: str) -> None:

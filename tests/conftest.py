@@ -1,5 +1,11 @@
 """Fixtures that several test files share."""
 
+import os
+
+# Most of the time of JAX's tests goes into compiling. Without these emitters XLA compiles in half of it; the programs
+# are slower, and compute the same. Read when JAX starts its CPU.
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false"
+
 import numpy as np
 import pytest
 import scipy.ndimage
@@ -96,6 +102,37 @@ def micro(songs):
             },
         }
     )
+
+
+@pytest.fixture(scope="session")
+def xla_cache(tmp_path_factory):
+    """A folder for compiled programs, which some tests have in common."""
+    return tmp_path_factory.mktemp("xla")
+
+
+@pytest.fixture(scope="module")
+def quick_compilation(xla_cache):
+    """XLA without most of its passes, which makes programs slower, not different."""
+    import jax
+
+    seconds = jax.config.jax_persistent_cache_min_compile_time_secs
+    jax.config.update("jax_disable_most_optimizations", True)
+    jax.config.update("jax_compilation_cache_dir", str(xla_cache))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+    jax.config.update("jax_compilation_cache_dir", None)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", seconds)
+
+
+@pytest.fixture
+def dtype(request):
+    """"float64", which JAX has only inside this fixture, or "float32"; parametrize it indirectly."""
+    import jax
+
+    jax.config.update("jax_enable_x64", request.param == "float64")
+    yield request.param
+    jax.config.update("jax_enable_x64", False)
 
 
 @pytest.fixture

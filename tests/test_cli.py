@@ -1,5 +1,7 @@
 """The commands as a person types them: good input works, bad input ends in one sentence and leaves nothing."""
 
+import json
+import shutil
 import subprocess
 import sys
 
@@ -138,8 +140,21 @@ def test_train_and_evaluate(call, micro, songs, tmp_path):
     status, said = call("evaluate", "run/best.safetensors", "--split", "test", "--out", "scores")
     assert status == 0, said
     assert (tmp_path / "work" / "scores" / "metrics.json").exists()
-    status, _ = call("evaluate", "mixture", "--config", tmp_path / "c.yaml", "--data", songs, "--out", "floor")
-    assert status == 0
+    floor = ("evaluate", "mixture", "--config", tmp_path / "c.yaml", "--data", songs, "--out", "floor")
+    assert call(*floor)[0] == 0
+    assert scored(tmp_path / "work" / "floor") == {"test", "real"}
+    without = tmp_path / "musdb"
+    shutil.copytree(songs / "test", without / "test")
+    assert call(*floor, "--data", without)[0] == 0
+    assert scored(tmp_path / "work" / "floor") == {"test"}
+    status, said = call(*floor, "--data", without, "--split", "real")
+    assert status == 2
+    assert "no real songs in" in said
+    assert_one_sentence(said)
+
+
+def scored(folder):
+    return {record["split"] for record in json.loads((folder / "metrics.json").read_text())}
 
 
 def test_train_and_evaluate_refuse_bad_input(call, weights, songs, tmp_path):

@@ -13,7 +13,7 @@ import pytest
 from twinsep import audio
 from twinsep.batches import STEP, BatchIterator, TrainingBatches, dither, low_pass
 from twinsep.config import SOURCES, preset
-from twinsep.data import MUSDB_VALIDATION, Track, open_track, parts, tracks, validation_segments
+from twinsep.data import MUSDB_VALIDATION, Track, open_track, parts, scored_splits, tracks, validation_segments
 from twinsep.errors import InputError
 
 RATE = 44_100
@@ -84,6 +84,17 @@ def test_without_a_table_the_split_is_musdbs(tmp_path):
     assert [track.name for track in tracks(tmp_path, "valid")] == [MUSDB_VALIDATION[3]]
     assert [track.name for track in tracks(tmp_path, "test")] == ["C - Song"]
     with pytest.raises(InputError, match=r"no real songs in .*test: .*dvc repro data"):
+        tracks(tmp_path, "real")
+
+
+def test_real_songs_are_scored_where_the_table_lists_some(root, tmp_path):
+    assert scored_splits(root) == ["test", "real"]
+    assert scored_splits(tmp_path) == ["test"]
+    (tmp_path / "splits.csv").write_text("track,split\na,test\n")
+    assert scored_splits(tmp_path) == ["test"]
+    (tmp_path / "splits.csv").write_text("track,split\na,test\nb,real\n")
+    assert scored_splits(tmp_path) == ["test", "real"]  # without its folder: refused when it is read
+    with pytest.raises(InputError, match="lists a real song without its folder"):
         tracks(tmp_path, "real")
 
 

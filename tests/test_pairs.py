@@ -7,7 +7,9 @@ import unicodedata
 
 import numpy as np
 import pytest
+from conftest import write_song
 
+from ablations import figure, separate, settings
 from ablations.data import inventory
 from torch_impl.train import Trainer
 from twinsep import audio, checkpoint, evaluation, pairs, systems
@@ -15,6 +17,7 @@ from twinsep.batches import STEP, TrainingBatches
 from twinsep.config import preset
 from twinsep.data import Pair, Track, open_track, tracks, validation_segments
 from twinsep.errors import InputError
+from twinsep.files import write_json
 from twinsep.pairs import split_by_name
 from twinsep.training import LAST, train
 
@@ -265,7 +268,7 @@ def test_baselines_are_scored(micro, root, tmp_path, system):
         micro.override({"data": {"root": str(root)}}),
         out=tmp_path,
         root=None,
-        splits=["test"],
+        splits=None,
         museval=False,
         overlap=0.25,
         segment=None,
@@ -289,3 +292,35 @@ def test_the_stage_data_takes_stock(root):
             "bytes": {name: (root / "test" / "t" / name).stat().st_size for name in ("in.wav", "out.wav")},
         }
     }
+
+
+def in_pairs(folder):
+    make_pair(folder / "test" / "t", 50_000)
+
+
+def in_stems(folder):
+    write_song(folder / "test" / "t")
+    (folder / "test" / "t" / "mixture.wav").unlink()
+
+
+@pytest.mark.parametrize("make", [in_pairs, in_stems])
+@pytest.mark.usefixtures("one_thread")
+def test_the_stages_separate_and_figure_need_no_file_of_the_mixture(micro, tmp_path, monkeypatch, make):
+    make(tmp_path / "set")
+    run = tmp_path / "runs" / "torch-base-0"
+    checkpoint.write(run / "best.safetensors", checkpoint.Checkpoint(micro, Trainer(micro).state()))
+    write_json(run / "run.json", {"configuration": micro.to_dict(), "parameters": 1, "device": "cpu"})
+    monkeypatch.setitem(settings.params()["data"], "root", str(tmp_path / "set"))
+    monkeypatch.setattr(settings, "RUNS", tmp_path / "runs")
+    monkeypatch.setattr(separate, "OUT", tmp_path / "separated")
+    monkeypatch.setattr(figure, "OUT", tmp_path / "separation.png")
+    separate.main()
+    written = sorted((tmp_path / "separated").rglob("*.wav"))
+    assert [path.relative_to(tmp_path / "separated").as_posix() for path in written] == [
+        "mixture/instrumental.wav",
+        "mixture/vocals.wav",
+    ]
+    mixture = tracks(tmp_path / "set", "test")[0].read("mixture")
+    assert sum(audio.read(path)[0] for path in written) == pytest.approx(mixture, abs=3e-7)
+    figure.main()
+    assert (tmp_path / "separation.png").stat().st_size > 10_000

@@ -18,7 +18,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-Framework = Annotated[str, typer.Option(help="torch")]
+Framework = Annotated[str, typer.Option(help="torch or jax")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps …")]
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="Configuration file (JSON or YAML).")]
 Preset = Annotated[str | None, typer.Option(help="Named configuration: tiny, small, paper, reference …")]
@@ -26,7 +26,7 @@ Settings = Annotated[
     list[str] | None,
     typer.Option("--set", help="Override, as in --set model.mixer.kind=transformer; may be repeated."),
 ]
-Data = Annotated[Path | None, typer.Option("--data", help="Folder of songs in MUSDB18-HQ layout.")]
+Data = Annotated[Path | None, typer.Option("--data", help="Folder of songs: MUSDB18-HQ layout or paired folders.")]
 Overlap = Annotated[float, typer.Option(help="Fraction of a chunk shared with the next one.")]
 Segment = Annotated[float | None, typer.Option(help="Seconds of a chunk; the training segment by default.")]
 
@@ -87,7 +87,10 @@ def train(
 def evaluate(
     system: Annotated[str, typer.Argument(help="A checkpoint, or one of mixture, band_gain, ideal_mask.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for metrics.json and summary.json.")],
-    split: Annotated[list[str] | None, typer.Option(help="train, valid, test or real; may be repeated.")] = None,
+    split: Annotated[
+        list[str] | None,
+        typer.Option(help="train, valid, test or real; may be repeated. By default test, and real if any."),
+    ] = None,
     museval: Annotated[bool, typer.Option("--museval", help="Also museval's SDR, SIR, SAR and ISR (slow).")] = False,
     config: ConfigFile = None,
     preset: Preset = None,
@@ -112,7 +115,7 @@ def evaluate(
         chosen,
         out=out,
         root=data,
-        splits=split or ["test", "real"],
+        splits=split,
         museval=museval,
         overlap=overlap,
         segment=segment,
@@ -131,6 +134,23 @@ def convert(
     from twinsep import convert as command
 
     command.run(source, out, overwrite=overwrite)
+
+
+@app.command()
+def bench(
+    benchmarks: Annotated[list[str] | None, typer.Argument(help="twins, memory; all by default.")] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for <benchmark>.json.")] = Path("results/bench"),
+    config: ConfigFile = None,
+    preset: Preset = None,
+    settings: Settings = None,
+    warmups: Annotated[int, typer.Option(help="Calls after the first that do not count.")] = 2,
+    repetitions: Annotated[int, typer.Option(help="Calls that count.")] = 15,
+) -> None:
+    """Time PyTorch and JAX in turns on the CPU (preset tiny by default), and measure the memory of a mixer layer."""
+    chosen = _configuration(config, preset or (None if config else "tiny"), settings, None)
+    from twinsep import bench as command
+
+    command.run(benchmarks or [], command.Options(chosen, warmups, repetitions), out)
 
 
 def _configuration(file: Path | None, preset: str | None, settings: list[str] | None, data: Path | None) -> Any:

@@ -196,6 +196,12 @@ def track_folders(root: str | os.PathLike[str], split: str) -> tuple[Path, ...]:
     return folders
 
 
+def scored_splits(root: str | os.PathLike[str]) -> list[str]:
+    """What is scored where nothing else is asked for: test, and real where ``splits.csv`` lists such songs."""
+    table = Path(root) / "splits.csv"
+    return ["test", "real"] if table.exists() and "real" in _read_splits(table).values() else ["test"]
+
+
 def _read_splits(table: Path) -> dict[str, str]:
     try:
         with table.open(encoding="utf-8-sig", newline="") as file:

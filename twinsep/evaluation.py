@@ -153,7 +153,7 @@ def run(
     *,
     out: Path,
     root: Path | None,
-    splits: list[str],
+    splits: list[str] | None,
     museval: bool,
     overlap: float,
     segment: float | None,
@@ -161,7 +161,7 @@ def run(
     device: str,
 ) -> None:
     """The command: score a checkpoint, or a baseline under ``config``, and write ``metrics.json`` (every record)
-    and ``summary.json`` (over tracks) into ``out``."""
+    and ``summary.json`` (over tracks) into ``out``. Without ``splits`` those of :func:`twinsep.data.scored_splits`."""
     if config is None:
         model, config = frameworks.load(system, framework=framework, device=device)
         folder = config.data.root if root is None else str(root)
@@ -170,8 +170,9 @@ def run(
         folder = config.data.root if root is None else str(root)
         with progress.bar("fitting" if system == "band_gain" else "preparing") as report:
             scored = systems.baseline_system(system, config.model, folder, report)
+    chosen = splits or data.scored_splits(folder)
     with progress.bar("evaluating") as report:
-        records = evaluate(scored, config.model, folder, splits, museval=museval, report=report)
+        records = evaluate(scored, config.model, folder, chosen, museval=museval, report=report)
     summary = summarise(records)
     write_json(out / "metrics.json", records)
     write_json(out / "summary.json", summary)

@@ -1,0 +1,157 @@
+"""Stage ``parity``: how far the twins lie apart, module by module, as networks, in training and over a song.
+
+What is measured, and on what, is in :mod:`ablations.twins`; the tests hold the same measurements to the same table.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+
+import jax_impl
+import torch_impl
+from ablations import twins
+from ablations.twins import DTYPES, QUIET, SONG_SNR_DB, TOLERANCE, configuration, distance
+from twinsep import checkpoint, progress, provenance, schedule
+from twinsep.cli import guarded
+from twinsep.config import Config
+from twinsep.files import write_json
+from twinsep.separation import separate
+
+OUT = Path("results/parity.json")
+LOUD = 0.1  # noise at which gradients are measured too, and held to nothing
+STEPS = 10
+CURVE_STEPS = 100
+
+
+def main() -> None:
+    cases = twins.cases()
+    modules: dict[str, Any] = defaultdict(lambda: defaultdict(dict))
+    networks: dict[str, Any] = {}
+    with progress.bar("parity") as report:
+        for done, (name, model) in enumerate(cases.items()):
+            networks[name] = {}
+            for dtype in DTYPES:
+                jax.config.update("jax_enable_x64", dtype == "float64")
+                config = configuration(model)
+                for module, found in twins.modules_in_jax(config, dtype).items():
+                    wanted = twins.module_in_torch(module, config, dtype)
+                    for key, prefix in (("forward", "y"), ("backward", "d ")):
+                        worst = modules[module][dtype]
+                        worst[key] = max(worst.get(key, 0.0), distance(found, wanted, prefix))
+                networks[name][dtype] = _network(config, dtype)
+            report(done + 1, len(cases))
+    jax.config.update("jax_enable_x64", False)
+    first = configuration(next(iter(cases.values())))
+    write_json(
+        OUT,
+        {
+            "tolerance": TOLERANCE,
+            "levels": {"gradients": QUIET, "gradients, loud": LOUD},
+            "modules": _rounded(modules),
+            "networks": _rounded(networks),
+            "steps": {dtype: _rounded(training_distance(first, dtype)) for dtype in DTYPES},
+            "curve": training_curves(first, CURVE_STEPS),
+            "song": {"snr_db": round(song_snr(first), 1), "bar": SONG_SNR_DB},
+            **provenance.describe("cpu"),
+        },
+    )
+
+
+def _network(config: Config, dtype: str) -> dict[str, Any]:
+    levels = (QUIET, LOUD)
+    (found, loud), (wanted, loud_wanted) = (
+        f(config, dtype, levels) for f in (twins.network_in_jax, twins.network_in_torch)
+    )
+    leaf, apart = twins.worst_leaf(found, wanted)
+    return {
+        "forward": distance(found, wanted, "y"),
+        "loss": distance(found, wanted, "loss"),
+        "gradients": distance(found, wanted, "d "),
+        "gradients, loud": distance(loud, loud_wanted, "d "),
+        "worst leaf": {"name": leaf, "distance": apart},
+    }
+
+
+# ---------------------------------------------------------------------------- training
+
+
+def trainers(config: Config, dtype: str) -> tuple[Any, Any]:
+    """(PyTorch's, JAX's) trainer from one start, all that they hold in ``dtype``."""
+    ours, theirs = torch_impl.train.Trainer(config), jax_impl.train.Trainer(config)
+    if dtype == "float64":
+        ours.model.double(), ours.average.double()
+        for moments in ours.moments.values():
+            moments.update({key: moments[key].double() for key in ("exp_avg", "exp_avg_sq")})
+        wide = jax.tree.map(lambda w: w.astype(jnp.float64), (theirs.weights, theirs.average))
+        theirs.weights, theirs.average = wide
+        theirs.moments = theirs.adam.init(theirs.weights)
+    return ours, theirs
+
+
+def batches(config: Config, dtype: str, step: int, *, rms: float = QUIET) -> list[dict[str, np.ndarray]]:
+    """What step number ``step`` accumulates: every fifth step two batches, else one."""
+    seeds = (step, step + 500) if step % 5 == 4 else (step,)
+    drawn = [twins.signals(config, dtype, rms=rms, samples=config.segment_samples, seed=seed) for seed in seeds]
+    return [{"mixture": mixture, "target": target} for mixture, target in drawn]
+
+
+def training_distance(config: Config, dtype: str, pair: tuple[Any, Any] | None = None) -> dict[str, float]:
+    """Ten optimiser steps on identical batches by the preset's schedule, then how far all that is kept lies apart."""
+    jax.config.update("jax_enable_x64", dtype == "float64")
+    pair = pair or trainers(config, dtype)
+    for step in range(STEPS):
+        together = batches(config, dtype, step)
+        rate, decay = schedule.learning_rate(step, config.training), schedule.ema_decay(step, config.training)
+        reports = [trainer.step(together, rate, decay) for trainer in pair]
+    jax.config.update("jax_enable_x64", False)
+    wanted, found = (trainer.state() for trainer in pair)
+    names = {"parameters": "model/", "average": "ema/", "first moments": "adam_m/", "second moments": "adam_v/"}
+    out = {name: distance(found, wanted, prefix) for name, prefix in names.items()}
+    return out | {"loss": abs(reports[1]["loss"] / reports[0]["loss"] - 1)}
+
+
+def training_curves(config: Config, steps: int) -> dict[str, Any]:
+    """The losses of both over ``steps`` steps in float32 on the same noise, ten times as loud."""
+    pair = trainers(config, "float32")
+    losses: tuple[list[float], list[float]] = ([], [])
+    for step in range(steps):
+        together = batches(config, "float32", step, rms=LOUD)
+        rate, decay = schedule.learning_rate(step, config.training), schedule.ema_decay(step, config.training)
+        for trainer, curve in zip(pair, losses, strict=True):
+            curve.append(round(trainer.step(together, rate, decay)["loss"], 6))
+    apart = np.abs(np.subtract(*losses)) / np.abs(losses[0])
+    return {"torch": losses[0], "jax": losses[1], "largest distance": float(f"{apart.max():.2e}")}
+
+
+# ---------------------------------------------------------------------------- a song
+
+
+def song_snr(config: Config, seconds: float = 3.0) -> float:
+    """Decibels by which the difference of the two separated songs lies below one of them."""
+    outputs = []
+    song = twins.noise(2, round(seconds * config.model.sample_rate)).astype(np.float32)
+    weights = {name: w.astype(np.float32) for name, w in twins.weights_of(config).items()}
+    for twin in (torch_impl, jax_impl):
+        model = twin.unet.Separator(config)
+        twin.train.load_weights(model, weights, "parity")
+        function = twin.layers.on_arrays(model, twin.layers.device_named("cpu"))
+        outputs.append(separate(function, song, segment=30_000, overlap=0.25))
+    error = np.square(outputs[0] - outputs[1], dtype=np.float64).sum()
+    return float(10 * np.log10(np.square(outputs[0], dtype=np.float64).sum() / error))
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in value.items()}
+    return float(f"{value:.2e}") if isinstance(value, float) else value
+
+
+if __name__ == "__main__":
+    guarded(main)
