@@ -12,13 +12,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import torch
 
 import jax_impl
 import torch_impl
 from ablations import twins
 from ablations.twins import DTYPES, QUIET, SONG_SNR_DB, TOLERANCE, configuration, distance
-from twinsep import checkpoint, progress, provenance, schedule
+from twinsep import progress, provenance, schedule
 from twinsep.cli import guarded
 from twinsep.config import Config
 from twinsep.files import write_json

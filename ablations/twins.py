@@ -31,8 +31,9 @@ TOLERANCE = {
     "steps": {"float64": 1e-8, "float32": 1e-3},
 }
 SONG_SNR_DB = 90.0
-#: Level of the noise at which gradients are held to the table. The derivative of log(|X| + ε) is up to 1/ε at a spectral
-#: null; where noise lies further above ε = 1e-3, single nulls carry more of the gradient, and float32's rounding with it.
+#: Level of the noise at which gradients are held to the table. The derivative of log(|X| + ε) reaches 1/ε at a spectral
+#: null; the further noise lies above ε = 1e-3, the more of the gradient single nulls carry, and float32's rounding with
+#: it.
 QUIET = 0.01
 DTYPES = ("float64", "float32")
 
@@ -140,7 +141,7 @@ def distance(found: Mapping[str, Any], wanted: Mapping[str, Any], prefix: str = 
     a, b = (np.concatenate(x) if x else np.zeros(0) for x in both)
     if a.shape != b.shape:
         return float("inf")
-    return float(np.linalg.norm(a - b) / max(np.linalg.norm(b), 1e-30))
+    return float(np.linalg.norm(a - b)) / max(float(np.linalg.norm(b)), 1e-30)
 
 
 def worst_leaf(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> tuple[str, float]:

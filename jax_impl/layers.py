@@ -209,7 +209,7 @@ class DepthwiseConvSiLU1d(DepthwiseConv1d):
     """The same, then SiLU."""
 
     def __call__(self, x: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
-        return silu(depthwise(x, self.weight[...], self.bias[...], self.left)).astype(x.dtype)
+        return depthwise_silu(x, self.weight[...], self.bias[...], self.left).astype(x.dtype)
 
 
 @full_precision
@@ -240,6 +240,14 @@ def _taps_backward(left: int, saved: tuple[Array, Array], dy: Array) -> tuple[Ar
 
 
 _taps.defvjp(lambda x, weight, left: (_taps(x, weight, left), (x, weight)), _taps_backward)
+
+
+@full_precision
+def depthwise_silu(
+    x: Float[Array, "b l d"], weight: Float[Array, "d 1 k"], bias: Float[Array, " d"], left: int
+) -> Float[Array, "b l d"]:
+    """silu of :func:`depthwise`, which the backward pass computes again instead of keeping it."""
+    return jax.checkpoint(lambda *inputs: silu(depthwise(*inputs, left)))(x, weight, bias)
 
 
 class HalvingConv1d(nnx.Module):

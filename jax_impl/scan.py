@@ -14,12 +14,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jax.nn import silu
+from jax.nn import sigmoid, silu
 from jaxtyping import Float
 
 #: Frames of the state in memory at a time. In sequence the fastest is what stays in a CPU's cache, measured at
 #: (72, 259, 32, 8), its transpose (259, 72, 32, 8) and (68, 258, 128, 16).
-CHUNK = {"sequential": 8, "associative": 32}
+CHUNK = {"sequential": 10, "associative": 32}
 
 
 def selective_scan(
@@ -82,38 +82,53 @@ def selective_scan_chunked(
 ) -> Float[Array, "b l e"]:
     """The same in chunks of time between which the state is carried.
 
-    Only one chunk of states (CHUNK[frames], b, e, n) exists at a time, forward and backward; the forward keeps the states
-    between chunks. Within a chunk ``frames`` go one after another ("sequential") or by
+    Only one chunk of states, about (CHUNK[frames], b, e, n), exists at a time, forward and backward; the forward keeps
+    the states between chunks. Within a chunk ``frames`` go one after another ("sequential") or by
     ``jax.lax.associative_scan`` ("associative"). The inputs must have one dtype, float32 or float64.
     """
     check_inputs(u, delta, A, B, C, D, z)
-    y = _chunked_scan(frames, u, delta, A, B, C) + D * u
-    return y if z is None else y * silu(z)
+    return _chunked_scan(frames, u, delta, A, B, C, D, z)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _chunked_scan(frames: str, u: Array, delta: Array, A: Array, B: Array, C: Array) -> Array:
-    """C_t · h_t, with the gradients written out: JAX would keep every state of every chunk."""
-    return _forward(frames, u, delta, A, B, C)[0]
+def _chunked_scan(
+    frames: str, u: Array, delta: Array, A: Array, B: Array, C: Array, D: Array, z: Array | None
+) -> Array:
+    """The gated scan with its gradients written out: JAX would keep every state of every chunk."""
+    return _forward(frames, u, delta, A, B, C, D, z)[0]
 
 
-def _forward(frames: str, u: Array, delta: Array, A: Array, B: Array, C: Array) -> tuple[Array, Any]:
-    def chunk(h: Array, inputs: tuple[Array, ...]) -> tuple[Array, tuple[Array, Array]]:
-        u_c, delta_c, B_c, C_c = inputs
+def _forward(
+    frames: str, u: Array, delta: Array, A: Array, B: Array, C: Array, D: Array, z: Array | None
+) -> tuple[Array, Any]:
+    length, size, starts = _chunks(frames, u)
+
+    def chunk(carry: tuple[Array, Array], start: Array) -> tuple[tuple[Array, Array], Array]:
+        h, y = carry
+        u_c, delta_c, B_c, C_c = (_cut(x, start, size) for x in inputs)
         _, states = _chunk_states(frames, u_c, delta_c, A, B_c, h)
-        return states[-1], (jnp.einsum("lben,lbn->lbe", states, C_c), h)
+        return (states[-1], _put(y, jnp.einsum("lben,lbn->lbe", states, C_c), start)), h
 
+    inputs = [_filled(x, size) for x in (u, delta, B, C)]
     h = jnp.zeros((u.shape[0], *A.shape), u.dtype)
-    _, (y, boundaries) = jax.lax.scan(chunk, h, tuple(_chunks(x, CHUNK[frames]) for x in (u, delta, B, C)))
-    return _whole(y, u.shape[1]), (u, delta, A, B, C, boundaries)
+    (_, y), boundaries = jax.lax.scan(chunk, (h, jnp.zeros_like(inputs[0])), starts)
+    y = y[:, :length] + D * u
+    return (y if z is None else y * silu(z)), (u, delta, A, B, C, D, z, boundaries, None if z is None else y)
 
 
-def _backward(frames: str, saved: Any, dy: Array) -> tuple[Array, ...]:
-    u, delta, A, B, C, boundaries = saved
+def _backward(frames: str, saved: Any, dy: Array) -> tuple[Array | None, ...]:
+    u, delta, A, B, C, D, z, boundaries, y = saved
+    dz = None
+    if z is not None:
+        gate = sigmoid(z)
+        # d silu(z)/dz = σ(z) (1 + z (1 − σ(z)))
+        dz, dy = dy * y * gate * (1 + z * (1 - gate)), dy * z * gate
+    length, size, starts = _chunks(frames, u)
 
-    def chunk(carry: tuple[Array, Array], inputs: tuple[Array, ...]) -> tuple[tuple[Array, Array], tuple[Array, ...]]:
-        dh, dA = carry  # dh = a_{t+1} ∂h_{t+1} of the first frame after the chunk
-        u_c, delta_c, B_c, C_c, dy_c, h = inputs
+    def chunk(carry: tuple[Array, Array, list[Array]], inputs: tuple[Array, Array]) -> tuple[Any, None]:
+        dh, dA, gradients = carry  # dh = a_{t+1} ∂h_{t+1} of the first frame after the chunk
+        start, h = inputs
+        u_c, delta_c, B_c, C_c, dy_c = (_cut(x, start, size) for x in whole)
         decay, states = _chunk_states(frames, u_c, delta_c, A, B_c, h)
         dC = jnp.einsum("lben,lbe->lbn", states, dy_c)
         # ∂h_t = C_t ∂y_t + a_{t+1} ∂h_{t+1}: the same recurrence from the last frame to the first
@@ -128,27 +143,41 @@ def _backward(frames: str, saved: Any, dy: Array) -> tuple[Array, ...]:
         # A sum and not a product of matrices: XLA fuses it, which takes a fifth off the whole backward pass.
         dA = dA + (ds * delta_c[..., None]).sum((0, 1))
         ddelta = jnp.einsum("lben,en->lbe", ds, A) + u_c * dh_B
-        return (dstates[0], dA), (delta_c * dh_B, ddelta, dB, dC)
+        found = (delta_c * dh_B, ddelta, dB, dC)
+        return (dstates[0], dA, [_put(x, part, start) for x, part in zip(gradients, found, strict=True)]), None
 
-    parts = (*(_chunks(x, CHUNK[frames]) for x in (u, delta, B, C, dy)), boundaries)
-    start = (jnp.zeros_like(boundaries[0]), jnp.zeros_like(A))
-    (_, dA), gradients = jax.lax.scan(chunk, start, parts, reverse=True)
-    du, ddelta, dB, dC = (_whole(x, u.shape[1]) for x in gradients)
-    return du, ddelta, dA, dB, dC
+    whole = [_filled(x, size) for x in (u, delta, B, C, dy)]
+    start = (jnp.zeros_like(boundaries[0]), jnp.zeros_like(A), [jnp.zeros_like(x) for x in whole[:4]])
+    (_, dA, gradients), _ = jax.lax.scan(chunk, start, (starts, boundaries), reverse=True)
+    du, ddelta, dB, dC = (x[:, :length] for x in gradients)
+    return du + D * dy, ddelta, dA, dB, dC, (dy * u).sum((0, 1)), dz
 
 
 _chunked_scan.defvjp(_forward, _backward)
 
 
-def _chunks(x: Array, size: int) -> Array:
-    """(b, l, …) as (chunks, size, b, …). What fills the last chunk are zeros: Δ = 0 leaves the state as it is."""
-    x = jnp.pad(x, ((0, 0), (0, -x.shape[1] % size), *((0, 0),) * (x.ndim - 2)))
-    return x.swapaxes(0, 1).reshape(-1, size, x.shape[0], *x.shape[2:])
+def _chunks(frames: str, u: Array) -> tuple[int, int, Array]:
+    """(length, frames of a chunk, first frame of each): a size that divides the length if one is near CHUNK[frames]."""
+    length, wanted = u.shape[1], CHUNK[frames]
+    fitting = [size for size in range(wanted // 2, 2 * wanted + 1) if length % size == 0]
+    size = min(fitting, key=lambda size: abs(size - wanted), default=wanted)
+    return length, size, jnp.arange(0, length, size)
 
 
-def _whole(x: Array, length: int) -> Array:
-    """The inverse of :func:`_chunks`."""
-    return x.reshape(-1, *x.shape[2:])[:length].swapaxes(0, 1)
+def _filled(x: Array, size: int) -> Array:
+    """x with zeros after it up to whole chunks: Δ = 0 leaves the state as it is."""
+    rest = -x.shape[1] % size
+    return jnp.pad(x, ((0, 0), (0, rest), (0, 0))) if rest else x
+
+
+def _cut(x: Array, start: Array, size: int) -> Array:
+    """Frames [start, start + size) of (b, l, …) as (size, b, …): one chunk turned at a time, never a copy of all."""
+    return jax.lax.dynamic_slice_in_dim(x, start, size, 1).swapaxes(0, 1)
+
+
+def _put(x: Array, part: Array, start: Array) -> Array:
+    """The inverse of :func:`_cut`, in place where XLA can."""
+    return jax.lax.dynamic_update_slice_in_dim(x, part.swapaxes(0, 1), start, 1)
 
 
 def _chunk_states(frames: str, u: Array, delta: Array, A: Array, B: Array, h: Array) -> tuple[Array, Array]:

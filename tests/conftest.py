@@ -127,7 +127,7 @@ def quick_compilation(xla_cache):
 
 @pytest.fixture
 def dtype(request):
-    """"float64", which JAX has only inside this fixture, or "float32"; parametrize it indirectly."""
+    """ "float64", which JAX has only inside this fixture, or "float32"; parametrize it indirectly."""
     import jax
 
     jax.config.update("jax_enable_x64", request.param == "float64")

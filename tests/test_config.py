@@ -34,7 +34,10 @@ def test_default_mix_is_the_papers():
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"model": {"mixer": {"kind": "rnn"}}}, "unknown mixer kind 'rnn'; known: mamba, mamba2, transformer, lstm, conv"),
+        (
+            {"model": {"mixer": {"kind": "rnn"}}},
+            "unknown mixer kind 'rnn'; known: mamba, mamba2, transformer, lstm, conv",
+        ),
         ({"model": {"mixer": {"kind": "mamba", "d_stat": 3}}}, "model.mixer"),
         ({"model": {"mixer": {"kind": "mamba", "directions": 3}}}, "model.mixer"),
         ({"model": {"mixer": {"kind": "mamba2", "head_dim": 24}}}, "head_dim 24 must divide expand · d_model = 32"),

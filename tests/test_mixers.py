@@ -78,7 +78,9 @@ def recurrence(u, delta, A, B, C):
 
 
 @settings(max_examples=20)
-@given(st.sampled_from([1, 2, CHUNK - 1, CHUNK, CHUNK + 1, 150, 300]), st.integers(1, 3), st.sampled_from([1e-3, 1, 50]))
+@given(
+    st.sampled_from([1, 2, CHUNK - 1, CHUNK, CHUNK + 1, 150, 300]), st.integers(1, 3), st.sampled_from([1e-3, 1, 50])
+)
 def test_dual_scan_is_the_recurrence(length, heads, scale):
     rng = np.random.default_rng(length)
     u = rng.standard_normal((2, length, heads, 4))

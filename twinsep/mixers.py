@@ -84,9 +84,8 @@ class Mamba2(Causal):
 
     def check(self, d_model: int) -> None:
         if self.inner_width(d_model) % self.head_width(d_model):
-            raise ValueError(
-                f"mixer.head_dim {self.head_dim} must divide expand · d_model = {self.inner_width(d_model)}, or be larger"
-            )
+            inner = self.inner_width(d_model)
+            raise ValueError(f"mixer.head_dim {self.head_dim} must divide expand · d_model = {inner}, or be larger")
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -111,7 +110,7 @@ class Conv(Mixer):
     kind: Literal["conv"] = "conv"
     kernel: Annotated[int, Field(ge=1)] = 31
 
-    def check(self, d_model: int) -> None:
+    def check(self, d_model: int) -> None:  # noqa: ARG002
         if self.kernel % 2 == 0:
             raise ValueError(f"mixer.kernel {self.kernel} must be odd, to have a middle")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from einops import rearrange
 from jax import Array
 from jaxtyping import Float
 
@@ -23,7 +22,7 @@ class Mamba(Module):
         assert isinstance(mixer, mixers.Mamba)
         d, n = model.d_model, mixer.d_state
         e, r = mixer.inner_width(d), mixer.dt_rank(d)
-        self.sizes = [r, n, n]
+        self.halves, self.sizes = [e, e], [r, n, n]
         self.in_proj = Linear(d, 2 * e, bias=False)
         self.conv1d = DepthwiseConvSiLU1d(e, mixer.d_conv, left=mixer.d_conv - 1)
         self.x_proj = Linear(e, r + 2 * n, bias=False)
@@ -34,7 +33,7 @@ class Mamba(Module):
         self.out_proj = Linear(e, d, bias=False)
 
     def __call__(self, x: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
-        u, z = rearrange(self.in_proj(x), "b l (two e) -> two b l e", two=2)
+        u, z = split(self.in_proj(x), self.halves, -1)
         u = self.conv1d(u)
         dt, B, C = split(self.x_proj(u), self.sizes, -1)
         delta = softplus(self.dt_proj(dt))

@@ -32,7 +32,8 @@ GATED_NORM_EPS = 1e-5  # that of mamba_ssm's gated norm, not ours
 
 
 class Mamba2(Module):
-    """(z, xBC, Δ) = W_in x;  (x, B, C) = silu(conv(xBC));  Δ ← softplus(Δ + b_Δ);  dual scan;  W_out RMSNorm(y ⊙ silu(z)).
+    """(z, uBC, Δ) = W_in x;  (u, B, C) = silu(conv(uBC));  Δ ← softplus(Δ + b_Δ);  y = dual scan + D u;
+    W_out RMSNorm(y ⊙ silu(z)).
 
     Parameter names and layouts are those of mamba_ssm's ``Mamba2`` with one group.
     """
@@ -54,8 +55,8 @@ class Mamba2(Module):
         self.out_proj = Linear(e, d, bias=False)
 
     def forward(self, x: Float[Tensor, "b l d"]) -> Float[Tensor, "b l d"]:
-        z, xBC, dt = split(self.in_proj(x), self.sizes, -1)
-        u, B, C = split(self.conv1d(xBC), self.conv_sizes, -1)
+        z, uBC, dt = split(self.in_proj(x), self.sizes, -1)
+        u, B, C = split(self.conv1d(uBC), self.conv_sizes, -1)
         u = rearrange(u, "b l (h p) -> b l h p", h=self.heads)
         delta = softplus(dt + self.dt_bias)
         y = dual_scan(u, delta, -exp(self.A_log), B, C) + self.D[:, None] * u
