@@ -36,7 +36,6 @@ exp = jnp.exp
 flip = jnp.flip
 sigmoid = jax.nn.sigmoid
 silu = jax.nn.silu
-softplus = jax.nn.softplus
 tanh = jnp.tanh
 zeros_like = jnp.zeros_like
 
@@ -113,7 +112,22 @@ def _in_compute_type(*arrays: Array) -> Sequence[Array]:
 
 def split(x: Array, sizes: Sequence[int], axis: int) -> list[Array]:
     """Parts of the given sizes along an axis."""
-    return jnp.split(x, np.cumsum(sizes)[:-1], axis)
+    # A barrier, so that the parts are what is kept for the backward pass, and not the whole beside some of them.
+    return list(jax.lax.optimization_barrier(jnp.split(x, np.cumsum(sizes)[:-1], axis)))
+
+
+@jax.custom_vjp
+def softplus(x: Float[Array, "*s"]) -> Float[Array, "*s"]:
+    """log(1 + exp(x)), of which the backward pass keeps the result alone: its derivative is 1 − exp(−y)."""
+    return jax.nn.softplus(x)
+
+
+def _softplus_forward(x: Array) -> tuple[Array, Array]:
+    y = jax.nn.softplus(x)
+    return y, y
+
+
+softplus.defvjp(_softplus_forward, lambda y, dy: (-dy * jnp.expm1(-y),))
 
 
 def full_precision(function):
@@ -246,8 +260,24 @@ _taps.defvjp(lambda x, weight, left: (_taps(x, weight, left), (x, weight)), _tap
 def depthwise_silu(
     x: Float[Array, "b l d"], weight: Float[Array, "d 1 k"], bias: Float[Array, " d"], left: int
 ) -> Float[Array, "b l d"]:
-    """silu of :func:`depthwise`, which the backward pass computes again instead of keeping it."""
-    return jax.checkpoint(lambda *inputs: silu(depthwise(*inputs, left)))(x, weight, bias)
+    """silu of :func:`depthwise`."""
+    return _taps_silu(x, weight[:, 0].T, bias, left)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _taps_silu(x: Array, weight: Array, bias: Array, left: int) -> Array:
+    """silu(Σ_j weight_j ⊙ x_{t−left+j} + bias), which the backward pass computes again instead of keeping it."""
+    return silu(_taps(x, weight, left) + bias)
+
+
+def _taps_silu_backward(left: int, saved: tuple[Array, Array, Array], dy: Array) -> tuple[Array, ...]:
+    # x waits for dy, or XLA would compute it all again as the backward pass begins, and keep it until dy is there.
+    x = saved[0] + 0 * dy[:1, :1, :1]
+    _, pull = jax.vjp(lambda *inputs: silu(_taps(*inputs[:2], left) + inputs[2]), x, *saved[1:])
+    return pull(dy)
+
+
+_taps_silu.defvjp(lambda *inputs: (_taps_silu(*inputs), inputs[:3]), _taps_silu_backward)
 
 
 class HalvingConv1d(nnx.Module):

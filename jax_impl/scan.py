@@ -20,6 +20,7 @@ from jaxtyping import Float
 #: Frames of the state in memory at a time. In sequence the fastest is what stays in a CPU's cache, measured at
 #: (72, 259, 32, 8), its transpose (259, 72, 32, 8) and (68, 258, 128, 16).
 CHUNK = {"sequential": 10, "associative": 32}
+GROUP = 1 << 20  # bytes that the states of one frame may take; sequences beyond it are computed in groups
 
 
 def selective_scan(
@@ -87,7 +88,26 @@ def selective_scan_chunked(
     ``jax.lax.associative_scan`` ("associative"). The inputs must have one dtype, float32 or float64.
     """
     check_inputs(u, delta, A, B, C, D, z)
-    return _chunked_scan(frames, u, delta, A, B, C, D, z)
+    group = _group(u.shape[0], A.size * A.dtype.itemsize)
+    if group == u.shape[0]:
+        return _chunked_scan(frames, u, delta, A, B, C, D, z)
+
+    # What the backward pass needs of a group beside its inputs is computed again when the group's turn comes.
+    @jax.checkpoint
+    def of_group(inputs: tuple[Array, ...]) -> Array:
+        u, delta, B, C, *gate = inputs
+        return _chunked_scan(frames, u, delta, A, B, C, D, gate[0] if gate else None)
+
+    inputs = (u, delta, B, C) if z is None else (u, delta, B, C, z)
+    y = jax.lax.map(of_group, tuple(x.reshape(-1, group, *x.shape[1:]) for x in inputs))
+    return y.reshape(u.shape)
+
+
+def _group(sequences: int, size: int) -> int:
+    """Sequences to compute together: all, or a divisor for which their states of one frame stay within GROUP bytes."""
+    if sequences * size <= GROUP:
+        return sequences
+    return max(k for k in range(1, sequences + 1) if sequences % k == 0 and k * size <= max(GROUP, size))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from jax_impl import scan
 from torch_impl.scan import selective_scan_sequential as torch_definition
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 NAMES = ("u", "delta", "A", "B", "C", "D", "z")
 TOLERANCE = {"float32": 1e-5, "float64": 1e-12}  # of the largest value
 WAYS = {
@@ -20,14 +21,6 @@ WAYS = {
     "associative": partial(scan.selective_scan_chunked, frames="associative"),
     "definition": scan.selective_scan_sequential,
 }
-
-
-@pytest.fixture(params=TOLERANCE)
-def dtype(request):
-    """float64 exists in JAX only inside this fixture."""
-    jax.config.update("jax_enable_x64", request.param == "float64")
-    yield request.param
-    jax.config.update("jax_enable_x64", False)
 
 
 def make(b=2, l=40, e=6, n=3, seed=0, scale=1.0):
@@ -66,25 +59,29 @@ def assert_agree(found, wanted, tolerance):
         assert error <= tolerance, f"{name}: {error:.1e} of its largest value"
 
 
-CHUNK = scan.CHUNK
-SIZES = [(2, l, 6, 3) for l in (1, CHUNK - 1, CHUNK, CHUNK + 1)] + [(1, 100, 4, 2)]
+#: Lengths about one chunk, of which 2·CHUNK + 1 leaves one to be filled, and one of many chunks.
+SIZES = {
+    way: [(2, l, 6, 3) for l in (1, 2, chunk - 1, chunk, chunk + 1, 2 * chunk + 1)] + [(1, 200, 4, 2)]
+    for way, chunk in (*scan.CHUNK.items(), ("definition", 10))
+}
 
 
-@pytest.mark.parametrize("size", SIZES, ids=str)
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("dtype", TOLERANCE, indirect=True)
+@pytest.mark.parametrize(("way", "size"), [(way, size) for way in WAYS for size in SIZES[way]], ids=str)
 def test_agrees_with_the_definition(way, size, dtype):
     found = values_and_gradients(WAYS[way], make(*size), dtype)
     assert all(x.dtype == dtype for x in found)
     assert_agree(found, expected(*size), TOLERANCE[dtype])
 
 
-@settings(max_examples=3)
+@settings(max_examples=5)
 @given(st.integers(1, 2), st.integers(1, 80), st.integers(1, 5), st.integers(1, 4))
 def test_agrees_for_any_shape(b, l, e, n):
     for way in ("sequential", "associative"):
         assert_agree(values_and_gradients(WAYS[way], make(b, l, e, n), "float32"), expected(b, l, e, n), 1e-5)
 
 
+@pytest.mark.parametrize("dtype", TOLERANCE, indirect=True)
 @pytest.mark.parametrize("way", ["sequential", "associative"])
 @pytest.mark.parametrize("scale", [1e-6, 30.0, 1e4])
 def test_slow_and_strong_decay(way, scale, dtype):
@@ -95,12 +92,32 @@ def test_slow_and_strong_decay(way, scale, dtype):
     assert_agree(found, [np.asarray(x, np.float64) for x in wanted], TOLERANCE[dtype])
 
 
+@pytest.mark.parametrize("dtype", ["float32"], indirect=True)
 @pytest.mark.parametrize("way", WAYS)
 def test_without_gate(way, dtype):
     *inputs, z = make()
     gated = WAYS[way](*(jnp.asarray(x, dtype) for x in (*inputs, z)))
     plain = WAYS[way](*(jnp.asarray(x, dtype) for x in inputs))
     np.testing.assert_allclose(gated, plain * jax.nn.silu(jnp.asarray(z, dtype)), rtol=1e-5)
+
+
+@pytest.mark.parametrize("gated", [True, False])
+def test_sequences_in_groups(gated, monkeypatch):
+    """Where the states of all would take too much memory."""
+    inputs = make(6, 25, 4, 2)[: 7 if gated else 6]
+    wanted = values_and_gradients(WAYS["sequential"], inputs, "float32")
+    monkeypatch.setattr(scan, "GROUP", 3 * 4 * 2 * 4)  # three sequences of e = 4, n = 2
+    assert "remat" in str(jax.make_jaxpr(WAYS["sequential"])(*(jnp.asarray(x, jnp.float32) for x in inputs)))
+    found = values_and_gradients(WAYS["sequential"], inputs, "float32")
+    for a, b in zip(found, wanted, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("sequences", "size", "group"), [(68, 1 << 16, 4), (72, 1 << 10, 72), (7, 1 << 20, 1), (5, 1 << 30, 1)]
+)
+def test_size_of_a_group(sequences, size, group):
+    assert scan._group(sequences, size) == group
 
 
 def test_half_precision_keeps_its_state_in_float32():
@@ -114,7 +131,7 @@ def test_half_precision_keeps_its_state_in_float32():
 
 def test_the_backward_keeps_no_states():
     """What is saved between forward and backward is the inputs and one state a chunk."""
-    b, l, e, n = 2, 10 * CHUNK, 6, 5
+    b, l, e, n = 2, 320, 6, 5
     inputs = [jnp.asarray(x, jnp.float32) for x in make(b, l, e, n)]
     _, pull = jax.vjp(WAYS["associative"], *inputs)
     saved = sum(x.size for x in jax.tree.leaves(pull) if hasattr(x, "size"))
