@@ -112,7 +112,7 @@ def test_the_command_writes_a_record_each_and_prints_them(call, tmp_path):
     status, printed, said = call("--repetitions", 2, "--set", "training.segment_seconds=0.5")
     assert status == 0, said
     written = {path.stem: json.loads(path.read_text()) for path in (tmp_path / "work/results/bench").iterdir()}
-    assert written.keys() == bench.BENCHMARKS.keys() == {"twins", "memory"}
+    assert written.keys() == bench.BENCHMARKS.keys() == {"twins", "memory", "scan"}
     for name, record in written.items():
         assert {"load_average_at_start", "cores", "command", "commit", "device", "versions"} <= record.keys()
         assert name in printed
@@ -129,7 +129,7 @@ def test_one_benchmark_by_name(call, tmp_path):
 def test_bad_arguments_end_in_a_sentence_before_anything_is_measured(call, asked, tmp_path):
     (tmp_path / "file").write_text("")
     for arguments, sentence in [
-        (("speed",), "unknown benchmark 'speed'; known: twins, memory"),
+        (("speed",), "unknown benchmark 'speed'; known: twins, memory, scan"),
         (("--repetitions", 0), "0 repetitions"),
         (("--warmups=-1",), "-1 warm-ups"),
         (("--preset", "huge"), "unknown preset 'huge'"),
@@ -237,3 +237,21 @@ def test_a_watch_sees_a_peak_that_is_over():
     peak = watch.peak()
     assert peak - watch.before == pytest.approx(64, abs=8)
     assert Watch().peak() < peak - 50
+
+
+@pytest.mark.parametrize("framework", ["torch", "jax"])
+@pytest.mark.parametrize("backward", [False, True])
+def test_a_scan_is_timed(framework, backward):
+    ways = ["default", "definition"] + ["sequential", "associative"] * (framework == "jax")
+    for way in ways:
+        assert Subject(framework).scan([2, 12, 3, 2], way, backward, repetitions=1) > 0
+
+
+def test_every_way_stands_beside_the_kernel(asked):
+    record = bench.scan(bench.Options(preset("tiny"), 0, 1), lambda *_: None)
+    rows = bench.BENCHMARKS["scan"].rows(record)
+    assert len(rows) == len(bench.SCANS) * 5  # three ways forward, two of them backward
+    first = rows[0]
+    assert first[0] == "(72, 259, 32, 8), sequential, forward (s)"
+    assert first[1] == {"torch": 1.0, "jax": 3.0}
+    assert asked.count(("torch", "scan")) == 2 * len(bench.SCANS)

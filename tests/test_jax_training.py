@@ -9,10 +9,12 @@ import pytest
 
 from ablations.twins import TOLERANCE, distance
 from jax_impl.train import Trainer as JaxTrainer
+from jax_impl.unet import Separator
 from torch_impl.train import Trainer as TorchTrainer
 from twinsep import checkpoint
 from twinsep.batches import TrainingBatches
 from twinsep.errors import InputError
+from twinsep.separation import separate
 from twinsep.training import LAST, train
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -77,6 +79,17 @@ def test_what_is_not_finite_changes_nothing(micro):
     after = trainer.state()
     assert all(np.array_equal(before[name], after[name]) for name in before)
     assert trainer.moments.count == 1
+
+
+def test_a_song_is_compiled_once(micro, monkeypatch):
+    """Its chunks have one shape, the last one too."""
+    traced = []
+    call = Separator.__call__
+    monkeypatch.setattr(Separator, "__call__", lambda self, x: (traced.append(x.shape), call(self, x))[1])
+    trainer = JaxTrainer(micro)
+    song = (0.1 * np.random.default_rng(0).standard_normal((2, 47_111))).astype(np.float32)
+    assert separate(trainer.separate, song, segment=15_000, overlap=0.25).shape == (1, 2, 47_111)
+    assert len(traced) == 1
 
 
 def test_both_start_from_the_same_weights(micro):

@@ -23,13 +23,14 @@ WAYS = {
 }
 
 
-def make(b=2, l=40, e=6, n=3, seed=0, scale=1.0):
+def make(b=2, l=40, e=6, n=3, seed=0, scale=1.0, loudness=1.0):
     """The inputs in float64, rounded to float32 first so that both types have one expected result."""
     rng = np.random.default_rng(seed)
     shapes = ((b, l, e), (b, l, e), (e, n), (b, l, n), (b, l, n), (e,), (b, l, e))
     arrays = dict(zip(NAMES, (rng.standard_normal(shape) for shape in shapes), strict=True))
     arrays["delta"] = scale * np.log1p(np.exp(arrays["delta"] - 1))
     arrays["A"] = -np.exp(arrays["A"])
+    arrays["u"] = loudness * arrays["u"]
     return [x.astype(np.float32).astype(np.float64) for x in arrays.values()]
 
 
@@ -74,11 +75,17 @@ def test_agrees_with_the_definition(way, size, dtype):
     assert_agree(found, expected(*size), TOLERANCE[dtype])
 
 
-@settings(max_examples=5)
-@given(st.integers(1, 2), st.integers(1, 80), st.integers(1, 5), st.integers(1, 4))
-def test_agrees_for_any_shape(b, l, e, n):
+@settings(max_examples=6)
+@given(
+    st.tuples(st.integers(1, 2), st.integers(1, 80), st.integers(1, 5), st.integers(1, 4)),
+    st.sampled_from([1e-6, 1.0, 1e4]),
+    st.sampled_from([0.0, 1.0, 1e3]),
+)
+def test_agrees_for_any_shape_decay_and_loudness(size, scale, loudness):
+    more = (0, scale, loudness)
     for way in ("sequential", "associative"):
-        assert_agree(values_and_gradients(WAYS[way], make(b, l, e, n), "float32"), expected(b, l, e, n), 1e-5)
+        found = values_and_gradients(WAYS[way], make(*size, *more), "float32")
+        assert_agree(found, expected(*size, *more), 1e-5)
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, indirect=True)

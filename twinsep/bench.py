@@ -186,5 +186,46 @@ def _memory_rows(record: Record) -> list[Row]:
     ]
 
 
+#: (b, l, e, n) of the scans: a tiny model over time and over bands, and two of the reference's kind.
+SCANS = ((72, 259, 32, 8), (259, 72, 32, 8), (68, 258, 128, 16), (68, 517, 512, 32))
+#: Ways to compute it in JAX; PyTorch's is its kernel.
+WAYS = ("sequential", "associative", "definition")
+
+
+def scan(_: Options, report: Report) -> Record:
+    """Seconds of the selective scan, forward and with all gradients, for each way JAX has; PyTorch's kernel beside it.
+
+    The definition's gradients, which keep every state, are left out.
+    """
+    asked = [("torch", "default", False), ("torch", "default", True)]
+    asked += [
+        ("jax", way, backward) for way in WAYS for backward in (False, True) if (way, backward) != (WAYS[-1], True)
+    ]
+    found: list[Record] = []
+    with contextlib.ExitStack() as stack:
+        workers = {framework: stack.enter_context(Worker(framework)) for framework in TWINS}
+        for shape, (framework, way, backward) in itertools.product(SCANS, asked):
+            seconds = workers[framework].ask("scan", shape=shape, way=way, backward=backward, repetitions=3)
+            found.append({"shape": shape, "framework": framework, "way": way, "backward": backward, "seconds": seconds})
+            report(len(found), len(SCANS) * len(asked))
+    return {"axes": "b, l, e, n", "least_of": 3, "times": found}
+
+
+def _scan_rows(record: Record) -> list[Row]:
+    times = {(tuple(t["shape"]), t["way"], t["backward"]): t["seconds"] for t in record["times"]}
+    return [
+        (
+            f"{shape}, {way}, forward{' and backward' * backward} (s)",
+            {"torch": times[shape, "default", backward], "jax": seconds},
+        )
+        for (shape, way, backward), seconds in times.items()
+        if way != "default"
+    ]
+
+
 #: Name → benchmark. Another is two functions and one line here.
-BENCHMARKS = {"twins": Benchmark(twins, _twins_rows), "memory": Benchmark(memory, _memory_rows)}
+BENCHMARKS = {
+    "twins": Benchmark(twins, _twins_rows),
+    "memory": Benchmark(memory, _memory_rows),
+    "scan": Benchmark(scan, _scan_rows),
+}

@@ -138,7 +138,7 @@ def convert(
 
 @app.command()
 def bench(
-    benchmarks: Annotated[list[str] | None, typer.Argument(help="twins, memory; all by default.")] = None,
+    benchmarks: Annotated[list[str] | None, typer.Argument(help="twins, memory, scan; all by default.")] = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for <benchmark>.json.")] = Path("results/bench"),
     config: ConfigFile = None,
     preset: Preset = None,
@@ -146,7 +146,7 @@ def bench(
     warmups: Annotated[int, typer.Option(help="Calls after the first that do not count.")] = 2,
     repetitions: Annotated[int, typer.Option(help="Calls that count.")] = 15,
 ) -> None:
-    """Time PyTorch and JAX in turns on the CPU (preset tiny by default), and measure the memory of a mixer layer."""
+    """Time PyTorch and JAX in turns on the CPU (preset tiny by default); time the scan, measure a layer's memory."""
     chosen = _configuration(config, preset or (None if config else "tiny"), settings, None)
     from twinsep import bench as command
 

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +135,27 @@ class Subject:
         self.watch = Watch()
         return round(peak, 1)
 
+    def scan(self, shape: list[int], way: str, backward: bool, repetitions: int) -> float:
+        """Least time of ``repetitions`` calls of the selective scan at (b, l, e, n), after one that compiles.
+
+        ``way`` is "default", "definition", or one of those that JAX has in chunks; ``backward`` adds all gradients.
+        """
+        module = twin(self.framework, "scan")
+        named = {"default": module.selective_scan, "definition": module.selective_scan_sequential}
+        function = named.get(way) or partial(module.selective_scan_chunked, frames=way)
+        b, l, e, n = shape
+        u, z, dy = (noise(b, l, e, seed=seed) for seed in range(3))
+        B, C = noise(b, l, n, seed=3), noise(b, l, n, seed=4)
+        delta, A = np.abs(noise(b, l, e, seed=5)), -1 - np.abs(noise(e, n, seed=6))
+        prepare = {"torch": _scan_in_torch, "jax": _scan_in_jax}[self.framework]
+        compute = prepare(function, [u, delta, A, B, C, noise(e, seed=7), z], dy, backward)
+        times = []
+        for _ in range(1 + repetitions):
+            started = time.perf_counter()
+            compute()
+            times.append(time.perf_counter() - started)
+        return round(min(times[1:]), 6)
+
     def layer(self, sizes: dict[str, int]) -> dict[str, Any]:
         """Peak memory of forward and backward of one ``mamba`` mixer layer, above what was resident before.
 
@@ -196,6 +218,22 @@ def _layer_in_jax(module: Any, x: np.ndarray, dy: np.ndarray) -> Callable[[], Ca
         return lambda: jax.block_until_ready(compiled(*arguments))
 
     return prepare
+
+
+def _scan_in_torch(function: Any, arrays: list[np.ndarray], dy: np.ndarray, backward: bool) -> Callable[[], Any]:
+    import torch
+
+    inputs, dy_t = [torch.from_numpy(x).requires_grad_(backward) for x in arrays], torch.from_numpy(dy)
+    return lambda: torch.autograd.grad(function(*inputs), inputs, dy_t) if backward else function(*inputs)
+
+
+def _scan_in_jax(function: Any, arrays: list[np.ndarray], dy: np.ndarray, backward: bool) -> Callable[[], Any]:
+    import jax
+
+    inputs, dy_j = jax.block_until_ready(jax.device_put((arrays, dy)))
+    forward = jax.jit(function)
+    both = jax.jit(lambda inputs, dy: jax.vjp(function, *inputs)[1](dy))
+    return lambda: jax.block_until_ready(both(inputs, dy_j) if backward else forward(*inputs))
 
 
 class Watch:
