@@ -46,8 +46,11 @@ def main() -> None:
                         worst[key] = max(worst.get(key, 0.0), distance(found, wanted, prefix))
                 networks[name][dtype] = _network(config, dtype)
             report(done + 1, len(cases))
-    jax.config.update("jax_enable_x64", False)
     first = configuration(next(iter(cases.values())))
+    steps = {}
+    for dtype in DTYPES:
+        jax.config.update("jax_enable_x64", dtype == "float64")
+        steps[dtype] = _rounded(training_distance(first, dtype))
     write_json(
         OUT,
         {
@@ -55,7 +58,7 @@ def main() -> None:
             "levels": {"gradients": QUIET, "gradients, loud": LOUD},
             "modules": _rounded(modules),
             "networks": _rounded(networks),
-            "steps": {dtype: _rounded(training_distance(first, dtype)) for dtype in DTYPES},
+            "steps": steps,
             "curve": training_curves(first, CURVE_STEPS),
             "song": {"snr_db": round(song_snr(first), 1), "bar": SONG_SNR_DB},
             **provenance.describe("cpu"),
@@ -101,32 +104,30 @@ def batches(config: Config, dtype: str, step: int, *, rms: float = QUIET) -> lis
     return [{"mixture": mixture, "target": target} for mixture, target in drawn]
 
 
-def training_distance(config: Config, dtype: str, pair: tuple[Any, Any] | None = None) -> dict[str, float]:
-    """Ten optimiser steps on identical batches by the preset's schedule, then how far all that is kept lies apart."""
-    jax.config.update("jax_enable_x64", dtype == "float64")
-    pair = pair or trainers(config, dtype)
-    for step in range(STEPS):
-        together = batches(config, dtype, step)
+def trained(trainer: Any, config: Config, dtype: str, *, steps: int = STEPS, rms: float = QUIET) -> tuple[Any, Any]:
+    """(what a trainer keeps after so many steps by the preset's schedule, its loss at each)."""
+    losses = []
+    for step in range(steps):
         rate, decay = schedule.learning_rate(step, config.training), schedule.ema_decay(step, config.training)
-        reports = [trainer.step(together, rate, decay) for trainer in pair]
-    jax.config.update("jax_enable_x64", False)
-    wanted, found = (trainer.state() for trainer in pair)
+        losses.append(trainer.step(batches(config, dtype, step, rms=rms), rate, decay)["loss"])
+    return trainer.state(), losses
+
+
+def training_distance(config: Config, dtype: str) -> dict[str, float]:
+    """Ten optimiser steps on identical batches, then how far all that is kept lies apart."""
+    (wanted, curve), (found, other) = (trained(trainer, config, dtype) for trainer in trainers(config, dtype))
     names = {"parameters": "model/", "average": "ema/", "first moments": "adam_m/", "second moments": "adam_v/"}
     out = {name: distance(found, wanted, prefix) for name, prefix in names.items()}
-    return out | {"loss": abs(reports[1]["loss"] / reports[0]["loss"] - 1)}
+    return out | {"last loss": abs(other[-1] / curve[-1] - 1)}
 
 
 def training_curves(config: Config, steps: int) -> dict[str, Any]:
     """The losses of both over ``steps`` steps in float32 on the same noise, ten times as loud."""
-    pair = trainers(config, "float32")
-    losses: tuple[list[float], list[float]] = ([], [])
-    for step in range(steps):
-        together = batches(config, "float32", step, rms=LOUD)
-        rate, decay = schedule.learning_rate(step, config.training), schedule.ema_decay(step, config.training)
-        for trainer, curve in zip(pair, losses, strict=True):
-            curve.append(round(trainer.step(together, rate, decay)["loss"], 6))
-    apart = np.abs(np.subtract(*losses)) / np.abs(losses[0])
-    return {"torch": losses[0], "jax": losses[1], "largest distance": float(f"{apart.max():.2e}")}
+    runs = [trained(pair, config, "float32", steps=steps, rms=LOUD) for pair in trainers(config, "float32")]
+    ours, theirs = (np.array(curve) for _, curve in runs)
+    apart = np.abs(theirs / ours - 1).max()
+    rounded = ([round(loss, 6) for loss in curve] for curve in (ours.tolist(), theirs.tolist()))
+    return dict(zip(("torch", "jax"), rounded, strict=True)) | {"largest distance": float(f"{apart:.2e}")}
 
 
 # ---------------------------------------------------------------------------- a song

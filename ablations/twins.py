@@ -182,7 +182,9 @@ def module_in_torch(name: str, config: Config, dtype: str) -> Arrays:
     tensors = [torch.from_numpy(x).requires_grad_() for x in inputs]
     own = {n: w for n, w in torch_impl.layers.named_parameters(model).items() if path and n.startswith(f"{path}.")}
     y = _call(torch_impl, name, model, config, path, tensors, extra, torch)
-    found = torch.autograd.grad(y, [*own.values(), *tensors], torch.from_numpy(_cotangent(y.shape, dtype)))
+    dy = torch.from_numpy(_cotangent(y.shape, dtype))
+    # What the result does not depend on has the gradient 0, as in JAX.
+    found = torch.autograd.grad(y, [*own.values(), *tensors], dy, allow_unused=True, materialize_grads=True)
     return {"y": y.detach().numpy()} | _named([g.numpy() for g in found], own)
 
 

@@ -255,9 +255,21 @@ def test_the_suite_sees_a_clip_with_an_epsilon(monkeypatch):
     assert steps_apart() > TOLERANCE["steps"]["float64"]
 
 
+STEPPED = configuration({"mixer": {"kind": "conv", "kernel": 3}})
+
+
+@lru_cache
+def stepped_in_jax():
+    return parity.trained(parity.trainers(STEPPED, "float64")[1], STEPPED, "float64")[0]
+
+
 def steps_apart():
-    config = configuration({"mixer": {"kind": "conv", "kernel": 3}})
-    return parity.training_distance(config, "float64")["parameters"]
+    wanted, _ = parity.trained(parity.trainers(STEPPED, "float64")[0], STEPPED, "float64")
+    return distance(stepped_in_jax(), wanted, "model/")
+
+
+def test_steps_agree_without_a_fault():
+    assert steps_apart() <= TOLERANCE["steps"]["float64"]
 
 
 def test_nothing_stays_put_in():
