@@ -112,8 +112,7 @@ def _in_compute_type(*arrays: Array) -> Sequence[Array]:
 
 def split(x: Array, sizes: Sequence[int], axis: int) -> list[Array]:
     """Parts of the given sizes along an axis."""
-    # A barrier, so that the parts are what is kept for the backward pass, and not the whole beside some of them.
-    return list(jax.lax.optimization_barrier(jnp.split(x, np.cumsum(sizes)[:-1], axis)))
+    return jnp.split(x, np.cumsum(sizes)[:-1], axis)
 
 
 @jax.custom_vjp
