@@ -23,6 +23,7 @@ from twinsep.config import Config, preset
 from twinsep.mixers import MIXERS
 
 Arrays = dict[str, Any]
+Draws = Sequence[tuple[float, int]]
 
 TOLERANCE = {
     "block": {"float64": 1e-12, "float32": 2e-6},
@@ -32,8 +33,8 @@ TOLERANCE = {
 }
 SONG_SNR_DB = 90.0
 #: Level of the noise at which gradients are held to the table. The derivative of log(|X| + ε) reaches 1/ε at a spectral
-#: null; the further noise lies above ε = 1e-3, the more of the gradient single nulls carry, and float32's rounding with
-#: it.
+#: null; the further noise lies above ε = 1e-3, the more of the gradient single nulls carry, and with it the rounding of
+#: float32 estimates.
 QUIET = 0.01
 DTYPES = ("float64", "float32")
 
@@ -260,14 +261,14 @@ def signals(config: Config, dtype: str, *, rms: float, samples: int = 17_000, se
     return [mixture.astype(dtype), (0.5 * mixture[:, None] + 0.5 * own).astype(dtype)]
 
 
-def network_in_torch(config: Config, dtype: str, levels: Sequence[float] = (QUIET,)) -> list[Arrays]:
-    """For noise of each level: estimate, loss, and the loss' gradients with regard to every weight and the mixture."""
+def network_in_torch(config: Config, dtype: str, draws: Draws = ((QUIET, 0),)) -> list[Arrays]:
+    """For noise of each (level, seed): estimate, loss, its gradients with regard to all weights and the mixture."""
     model = torch_separator(config, dtype)
     own = torch_impl.layers.named_parameters(model)
     out = []
-    for rms in levels:
+    for rms, seed in draws:
         model.zero_grad()
-        mixture, target = (torch.from_numpy(x) for x in signals(config, dtype, rms=rms))
+        mixture, target = (torch.from_numpy(x) for x in signals(config, dtype, rms=rms, seed=seed))
         mixture.requires_grad_()
         estimate = model(mixture)
         total, _ = losses.mix(estimate[:, : target.shape[1]], target, mixture=mixture, config=config)
@@ -278,7 +279,7 @@ def network_in_torch(config: Config, dtype: str, levels: Sequence[float] = (QUIE
     return out
 
 
-def network_in_jax(config: Config, dtype: str, levels: Sequence[float] = (QUIET,)) -> list[Arrays]:
+def network_in_jax(config: Config, dtype: str, draws: Draws = ((QUIET, 0),)) -> list[Arrays]:
     """The same."""
     functional = jax_impl.train.Functional(jax_impl.unet.Separator(config))
     weights = {name: jnp.asarray(w, dtype) for name, w in weights_of(config).items()}
@@ -293,8 +294,8 @@ def network_in_jax(config: Config, dtype: str, levels: Sequence[float] = (QUIET,
         return jax.value_and_grad(loss, (0, 1), has_aux=True)(weights, mixture)
 
     out = []
-    for rms in levels:
-        mixture, target = (jnp.asarray(x) for x in signals(config, dtype, rms=rms))
+    for rms, seed in draws:
+        mixture, target = (jnp.asarray(x) for x in signals(config, dtype, rms=rms, seed=seed))
         (total, estimate), (gradients, dx) = jax.device_get(derivative(weights, mixture, target))
         out.append({"y": estimate, "loss": total, "d input": dx} | {f"d {name}": g for name, g in gradients.items()})
     return out

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -133,6 +133,33 @@ class Functional:
 
     def __call__(self, weights: Tree, mixture: jax.Array) -> jax.Array:
         return self.model(weights)(mixture)
+
+
+def in_double(function: Callable[..., list[jax.Array]]) -> Callable[..., list[jax.Array]]:
+    """``function`` of real arrays, a list of scalars, in float64; these and gradients come out in the arguments' type.
+
+    JAX has float64 only inside ``enable_x64``, so the derivative is taken there as well.
+    """
+
+    def wide(arrays: Sequence[jax.Array]) -> list[jax.Array]:
+        return [x.astype(jnp.float64) for x in arrays]
+
+    @jax.custom_vjp
+    def rounded(*arrays: jax.Array) -> list[jax.Array]:
+        with jax.enable_x64(True):
+            return [scalar.astype(arrays[0].dtype) for scalar in function(*wide(arrays))]
+
+    def forward(*arrays: jax.Array) -> tuple[list[jax.Array], Any]:
+        with jax.enable_x64(True):
+            scalars, pull = jax.vjp(function, *wide(arrays))
+            return [scalar.astype(arrays[0].dtype) for scalar in scalars], pull
+
+    def backward(pull: Any, gradients: list[jax.Array]) -> tuple[jax.Array, ...]:
+        with jax.enable_x64(True):
+            return tuple(x.astype(gradients[0].dtype) for x in pull(wide(gradients)))
+
+    rounded.defvjp(forward, backward)
+    return rounded
 
 
 def load_weights(model: Separator, weights: Mapping[str, np.ndarray], where: str) -> None:

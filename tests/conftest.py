@@ -5,6 +5,8 @@ import os
 # Most of the time of JAX's tests goes into compiling. Without these emitters XLA compiles in half of it; the programs
 # are slower, and compute the same. Read when JAX starts its CPU.
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false"
+# Tests run in a process for each of two cores, so one thread in each; the tests about threads ask for more.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import pytest
@@ -106,8 +108,12 @@ def micro(songs):
 
 @pytest.fixture(scope="session")
 def xla_cache(tmp_path_factory):
-    """A folder for compiled programs, which some tests have in common."""
-    return tmp_path_factory.mktemp("xla")
+    """A folder for compiled programs, which some tests, and all processes that run them, have in common."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    (folder / "xla").mkdir(exist_ok=True)
+    return folder / "xla"
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from ablations import settings
+from ablations.twins import SONG_SNR_DB, TOLERANCE
 from twinsep import GLOSSARY
 from twinsep.config import PRESETS
 
@@ -18,6 +19,19 @@ README = (ROOT / "README.md").read_text()
 def test_readme_has_the_glossary(symbol):
     axis, meaning = GLOSSARY[symbol]
     assert f"| {symbol} | {f'`{axis}`' if axis else ''} | {meaning} |".replace("|  |", "| |") in README
+
+
+def test_readme_has_the_tolerances_of_the_twins():
+    names = {
+        "block": "each module",
+        "network": "the network",
+        "gradients": "gradients of all",
+        "steps": "weights after ten",
+    }
+    for key, bars in TOLERANCE.items():
+        (line,) = (line for line in README.splitlines() if line.startswith(f"| {names[key]}"))
+        assert [float(cell) for cell in line.split("|")[2:4]] == [bars["float64"], bars["float32"]]
+    assert f"| {SONG_SNR_DB:.0f} dB below it |" in README
 
 
 @pytest.mark.parametrize("name", PRESETS)

@@ -106,7 +106,7 @@ MUTANTS = {
         "Mixer",
         replaced(layers, "depthwise_silu", lambda f: lambda x, w, b, left: f(x, w, b, w.shape[2] - 1 - left)),
     ),
-    "A without its sign": ("mamba", "Mixer", replaced(mamba, "exp", lambda f: lambda x: -f(-x))),
+    "A without its sign": ("mamba", "Mixer", replaced(mamba, "exp", lambda f: lambda x: -f(x))),
     "flip forgotten": ("mamba", "Bidirectional", replaced(blocks, "flip", lambda _: lambda x, _axes: x)),
     "directions the other way about": (
         "mamba",
@@ -181,7 +181,7 @@ MUTANTS = {
     "band embedding forgotten": (
         "mamba",
         "BandSplit",
-        replaced(bandsplit, "rms_norm", lambda f: lambda x, w: f(x, w) - 0.01),
+        replaced(bandsplit.BandSplit, "forward", lambda f: lambda s, x: f(s, x) - s.embedding),
     ),
     "rotary pairs side by side": ("transformer", "Mixer", replaced(transformer, "rotate", interleaved)),
     "gates in another order": (
@@ -193,12 +193,16 @@ MUTANTS = {
             lambda f: lambda x, *w: f(x, *(p.unflatten(0, (4, -1))[[0, 1, 3, 2]].flatten(0, 1) for p in w)),
         ),
     ),
-    "gate after the norm": (
+    "gated norm forgotten": (
         "mamba2",
         "Mixer",
         replaced(layers.RMSNorm, "forward", lambda f: lambda s, x: x if s.eps == mamba2.GATED_NORM_EPS else f(s, x)),
     ),
-    "nothing enters a chunk": ("mamba2", "Mixer", replaced(mamba2, "zeros_like", lambda f: lambda x: f(x) + 1)),
+    "states of ones before the first chunk": (
+        "mamba2",
+        "Mixer",
+        replaced(mamba2, "zeros_like", lambda f: lambda x: f(x) + 1),
+    ),
     "eps of the gated norm ours": (
         "mamba2",
         "Mixer",

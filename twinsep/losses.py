@@ -7,6 +7,10 @@ docstring is its equation, in the symbols X̂, X (STFTs of estimate and target),
 
 ``target`` is taken as a constant: no gradient is meant to flow into it. The mixture is an argument
 so that a loss may use it; see ``mixture_phase_l1`` for why none of these has to.
+
+All are computed in float64, whatever comes in, and rounded to the waveforms' own type at the end, in JAX
+without ``jax_enable_x64`` too. A logarithm weighs a bin by 1/(M + ε): at a spectral null a float32 STFT is
+mostly its own rounding, and so would be a large part of the gradient (up to several percent of its norm).
 """
 
 from __future__ import annotations
@@ -16,11 +20,12 @@ from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
-from array_api_compat import array_namespace
+from array_api_compat import array_namespace, is_jax_array
 
 from twinsep import bands
 from twinsep.config import Config
 from twinsep.errors import InputError
+from twinsep.frameworks import twin
 from twinsep.stft import constant, stft
 
 #: Under the square root of a magnitude: an exact zero then has magnitude 1e-18, lost in any rounding,
@@ -222,7 +227,7 @@ _TERMS: dict[str, Callable[[Signals], Any]] = {
 
 def _public(name: str, term: Callable[[Signals], Any]) -> Callable[..., Any]:
     def loss(estimate: Any, target: Any, *, mixture: Any, config: Config) -> Any:  # noqa: ARG001  see the module's text
-        return term(Signals(estimate, target, config))
+        return _in_double(lambda estimate, target: [term(Signals(estimate, target, config))], estimate, target)[0]
 
     loss.__name__ = loss.__qualname__ = name
     loss.__doc__ = term.__doc__
@@ -241,15 +246,27 @@ def mix(estimate: Any, target: Any, *, mixture: Any, config: Config) -> tuple[An
     sum is multiplied by :func:`loudness_weight` of the target and held at 20, where its gradient
     ends. Raises :class:`InputError` for shapes that do not fit.
     """
-    signals = Signals(estimate, target, config)
-    xp = signals.xp
     weights = {name: weight for name, weight in config.loss.weights.items() if weight}
-    terms = {name: _TERMS[name](signals) for name in weights}
-    total = sum(weights[name] * term for name, term in terms.items())
-    if config.loss.loudness_weighting:
-        total = total * loudness_weight(signals.target, xp)
-        total = xp.where(total > 20, 20.0, total)  # a NaN stays one, for the training loop to see
-    return total, terms
+
+    def function(estimate: Any, target: Any) -> list[Any]:
+        signals = Signals(estimate, target, config)
+        terms = [_TERMS[name](signals) for name in weights]
+        total = sum(weight * term for weight, term in zip(weights.values(), terms, strict=True))
+        if config.loss.loudness_weighting:
+            total = total * loudness_weight(signals.target, signals.xp)
+            total = signals.xp.where(total > 20, 20.0, total)  # a NaN stays one, for the training loop to see
+        return [total, *terms]
+
+    total, *terms = _in_double(function, estimate, target)
+    return total, dict(zip(weights, terms, strict=True))
+
+
+def _in_double(function: Callable[[Any, Any], list[Any]], *waveforms: Any) -> list[Any]:
+    """The scalars of ``function`` of the waveforms, computed in float64, in the type of the first waveform."""
+    xp, dtype = array_namespace(*waveforms), waveforms[0].dtype
+    if is_jax_array(waveforms[0]):  # JAX has float64 only where it is told so
+        return twin("jax", "train").in_double(function)(*waveforms)
+    return [xp.astype(scalar, dtype) for scalar in function(*(xp.astype(x, xp.float64) for x in waveforms))]
 
 
 def loudness_weight(target: Any, xp: Any) -> Any:
