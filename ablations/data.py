@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ablations import settings
-from twinsep import data
+from twinsep import data, provenance
 from twinsep.cli import guarded
 from twinsep.files import write_json
 
@@ -34,9 +34,11 @@ def main() -> None:
 
 
 def inventory(root: Path, splits: list[str]) -> dict[str, Any]:
-    """Per split the tracks with their length in frames and the sizes of their files in bytes."""
+    """Per split the tracks with their length in frames and the sizes of their files in bytes; of generated songs also
+    what made them, as other songs of one length are of one size."""
     return {
         "root": str(root),
+        "made": _made() if root == settings.GENERATED else None,
         "splits": {
             split: {
                 track.name: {
@@ -48,6 +50,10 @@ def inventory(root: Path, splits: list[str]) -> dict[str, Any]:
             for split in splits
         },
     }
+
+
+def _made() -> dict[str, Any]:
+    return {"code": provenance.code("twinsep/synth"), "seed": settings.params()["data"]["seed"]}
 
 
 if __name__ == "__main__":

@@ -8,8 +8,8 @@ from twinsep import evaluation, provenance
 from twinsep.cli import guarded
 from twinsep.config import from_dict
 from twinsep.files import write_json
+from twinsep.runs import BEST
 from twinsep.systems import BASELINES
-from twinsep.training import BEST
 
 
 def main(name: str) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from ablations import settings
 from twinsep import audio, data, songs
 from twinsep.cli import guarded
-from twinsep.training import BEST
+from twinsep.runs import BEST
 
 OUT = Path("results/work/separated")
 

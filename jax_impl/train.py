@@ -17,9 +17,14 @@ from jax_impl.unet import Separator
 from twinsep import losses
 from twinsep.checkpoint import Tensors, check_names, strip
 from twinsep.config import Config
+from twinsep.schedule import LossScale
 
 #: Weights, or what belongs to each of them, by canonical name.
 Tree = dict[str, jax.Array]
+
+
+#: Compute types by name; float32 is none, as nothing is cast then.
+COMPUTE_TYPES = {"float32": None, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
 
 
 class Trainer:
@@ -32,11 +37,14 @@ class Trainer:
         self.functional = Functional(model)
         self.decay = {name: weight.decay for name, weight in named_parameters(model).items()}
         t = config.training
+        self.compute_type = COMPUTE_TYPES[t.precision]
+        #: Only float16 needs one.
+        self.scale = LossScale() if self.compute_type == jnp.float16 else None
         self.adam = optax.scale_by_adam(t.beta1, t.beta2, t.eps)
         self.weights: Tree = jax.device_put(self.functional.weights(model), self.device)
         self.average: Tree = jax.tree.map(jnp.copy, self.weights)
         self.moments = jax.device_put(self.adam.init(self.weights), self.device)
-        self._gradient = jax.jit(jax.grad(self.loss, has_aux=True))
+        self._gradient = jax.jit(self.gradient)
         self._update = jax.jit(self.update, donate_argnums=(0, 1, 2))
         self._average_of = jax.jit(self.functional)
 
@@ -49,17 +57,37 @@ class Trainer:
     ) -> dict[str, float]:
         """Gradients averaged over ``batches``, one update; returns loss, its terms and the gradient's norm.
 
-        Where the loss or the norm is not finite it is returned and nothing was changed.
+        Where the loss or the norm is not finite it is returned and nothing was changed, but in float16 the scale,
+        which then is returned as well.
         """
         found = []
+        scale = self.scale.scale if self.scale else 1.0
         for batch in batches:
             arrays = (jax.device_put(batch[key], self.device) for key in ("mixture", "target"))
-            found.append(self._gradient(self.weights, *arrays))
+            found.append(self._gradient(self.weights, *arrays, scale))
         gradients, report = jax.tree.map(lambda *x: sum(x) / len(batches), *found)
         self.weights, self.average, self.moments, norm = self._update(
             self.weights, self.average, self.moments, gradients, report["loss"], learning_rate, 1 - ema_decay
         )
-        return {name: float(value) for name, value in report.items()} | {"gradient_norm": float(norm)}
+        out = {name: float(value) for name, value in report.items()} | {"gradient_norm": float(norm)}
+        if self.scale:
+            out["loss_scale"] = scale
+            self.scale = self.scale.after(bool(np.isfinite([out["loss"], out["gradient_norm"]]).all()))
+        return out
+
+    def gradient(
+        self, weights: Tree, mixture: jax.Array, target: jax.Array, scale: jax.Array
+    ) -> tuple[Tree, dict[str, jax.Array]]:
+        """The loss' gradient, computed at ``scale`` times its size where there is a loss scale; and loss and terms."""
+        if not self.scale:
+            return jax.grad(self.loss, has_aux=True)(weights, mixture, target)
+
+        def scaled(weights: Tree) -> tuple[jax.Array, dict[str, jax.Array]]:
+            total, terms = self.loss(weights, mixture, target)
+            return total * scale, terms
+
+        gradients, terms = jax.grad(scaled, has_aux=True)(weights)
+        return jax.tree.map(lambda g: g / scale, gradients), terms
 
     def update(
         self,
@@ -88,8 +116,9 @@ class Trainer:
         return kept(new_weights, weights), kept(new_average, average), kept(new_moments, moments), norm
 
     def loss(self, weights: Tree, mixture: jax.Array, target: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """The configured mix on one batch, the network in the compute type, everything else in float32."""
-        with autocast(jnp.bfloat16 if self.config.training.precision == "bfloat16" else None):
+        """The configured mix on one batch, the network in the compute type; its norms, states of scans, attention's
+        softmax and STFT in float32, the losses in float64."""
+        with autocast(self.compute_type):
             estimate = self.functional(weights, mixture)
         stems = len(self.config.model.targets)  # a residual stem is derived, not trained
         estimate = estimate[:, :stems].astype(target.dtype)
@@ -99,7 +128,8 @@ class Trainer:
     def state(self) -> Tensors:
         """Everything needed to go on, as NumPy arrays named as in a checkpoint."""
         trees = {"model": self.weights, "ema": self.average, "adam_m": self.moments.mu, "adam_v": self.moments.nu}
-        return {f"{prefix}/{name}": np.array(x) for prefix, tree in trees.items() for name, x in tree.items()}
+        arrays = {f"{prefix}/{name}": np.array(x) for prefix, tree in trees.items() for name, x in tree.items()}
+        return arrays | (self.scale.tensors() if self.scale else {})
 
     def restore(self, tensors: Tensors, step: int) -> None:
         """Take up a :meth:`state` after ``step`` finished steps; raises InputError where names or shapes differ."""
@@ -110,8 +140,12 @@ class Trainer:
             check_names(found, shapes, prefix)
             trees[prefix] = {name: jax.device_put(found[name], self.device) for name in shapes}
         self.weights, self.average = trees["model"], trees["ema"]
+        updates = step
+        if self.scale:
+            self.scale = LossScale.restored(tensors)
+            updates = self.scale.updates
         self.moments = self.moments._replace(
-            count=jax.device_put(np.int32(step), self.device), mu=trees["adam_m"], nu=trees["adam_v"]
+            count=jax.device_put(np.int32(updates), self.device), mu=trees["adam_m"], nu=trees["adam_v"]
         )
 
 

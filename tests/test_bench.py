@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from twinsep import bench, cli, workers
+from twinsep import bench, cli, feeding, workers
 from twinsep.config import preset
 from twinsep.errors import InputError, TwinsepError
 from twinsep.frameworks import twin
@@ -56,6 +56,9 @@ def asked(monkeypatch):
     """The questions put to workers that only note them."""
     monkeypatch.setattr(Scripted, "asked", [], raising=False)
     monkeypatch.setattr(bench, "Worker", Scripted)
+    monkeypatch.setattr(feeding, "Worker", Scripted)
+    for name, value in {"SONGS": 1, "SECONDS": 1, "EXAMPLES": 2}.items():
+        monkeypatch.setattr(feeding, name, value)
     return Scripted.asked
 
 
@@ -112,7 +115,7 @@ def test_the_command_writes_a_record_each_and_prints_them(call, tmp_path):
     status, printed, said = call("--repetitions", 2, "--set", "training.segment_seconds=0.5")
     assert status == 0, said
     written = {path.stem: json.loads(path.read_text()) for path in (tmp_path / "work/results/bench").iterdir()}
-    assert written.keys() == bench.BENCHMARKS.keys() == {"twins", "memory", "scan"}
+    assert written.keys() == bench.BENCHMARKS.keys() == {"twins", "memory", "scan", "feeding"}
     for name, record in written.items():
         assert {"load_average_at_start", "cores", "command", "commit", "device", "versions"} <= record.keys()
         assert name in printed

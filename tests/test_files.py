@@ -1,6 +1,7 @@
 """Atomic writes and checkpoints."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -59,16 +60,45 @@ def test_bad_checkpoints_are_refused_in_a_sentence(tmp_path):
         (tmp_path / name).write_bytes(content)
         cases[name] = sentence
     save_file({"w": np.zeros(3, np.float32)}, tmp_path / "other")
-    cases["other"] = "not a twinsep checkpoint"
-    fields = {"format": checkpoint.FORMAT, "config": {}, "step": 0, "data": {}, "provenance": {}}
-    save_file({"w": np.zeros(3, np.float32)}, tmp_path / "config", {"twinsep": json.dumps(fields)})
-    cases["config"] = "configuration: model"
+    cases["other"] = "not a checkpoint that twinsep wrote"
+    fields = {"format": checkpoint.FORMAT, "config": {}, "step": 0, "data": {}, "provenance": {}, "digests": {}}
+    for name, changes, sentence in [
+        ("format", {"format": 99}, "format 99, of which this version knows 1 alone"),
+        ("config", {}, "configuration: model"),
+    ]:
+        text = json.dumps(fields | changes)
+        metadata = {"twinsep": json.dumps({"digest": checkpoint._digest(text.encode()), "values": text})}
+        save_file({}, tmp_path / name, metadata)
+        cases[name] = sentence
     save_file({"w": np.zeros(3, np.float32)}, tmp_path / "damaged", {"twinsep": "{"})
     cases["damaged"] = "metadata is damaged"
     for name, sentence in cases.items():
         with pytest.raises(InputError, match=sentence) as caught:
             checkpoint.read(tmp_path / name)
         assert str(tmp_path / name) in str(caught.value)
+
+
+@pytest.mark.parametrize("prefixes", [None, ("model/",)])
+def test_a_flipped_bit_is_seen_wherever_it_is(tmp_path, prefixes):
+    path = tmp_path / "c.safetensors"
+    checkpoint.write(path, example())
+    whole = path.read_bytes()
+    step = re.search(rb"step\W+(\d)", whole).start(1)
+    size = int.from_bytes(whole[:8], "little")
+    weight = json.loads(whole[8 : 8 + size])["model/layer.weight"]["data_offsets"][0] + 8 + size
+    for place in (step, weight):
+        broken = bytearray(whole)
+        broken[place] ^= 1
+        path.write_bytes(bytes(broken))
+        with pytest.raises(InputError, match="damaged since it was written"):
+            checkpoint.read(path, prefixes=prefixes)
+
+
+def test_what_a_killed_process_left_is_removed_and_nothing_else(tmp_path):
+    for name in (".last.0123abcd.safetensors", ".run.0123abcd.json", ".mine", ".keep.json", "last.safetensors"):
+        (tmp_path / name).write_text("")
+    files.remove_unfinished(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {".mine", ".keep.json", "last.safetensors"}
 
 
 def test_names_and_shapes_must_fit():

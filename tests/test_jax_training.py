@@ -14,8 +14,9 @@ from torch_impl.train import Trainer as TorchTrainer
 from twinsep import checkpoint
 from twinsep.batches import TrainingBatches
 from twinsep.errors import InputError
+from twinsep.runs import LAST
 from twinsep.separation import separate
-from twinsep.training import LAST, train
+from twinsep.training import Run, train
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -34,7 +35,7 @@ def first_batch(config):
 @pytest.mark.parametrize(("first", "then"), [("torch", "jax"), ("jax", "torch")])
 def test_a_run_goes_on_in_the_other_framework(micro, tmp_path, first, then, monkeypatch):
     """Weights, average, moments, step and place in the data: the rest of the curve is what the first would have had."""
-    whole = train(micro, tmp_path / "whole", framework=first)
+    whole = train(micro, tmp_path / "whole", Run(framework=first))
     trainer = importlib.import_module(f"{first}_impl.train").Trainer
     step, calls = trainer.step, []
 
@@ -46,9 +47,9 @@ def test_a_run_goes_on_in_the_other_framework(micro, tmp_path, first, then, monk
 
     monkeypatch.setattr(trainer, "step", stop_in_the_fourth)
     with pytest.raises(KeyboardInterrupt):
-        train(micro, tmp_path / "parts", framework=first)
+        train(micro, tmp_path / "parts", Run(framework=first))
     assert checkpoint.read(tmp_path / "parts" / LAST).step == 2
-    parts = train(micro, tmp_path / "parts", framework=then)
+    parts = train(micro, tmp_path / "parts", Run(framework=then))
     assert parts["validation"] == pytest.approx(whole["validation"], rel=1e-3)
     wanted, found = (checkpoint.read(tmp_path / name / LAST) for name in ("whole", "parts"))
     assert (found.step, found.data, found.config) == (wanted.step, wanted.data, wanted.config)

@@ -19,7 +19,8 @@ from twinsep.data import Pair, Track, open_track, tracks, validation_segments
 from twinsep.errors import InputError
 from twinsep.files import write_json
 from twinsep.pairs import split_by_name
-from twinsep.training import LAST, train
+from twinsep.runs import LAST
+from twinsep.training import train
 
 RATE = 44_100
 PLAIN = {"remix": 0, "gain_db": 0, "channel_swap": 0, "polarity": 0, "silent_target": 0, "low_pass": 0}

@@ -12,7 +12,8 @@ from torch_impl.train import Trainer
 from twinsep import checkpoint, losses
 from twinsep.batches import TrainingBatches
 from twinsep.errors import InputError, NonFiniteLossError
-from twinsep.training import BEST, LAST, train
+from twinsep.runs import BEST, LAST
+from twinsep.training import Run, train
 
 
 def first_batch(config):
@@ -126,7 +127,7 @@ def test_an_occupied_folder_is_left_alone_unless_asked(micro, tmp_path):
         with pytest.raises(InputError, match=f"holds {sentence}; give another --out, or --overwrite"):
             train(config, tmp_path)
     assert (tmp_path / LAST).read_bytes() == written
-    train(other, tmp_path, overwrite=True)
+    train(other, tmp_path, Run(overwrite=True))
     assert checkpoint.read(tmp_path / LAST).config == other
 
 

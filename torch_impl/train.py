@@ -12,6 +12,10 @@ from torch_impl.unet import Separator
 from twinsep import losses
 from twinsep.checkpoint import Tensors, check_names, strip
 from twinsep.config import Config
+from twinsep.schedule import LossScale
+
+#: Compute types by name; float32 is none, as nothing is cast then.
+COMPUTE_TYPES = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class Trainer:
@@ -26,6 +30,11 @@ class Trainer:
         self.average.load_state_dict(self.model.state_dict())
         #: The averaged model, (b, 2, s) -> (b, stems, 2, s) in NumPy.
         self.separate = on_arrays(self.average, self.device)
+        self.compute_type = COMPUTE_TYPES[config.training.precision]
+        #: Only float16 needs one.
+        self.scale = LossScale() if self.compute_type == torch.float16 else None
+        #: Steps taken so far, those passed over included.
+        self.steps = 0
         weights = named_parameters(self.model)
         self.optimiser = _adamw(weights, config)
         self.moments = {name: self.optimiser.state[weight] for name, weight in weights.items()}
@@ -41,22 +50,31 @@ class Trainer:
     ) -> dict[str, float]:
         """Gradients averaged over ``batches``, one update; returns loss, its terms and the gradient's norm.
 
-        Where the loss or the norm is not finite it is returned and nothing was changed.
+        Where the loss or the norm is not finite it is returned and nothing was changed, but in float16 the scale,
+        which then is returned as well.
         """
+        # No module here draws in training; one that a user adds draws the same after a resume.
+        torch.manual_seed(np.random.SeedSequence([self.config.training.seed, self.steps]).generate_state(1).item())
+        self.steps += 1
         self.optimiser.zero_grad(set_to_none=True)
+        scale = self.scale.scale if self.scale else 1.0
         report: dict[str, float] = {}
         for batch in batches:
             total, terms = self.loss(self.model, batch)
-            (total / len(batches)).backward()
+            (total * (scale / len(batches))).backward()
             for name, value in {"loss": total, **terms}.items():
                 report[name] = report.get(name, 0.0) + value.item() / len(batches)
         gradients = [w.grad for w in self.model.parameters() if w.grad is not None]
-        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients))).item()
+        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients))).item() / scale
         report["gradient_norm"] = norm
-        if not np.isfinite([report["loss"], norm]).all():
+        finite = bool(np.isfinite([report["loss"], norm]).all())
+        if self.scale:
+            report["loss_scale"] = scale
+            self.scale = self.scale.after(finite)
+        if not finite:
             return report
         # g · min(1, c/‖g‖): the libraries' clips add an epsilon, each its own.
-        torch._foreach_mul_(gradients, min(1.0, self.config.training.clip_norm / max(norm, 1e-30)))
+        torch._foreach_mul_(gradients, min(1.0, self.config.training.clip_norm / max(norm, 1e-30)) / scale)
         for group in self.optimiser.param_groups:
             group["lr"] = learning_rate
         self.optimiser.step()
@@ -64,10 +82,11 @@ class Trainer:
         return report
 
     def loss(self, model: Separator, batch: Mapping[str, np.ndarray]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """The configured mix on one batch, the network in the compute type, everything else in float32."""
+        """The configured mix on one batch, the network in the compute type; its norms, states of scans, attention's
+        softmax and STFT in float32, the losses in float64."""
         mixture, target = (torch.from_numpy(batch[key]).to(self.device) for key in ("mixture", "target"))
         with torch.autocast(
-            self.device.type, torch.bfloat16, enabled=self.config.training.precision == "bfloat16", cache_enabled=False
+            self.device.type, self.compute_type, enabled=self.compute_type is not None, cache_enabled=False
         ):
             estimate = model(mixture)
         stems = len(self.config.model.targets)  # a residual stem is derived, not trained
@@ -80,17 +99,28 @@ class Trainer:
         out |= {f"ema/{name}": w for name, w in self.average.named_parameters()}
         out |= {f"adam_m/{name}": m["exp_avg"] for name, m in self.moments.items()}
         out |= {f"adam_v/{name}": m["exp_avg_sq"] for name, m in self.moments.items()}
-        return {name: tensor.detach().cpu().numpy().copy() for name, tensor in out.items()}
+        arrays = {name: tensor.detach().cpu().numpy().copy() for name, tensor in out.items()}
+        return arrays | (self.scale.tensors() if self.scale else {})
 
     @torch.no_grad()
     def restore(self, tensors: Tensors, step: int) -> None:
         """Take up a :meth:`state` after ``step`` finished steps; raises InputError where names or shapes differ."""
         load_weights(self.model, strip(tensors, "model"), "model")
         load_weights(self.average, strip(tensors, "ema"), "ema")
+        self.steps = updates = step
+        if self.scale:
+            self.scale = LossScale.restored(tensors)
+            updates = self.scale.updates
         for prefix, key in (("adam_m", "exp_avg"), ("adam_v", "exp_avg_sq")):
             for name, value in strip(tensors, prefix).items():
                 self.moments[name][key].copy_(torch.from_numpy(value))
-                self.moments[name]["step"].fill_(step)
+                self.moments[name]["step"].fill_(updates)
+
+
+def make_deterministic() -> None:
+    """Choose what repeats to the bit; what cannot is warned of by name where it is used."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.backends.cudnn.benchmark = False
 
 
 @torch.no_grad()

@@ -15,7 +15,7 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,19 @@ from jaxtyping import Float, Float32
 from twinsep.audio_writing import FORMATS, FilePath, Writer, write, writer
 from twinsep.errors import InputError
 
-__all__ = ["FORMATS", "AudioInfo", "FilePath", "Writer", "info", "read", "read_segment", "resample", "write", "writer"]
+__all__ = [
+    "FORMATS",
+    "AudioInfo",
+    "FilePath",
+    "Writer",
+    "blocks",
+    "info",
+    "read",
+    "read_segment",
+    "resample",
+    "write",
+    "writer",
+]
 
 _BLOCK = 1 << 20  # frames decoded at once
 _STREAMED = 0xFFFF_FF00  # a data size from here on is a pipe's "unknown", not a promise
@@ -90,10 +102,7 @@ def read_segment(path: FilePath, start: int, frames: int) -> Float32[np.ndarray,
     file ends earlier.
     """
     path = _regular_file(path)
-    file = _open(path)
-    if file is None or file.format == "MP3":
-        raise InputError(f"{path} has no random access: convert it to WAV or FLAC first")
-    with file:
+    with _open_for_access(path) as file:
         if start < 0 or frames < 0 or start + frames > file.frames:
             raise InputError(
                 f"{path} has {file.frames} samples, so {frames} from {start} on cannot be read: "
@@ -104,6 +113,17 @@ def read_segment(path: FilePath, start: int, frames: int) -> Float32[np.ndarray,
         except soundfile.LibsndfileError as error:
             raise _damaged(path, "it cannot be sought in") from error
         return _finite(_decode(file, frames, path), path)
+
+
+def blocks(path: FilePath) -> Iterator[Float32[np.ndarray, "c s"]]:
+    """The whole file piece by piece, each as (C, S), of the same lengths for all files that are equally long.
+
+    Raises :class:`InputError` as :func:`read` does, but as it gets there, and as :func:`read_segment` does.
+    """
+    path = _regular_file(path)
+    with _open_for_access(path) as file:
+        for block in _blocks(file, _checked_header(file, path).frames, path):
+            yield _finite(np.ascontiguousarray(block.T), path)
 
 
 def _regular_file(path: FilePath) -> Path:
@@ -133,6 +153,13 @@ def _open(path: Path) -> soundfile.SoundFile | None:
         return None
 
 
+def _open_for_access(path: Path) -> soundfile.SoundFile:
+    file = _open(path)
+    if file is None or file.format == "MP3":
+        raise InputError(f"{path} has no random access, being neither WAV nor FLAC: convert it to one of them")
+    return file
+
+
 def _checked_header(file: soundfile.SoundFile, path: Path) -> AudioInfo:
     # libsndfile shortens a cut-off file without an error; only its log tells.
     size = re.search(r"^data\s*: (\d+) \(should be (\d+)\)", file.extra_info, re.MULTILINE)
@@ -157,19 +184,23 @@ def _checked(header: AudioInfo, path: Path) -> AudioInfo:
 
 def _decode(file: soundfile.SoundFile, frames: int, path: Path) -> np.ndarray:
     """The next ``frames`` samples, (C, frames) float32."""
-    blocks = [np.empty((file.channels, 0), np.float32)]
+    parts = [np.empty((file.channels, 0), np.float32), *(block.T for block in _blocks(file, frames, path))]
+    return np.ascontiguousarray(np.concatenate(parts, axis=1))
+
+
+def _blocks(file: soundfile.SoundFile, frames: int, path: Path) -> Iterator[np.ndarray]:
+    """The next ``frames`` samples, each (S, C) float32: in blocks, because a damaged header may promise terabytes."""
     done = 0
-    try:
-        while done < frames:  # in blocks, because a damaged header may promise terabytes
-            wanted = min(frames - done, _BLOCK)
+    while done < frames:
+        wanted = min(frames - done, _BLOCK)
+        try:
             block = file.read(wanted, dtype="float32", always_2d=True)
-            done += len(block)
-            blocks.append(block.T)
-            if len(block) < wanted:
-                raise _damaged(path, f"decoding stops at sample {done} of {frames}")
-    except soundfile.LibsndfileError as error:
-        raise _damaged(path, f"decoding fails after sample {done} of {frames}") from error
-    return np.ascontiguousarray(np.concatenate(blocks, axis=1))
+        except soundfile.LibsndfileError as error:
+            raise _damaged(path, f"decoding fails after sample {done} of {frames}") from error
+        done += len(block)
+        if len(block) < wanted:
+            raise _damaged(path, f"decoding stops at sample {done} of {frames}")
+        yield block
 
 
 def _finite(waveform: np.ndarray, path: Path) -> np.ndarray:

@@ -17,7 +17,8 @@ import scipy.fft
 from jaxtyping import Float32
 
 from twinsep.config import Config
-from twinsep.data import Track, parts, tracks
+from twinsep.data import Track, open_track, parts, track_folders
+from twinsep.errors import InputError
 
 #: Cut-off of the random low-pass, Hz, and the width of the soft edge above it. Compressed music has
 #: nothing above 16 kHz; a network that only saw full-band songs takes that for a sign of something.
@@ -28,22 +29,35 @@ STEP = 2.0**-15
 _END = 2**62  # of the numbering of examples: a year at a million a second uses 2^45
 
 
-class Example(TypedDict):
-    """What one number gives; ``song`` names the songs, in the order of their sources where they differ."""
+class Sounds(TypedDict):
+    """The sound of an example."""
 
     mixture: Float32[np.ndarray, "2 s"]
     target: Float32[np.ndarray, "n 2 s"]
+
+
+class Example(Sounds):
+    """What one number gives; ``song`` names the songs, in the order of their sources where they differ.
+
+    ``skipped`` are the sentences about what could not be read and was left out, see :class:`Examples`.
+    """
+
     song: str
     index: int
+    skipped: tuple[str, ...]
 
 
 class Batch(TypedDict):
-    """Examples side by side; ``song`` and ``index`` name them, so that a fault can be traced to its songs."""
+    """Examples side by side; ``song`` and ``index`` name them, so that a fault can be traced to its songs.
+
+    ``skipped`` has each sentence once.
+    """
 
     mixture: Float32[np.ndarray, "b 2 s"]
     target: Float32[np.ndarray, "b n 2 s"]
     song: tuple[str, ...]
     index: tuple[int, ...]
+    skipped: tuple[str, ...]
 
 
 class Examples:
@@ -54,40 +68,67 @@ class Examples:
     likely; one shorter than the segment is zero-padded at its end. Then, for each source alone: gain
     uniform in ±``gain_db`` dB, channels swapped, polarity turned. Then for all together: a target
     silenced (see :meth:`_silenced`), a low-pass, dither.
+
+    Where ``data.skip_unreadable`` is set and a file cannot be read, everything is drawn anew, from the
+    other songs and by a generator of its own, so that an example still depends on its number alone.
+    ``unopened`` are the sentences about songs that are not among ``songs`` for that reason.
     """
 
-    def __init__(self, config: Config, songs: Sequence[Track]):
+    def __init__(self, config: Config, songs: Sequence[Track], unopened: Sequence[str] = ()):
         self.config = config
         self.songs = tuple(songs)
+        self.unopened = tuple(unopened)
         self.sources = self.songs[0].sources  # one set's songs are all of one kind
-        self._ends = np.cumsum([song.frames for song in self.songs])
 
     def __call__(self, index: int) -> Example:
-        """Raises :class:`InputError` if a stem cannot be read, naming its file."""
-        data, rate = self.config.data, self.config.model.sample_rate
+        """Raises :class:`InputError` if a stem cannot be read, naming its file, or, where that is skipped, if no
+        song is left."""
+        songs, skipped = self.songs, list(self.unopened)
         rng = np.random.default_rng([self.config.training.seed, index])
-        remix = rng.random() < data.remix
-        places = [self._place(rng) for _ in self.sources]
-        places = places if remix else places[:1] * len(self.sources)
-        stems = np.stack([self._chunk(*place, source) for place, source in zip(places, self.sources, strict=True)])
-        stems = self._varied(stems, rng)
+        attempt = 0
+        while True:
+            ends = np.cumsum([song.frames for song in songs])
+            remix = rng.random() < self.config.data.remix
+            places = [self._place(songs, ends, rng) for _ in self.sources]
+            places = places if remix else places[:1] * len(self.sources)
+            stems = []
+            try:
+                for (song, start), source in zip(places, self.sources, strict=True):
+                    stems.append(self._chunk(song, start, source))
+                break
+            except InputError as error:
+                if not self.config.data.skip_unreadable:
+                    raise
+                skipped.append(str(error))
+            songs = tuple(other for other in songs if other is not song)
+            if not songs:
+                raise _none_readable(self.config, skipped)
+            attempt += 1
+            rng = np.random.default_rng([self.config.training.seed, index, attempt])
+        names = [song.name for song, _ in places]
+        return {
+            **self._mixed(self._varied(np.stack(stems), rng), rng),
+            "song": " | ".join(names if remix else names[:1]),
+            "index": index,
+            "skipped": tuple(skipped),
+        }
+
+    def _mixed(self, stems: np.ndarray, rng: np.random.Generator) -> Sounds:
+        data, rate = self.config.data, self.config.model.sample_rate
         stems[self._silenced(rng)] = 0
         filtered, cutoff = rng.random() < data.low_pass, rng.uniform(*CUTOFF_HZ)
         if filtered:
             stems = low_pass(stems, cutoff, rate)
         stems += dither(stems.shape, rng)
-        names = [song.name for song, _ in places]
         return {
             # In this order, so that mixture = instrumental + vocals to the bit.
             "mixture": self._sum(stems, "instrumental") + self._sum(stems, "vocals"),
             "target": np.stack([self._sum(stems, target) for target in self.config.model.targets]),
-            "song": " | ".join(names if remix else names[:1]),
-            "index": index,
         }
 
-    def _place(self, rng: np.random.Generator) -> tuple[Track, int]:
-        """(song, first sample)."""
-        song = self.songs[int(np.searchsorted(self._ends, rng.integers(self._ends[-1]), side="right"))]
+    def _place(self, songs: Sequence[Track], ends: np.ndarray, rng: np.random.Generator) -> tuple[Track, int]:
+        """(song, first sample); ``ends`` are the songs' in samples, laid end to end."""
+        song = songs[int(np.searchsorted(ends, rng.integers(ends[-1]), side="right"))]
         return song, int(rng.integers(max(1, song.frames - self.config.segment_samples + 1)))
 
     def _chunk(self, song: Track, start: int, source: str) -> np.ndarray:
@@ -143,15 +184,25 @@ def dither(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
 class TrainingBatches:
     """The endless stream of batches of ``config``; each ``iter`` starts it at example 0.
 
-    ``data.workers`` 0 reads ahead in two threads of this process, more in so many processes. Raises
-    :class:`InputError` as :func:`twinsep.data.tracks` does.
+    ``data.workers`` 0 reads ahead in two threads of this process, more in so many processes. Songs named in
+    ``data.exclude`` are left out, and with ``data.skip_unreadable`` those that do not open. Raises
+    :class:`InputError` as :func:`twinsep.data.track_folders` and :func:`twinsep.data.open_track` do, or if
+    no song opens.
     """
 
     def __init__(self, config: Config, split: str = "train"):
         self.config = config
-        model = config.model
-        songs = tracks(config.data.root, split, sample_rate=model.sample_rate, targets=model.targets)
-        self.example = Examples(config, songs)
+        songs, unopened = [], []
+        for folder in track_folders(config.data.root, split, config.data.exclude):
+            try:
+                songs.append(open_track(folder, config.model.sample_rate, config.model.targets))
+            except InputError as error:
+                if not config.data.skip_unreadable:
+                    raise
+                unopened.append(str(error))
+        if not songs:
+            raise _none_readable(config, unopened)
+        self.example = Examples(config, songs, unopened)
 
     def __iter__(self) -> BatchIterator:
         return BatchIterator(self.example)
@@ -222,4 +273,10 @@ def _stack(examples: Sequence[Example]) -> Batch:
         "target": np.stack([example["target"] for example in examples]),
         "song": tuple(example["song"] for example in examples),
         "index": tuple(int(example["index"]) for example in examples),
+        "skipped": tuple(dict.fromkeys(sentence for example in examples for sentence in example["skipped"])),
     }
+
+
+def _none_readable(config: Config, sentences: Sequence[str]) -> InputError:
+    root, count = config.data.root, len(sentences)
+    return InputError(f"none of the {count} songs to train on in {root} can be read, to begin with: {sentences[0]}")

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 from rich.console import Console
 from rich.table import Table
 
-from twinsep import progress, provenance
+from twinsep import feeding, progress, provenance
 from twinsep.config import Config
 from twinsep.errors import InputError
 from twinsep.files import write_json
@@ -41,7 +41,7 @@ Row = tuple[str, dict[str, float]]
 
 
 class Options(NamedTuple):
-    """The configuration that ``twins`` measures, calls before the ones that count (beside the first), and those."""
+    """What ``twins`` and ``feeding`` measure, calls before the ones that count (beside the first), and those."""
 
     config: Config
     warmups: int
@@ -223,9 +223,14 @@ def _scan_rows(record: Record) -> list[Row]:
     ]
 
 
+def _feeding(options: Options, report: Report) -> Record:
+    return feeding.measure(options.config, options.warmups, options.repetitions, report)
+
+
 #: Name → benchmark. Another is two functions and one line here.
 BENCHMARKS = {
     "twins": Benchmark(twins, _twins_rows),
     "memory": Benchmark(memory, _memory_rows),
     "scan": Benchmark(scan, _scan_rows),
+    "feeding": Benchmark(_feeding, feeding.rows),
 }

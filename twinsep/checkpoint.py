@@ -2,11 +2,13 @@
 
 Tensors are named ``model/…``, ``ema/…``, ``adam_m/…``, ``adam_v/…`` followed by the parameter's
 canonical name; layouts are PyTorch's. The metadata holds the configuration, the step, the position in
-the data and the provenance, so that a file says by itself what it is and a run can go on from it.
+the data and the provenance, so that a file says by itself what it is and a run can go on from it; and
+digests of every tensor and of all else, so that a file that was damaged is not taken for a whole one.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -49,28 +51,27 @@ def strip(tensors: Mapping[str, np.ndarray], prefix: str) -> Tensors:
 
 def write(path: str | Path, checkpoint: Checkpoint) -> None:
     """Write atomically; raises :class:`InputError` when the place cannot take it, leaving what was there."""
-    # One key: safetensors writes several in an order of chance, and equal checkpoints are to be equal bytes.
-    metadata = {
-        "twinsep": json.dumps(
-            {
-                "format": FORMAT,
-                "config": checkpoint.config.to_dict(),
-                "step": checkpoint.step,
-                "data": checkpoint.data,
-                "provenance": checkpoint.provenance,
-            },
-            sort_keys=True,
-        )
-    }
     tensors = {name: np.ascontiguousarray(t) for name, t in sorted(checkpoint.tensors.items())}
+    values = {
+        "format": FORMAT,
+        "config": checkpoint.config.to_dict(),
+        "step": checkpoint.step,
+        "data": checkpoint.data,
+        "provenance": checkpoint.provenance,
+        "digests": {name: _digest(t) for name, t in tensors.items()},
+    }
+    text = _canonical(values)
+    # One key: safetensors writes several in an order of chance, and equal checkpoints are to be equal bytes.
+    metadata = {"twinsep": _canonical({"digest": _digest(text.encode()), "values": text})}
     write_atomically(path, save(tensors, metadata))
 
 
 def read(path: str | Path, *, prefixes: tuple[str, ...] | None = None) -> Checkpoint:
     """Read a checkpoint, or only the tensors under ``prefixes``.
 
-    Raises :class:`InputError` for a missing file, one that is no safetensors file or is cut short, one
-    that is not twinsep's, and a configuration this version does not know.
+    Raises :class:`InputError` for a missing file, one that is no safetensors file, is cut short or does
+    not have the digests it was written with, one that is not twinsep's, and a configuration this version
+    does not know.
     """
     path = Path(path)
     if not path.is_file():
@@ -84,16 +85,35 @@ def read(path: str | Path, *, prefixes: tuple[str, ...] | None = None) -> Checkp
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path}: not a whole safetensors file ({error}); train or fetch it again") from error
     try:
-        values = json.loads(metadata.get("twinsep", "{}"))
-        if values.get("format") != FORMAT:
-            raise InputError(f"a safetensors file, but not a twinsep checkpoint (no format {FORMAT} in it)")
+        outer = json.loads(metadata.get("twinsep", "{}"))
+        if "values" not in outer:
+            raise InputError("a safetensors file, but not a checkpoint that twinsep wrote; give one that it did")
+        values = json.loads(outer["values"])
+        if values["format"] != FORMAT:
+            raise InputError(f"a checkpoint of format {values['format']}, of which this version knows {FORMAT} alone")
+        damaged = [name for name, tensor in tensors.items() if _digest(tensor) != values["digests"].get(name)]
+        if outer["digest"] != _digest(outer["values"].encode()) or damaged:
+            what = damaged[0] if damaged else "its metadata"
+            raise InputError(f"damaged since it was written ({what} has changed); train or fetch it again")
         config = from_dict(values["config"])
         fields = {key: values[key] for key in ("step", "data", "provenance")}
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
-    except (KeyError, ValueError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path}: its metadata is damaged ({error}); train or fetch it again") from error
     return Checkpoint(config, tensors, **fields)
+
+
+def _canonical(value: Any) -> str:
+    return json.dumps(value, sort_keys=True)
+
+
+def _digest(data: bytes | np.ndarray) -> str:
+    """16 hexadecimal digits of BLAKE2b; of an array its type and shape too."""
+    if isinstance(data, np.ndarray):
+        head = f"{data.dtype.str}{data.shape}".encode()
+        return hashlib.blake2b(head + np.ascontiguousarray(data).tobytes(), digest_size=8).hexdigest()
+    return hashlib.blake2b(data, digest_size=8).hexdigest()
 
 
 def check_names(weights: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]], where: str) -> None:

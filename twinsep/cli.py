@@ -70,17 +70,61 @@ def train(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the run.")],
     config: ConfigFile = None,
     preset: Preset = None,
+    record: Annotated[Path | None, typer.Option("--from", help="run.json of a run to repeat.")] = None,
     settings: Settings = None,
     data: Data = None,
+    exclude: Annotated[
+        Path | None, typer.Option("--exclude", help="List of songs to leave out, as check-data writes it.")
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Train anew over a finished or other run.")] = False,
-    framework: Framework = "torch",
-    device: Device = "cpu",
+    framework: Annotated[str | None, typer.Option(help="torch (by default) or jax.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu (by default), cuda, cuda:1, mps …")] = None,
+    deterministic: Annotated[
+        bool, typer.Option("--deterministic", help="On an accelerator too, algorithms that repeat to the bit.")
+    ] = False,
+    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write TensorBoard's event files too.")] = False,
+    profile: Annotated[
+        int | None, typer.Option(metavar="N", help="Trace N steps, print what takes their time, and stop.")
+    ] = None,
 ) -> None:
     """Train a model; an unfinished run of the same configuration goes on where it stopped."""
-    chosen = _configuration(config, preset, settings, data)
+    repeated = _record(record) if record else {}
+    options = {"framework": repeated.get("framework"), **repeated.get("options", {})}
+    chosen = _configuration(config, preset, settings, data, repeated.get("configuration"))
+    if exclude is not None:
+        from twinsep.checking import read_names
+
+        chosen = chosen.override({"data": {"exclude": read_names(exclude)}})
+    framework, device = framework or options.get("framework") or "torch", device or options.get("device") or "cpu"
+    if profile is not None:
+        from twinsep import profiling
+
+        profiling.run(chosen, out, framework=framework, device=device, steps=profile)
+        return
     from twinsep import training
 
-    training.train(chosen, out, framework=framework, device=device, overwrite=overwrite)
+    how = training.Run(
+        framework, device, overwrite, deterministic or options.get("deterministic", False), tensorboard=tensorboard
+    )
+    training.train(chosen, out, how)
+
+
+@app.command("check-data")
+def check_data(
+    root: Annotated[Path, typer.Argument(help="Folder of songs: MUSDB18-HQ layout or paired folders.")],
+    names: Annotated[Path | None, typer.Option("--list", help="File for the names of unusable songs.")] = None,
+    config: ConfigFile = None,
+    preset: Preset = None,
+    settings: Settings = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a list that exists.")] = False,
+) -> None:
+    """Find what is wrong with the songs of a set; status 1 where some are unusable. Preset tiny by default."""
+    chosen = _configuration(config, preset or (None if config else "tiny"), settings, None)
+    from twinsep import checking
+
+    rate, seconds = chosen.model.sample_rate, chosen.training.segment_seconds
+    if not checking.run(root, sample_rate=rate, segment_seconds=seconds, out=names, overwrite=overwrite):
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -138,7 +182,7 @@ def convert(
 
 @app.command()
 def bench(
-    benchmarks: Annotated[list[str] | None, typer.Argument(help="twins, memory, scan; all by default.")] = None,
+    benchmarks: Annotated[list[str] | None, typer.Argument(help="twins, memory, scan, feeding; or all.")] = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for <benchmark>.json.")] = Path("results/bench"),
     config: ConfigFile = None,
     preset: Preset = None,
@@ -153,16 +197,33 @@ def bench(
     command.run(benchmarks or [], command.Options(chosen, warmups, repetitions), out)
 
 
-def _configuration(file: Path | None, preset: str | None, settings: list[str] | None, data: Path | None) -> Any:
-    """The configuration that the options name, overridden as they say."""
+def _configuration(
+    file: Path | None,
+    preset: str | None,
+    settings: list[str] | None,
+    data: Path | None,
+    repeated: dict[str, Any] | None = None,
+) -> Any:
+    """The configuration that the options name, or a record holds, overridden as they say."""
     from twinsep import config
 
-    if (file is None) == (preset is None):
-        raise InputError("give either --config FILE or --preset NAME")
-    chosen = config.preset(preset) if preset is not None else config.from_dict(_mapping(file))
+    if (file is not None) + (preset is not None) + (repeated is not None) != 1:
+        raise InputError("give either --config FILE or --preset NAME, or, to train, --from run.json")
+    if preset is not None:
+        chosen = config.preset(preset)
+    else:
+        chosen = config.from_dict(_mapping(file) if repeated is None else repeated)
     for setting in settings or []:
         chosen = chosen.override(_nested(setting))
     return chosen if data is None else chosen.override({"data": {"root": str(data)}})
+
+
+def _record(file: Path) -> dict[str, Any]:
+    """What the ``run.json`` of a run holds, which names its configuration, framework, device and options."""
+    values = _mapping(file)
+    if not isinstance(values.get("configuration"), dict):
+        raise InputError(f"{file}: holds no configuration; give the run.json that `twinsep train` wrote")
+    return values
 
 
 def _mapping(file: Path | None) -> dict[str, Any]:

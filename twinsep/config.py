@@ -157,7 +157,7 @@ class TrainingConfig:
     validate_every: Positive = 200
     validation_tracks: Positive = 8
     validation_seconds: Annotated[float, Field(gt=0)] = 6.0
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
     rematerialise: tuple[Literal["enc1", "enc2", "enc3", "bottleneck", "dec3", "dec2", "dec1"], ...] = ()
 
 
@@ -173,6 +173,10 @@ class DataConfig:
     silent_target: Probability = 0.05
     low_pass: Probability = 0.5
     workers: Annotated[int, Field(ge=0)] = 0
+    #: Names of songs to leave out of training and validation.
+    exclude: tuple[str, ...] = ()
+    #: Whether training leaves out what cannot be read, saying so, instead of ending there.
+    skip_unreadable: bool = False
 
 
 @dataclass(frozen=True, config=_STRICT)

@@ -3,15 +3,16 @@
 As stems: ``<root>/{train,test}/<track>/{mixture,drums,bass,other,vocals}.wav``, with ``<root>/splits.csv``
 (columns ``track`` and ``split``: train, valid, test or real) saying which is which; valid songs lie in
 ``train/``, real ones in ``test/``. Without that table the split is MUSDB18's own. As pairs: see
-:mod:`twinsep.pairs`. What is wrong with a data set is an :class:`InputError` of one sentence naming the file.
+:mod:`twinsep.pairs`. Any of the files may be a ``.flac`` instead of a ``.wav``. What is wrong with a data set is
+an :class:`InputError` of one sentence naming the file.
 """
 
 from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
@@ -62,13 +63,15 @@ def parts(stem: str, sources: tuple[str, ...] = SOURCES) -> tuple[str, ...]:
 class Track:
     """One song in stems; every stem has ``frames`` samples at ``sample_rate`` Hz.
 
-    ``sources`` are what it can be taken apart into, the vocals last; their sum is the mixture.
+    ``sources`` are what it can be taken apart into, the vocals last; their sum is the mixture. ``files`` says
+    where what is in a file of its own lies.
     """
 
     name: str
     folder: Path
     frames: int
     sample_rate: int
+    files: Mapping[str, Path] = field(default_factory=dict, compare=False, repr=False)
     sources: ClassVar[tuple[str, ...]] = SOURCES
 
     def read(self, stem: str, start: int = 0, frames: int | None = None) -> Float32[np.ndarray, "2 s"]:
@@ -89,8 +92,7 @@ class Track:
 
     def _terms(self, stem: str) -> list[tuple[int, Path]]:
         """(sign, file) of what a known stem is the sum of."""
-        own = stem == "mixture" and _file(self.folder, stem).exists()
-        return [(1, _file(self.folder, source)) for source in ((stem,) if own else parts(stem))]
+        return [(1, self.files[source]) for source in ((stem,) if stem in self.files else parts(stem))]
 
 
 @dataclass(frozen=True)
@@ -104,9 +106,9 @@ class Pair(Track):
     sources: ClassVar[tuple[str, ...]] = ("instrumental", "vocals")
 
     def _terms(self, stem: str) -> list[tuple[int, Path]]:
-        mixture, target = (1, self.folder / pairs.IN), (1, self.folder / pairs.OUT)
-        rest = [mixture, (-1, self.folder / pairs.OUT)]
-        return {"mixture": [mixture], self.target: [target]}.get(stem, rest)
+        if stem in self.files:
+            return [(1, self.files[stem])]
+        return [(1, self.files["mixture"]), (-1, self.files[self.target])]
 
 
 def open_track(
@@ -114,9 +116,10 @@ def open_track(
 ) -> Track:
     """The song in ``folder``, stems or a pair, its headers checked; a pair's ``out.wav`` is the one of ``targets``.
 
-    Raises :class:`InputError` for a missing file (``mixture.wav`` may be missing), files of unequal
-    length, a rate other than ``sample_rate`` (Hz), more than two channels, a file cut short, or targets
-    that a pair cannot give. Silent stems are accepted: songs have them.
+    Raises :class:`InputError` for a missing file (``mixture.wav`` may be missing), one that is there as
+    ``.wav`` and as ``.flac``, files of unequal length, a rate other than ``sample_rate`` (Hz), more than
+    two channels, a file cut short, or targets that a pair cannot give. Silent stems are accepted: songs
+    have them.
     """
     folder = Path(folder)
     if pairs.is_pair(folder):
@@ -125,14 +128,15 @@ def open_track(
                 f"{folder / pairs.OUT} can be one target, {' or '.join(Pair.sources)}, not {', '.join(targets)}: "
                 "set model.targets to one of these"
             )
-        frames = _checked_frames([folder / pairs.IN, folder / pairs.OUT], sample_rate)
-        return Pair(folder.name, folder, frames, sample_rate, targets[0])
-    stems = (*SOURCES, "mixture") if _file(folder, "mixture").exists() else SOURCES
-    frames = _checked_frames([_file(folder, stem) for stem in stems], sample_rate)
-    return Track(folder.name, folder, frames, sample_rate)
+        files = {"mixture": pairs.find(folder, pairs.IN), targets[0]: pairs.find(folder, pairs.OUT)}
+        return Pair(folder.name, folder, _checked_frames(files.values(), sample_rate), sample_rate, files, targets[0])
+    files = {stem: pairs.find(folder, f"{stem}.wav") for stem in (*SOURCES, "mixture")}
+    if not files["mixture"].exists():
+        del files["mixture"]
+    return Track(folder.name, folder, _checked_frames(files.values(), sample_rate), sample_rate, files)
 
 
-def _checked_frames(files: list[Path], sample_rate: int) -> int:
+def _checked_frames(files: Collection[Path], sample_rate: int) -> int:
     """Samples of each of a song's files. Raises as :func:`open_track` does."""
     headers = {file: audio.info(file) for file in files}
     for file, header in headers.items():
@@ -149,10 +153,6 @@ def _checked_frames(files: list[Path], sample_rate: int) -> int:
             f"{headers[longest].frames}: cut or pad the song's files to one length"
         )
     return headers[shortest].frames
-
-
-def _file(folder: Path, stem: str) -> Path:
-    return folder / f"{stem}.wav"
 
 
 # ---------------------------------------------------------------------------- a data set
@@ -173,27 +173,47 @@ def tracks(
     return tuple(open_track(folder, sample_rate, targets) for folder in track_folders(root, split))
 
 
-def track_folders(root: str | os.PathLike[str], split: str) -> tuple[Path, ...]:
-    """The songs' folders of one split, in order of name, unopened. Raises as :func:`tracks` does."""
+def track_folders(root: str | os.PathLike[str], split: str, exclude: Collection[str] = ()) -> tuple[Path, ...]:
+    """The songs' folders of one split, in order of name, unopened, without those of a name in ``exclude``.
+
+    Raises as :func:`tracks` does, and for a name in ``exclude`` that no song of any split has.
+    """
     root = Path(root)
     if split not in SPLITS:
         raise InputError(f"unknown split {split!r}; known: {', '.join(SPLITS)}")
-    if not root.is_dir():
-        raise InputError(f"there is no data folder {root}: {_REMEDY}")
+    everything = listed_folders(root)
+    if astray := sorted(set(exclude) - {folder.name for folders in everything.values() for folder in folders}):
+        raise InputError(f"data.exclude names {astray[0]!r}, but {root} has no such song: remove or correct the name")
     if pairs.lie_in(root):
-        return pairs.folders(root, split)
+        return pairs.folders(root, split, exclude)
     table = root / "splits.csv"
-    if table.exists():
-        names, where = sorted(name for name, its in _read_splits(table).items() if its == split), table
-    else:
-        names, where = _musdb_split(root, split), root / SPLITS[split]
-    if not names:
+    where = table if table.exists() else root / SPLITS[split]
+    folders = tuple(folder for folder in everything[split] if folder.name not in exclude)
+    if everything[split] and not folders:
+        raise InputError(f"data.exclude leaves no {split} songs of those in {where}: exclude fewer or add some")
+    if not folders:
         raise InputError(f"no {split} songs in {where}: {_REMEDY}")
-    folders = tuple(root / SPLITS[split] / name for name in names)
     for folder in folders:
         if not folder.is_dir():
             raise InputError(f"{table} lists a {split} song without its folder {folder}: {_REMEDY}")
     return folders
+
+
+def listed_folders(root: str | os.PathLike[str]) -> dict[str, list[Path]]:
+    """Split → its songs' folders, in order of name, be they there and whole or not.
+
+    Raises :class:`InputError` for a folder that does not exist or a faulty ``splits.csv``.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise InputError(f"there is no data folder {root}: {_REMEDY}")
+    if pairs.lie_in(root):
+        return {split: pairs.listed(root, split) for split in SPLITS}
+    table = root / "splits.csv"
+    if not table.exists():
+        return {split: [root / SPLITS[split] / name for name in _musdb_split(root, split)] for split in SPLITS}
+    splits = sorted(_read_splits(table).items())
+    return {split: [root / SPLITS[split] / name for name, its in splits if its == split] for split in SPLITS}
 
 
 def scored_splits(root: str | os.PathLike[str]) -> list[str]:
@@ -246,10 +266,10 @@ def validation_segments(config: Config) -> list[ValidationSegment]:
 
     The songs are spread evenly over the split ``valid``; the excerpt is the one nearest the middle of
     the song that has voice, or the middle itself. A shorter song is taken whole. Raises
-    :class:`InputError` as :func:`tracks` does.
+    :class:`InputError` as :func:`track_folders` and :func:`open_track` do.
     """
     model, wanted = config.model, config.training.validation_tracks
-    folders = track_folders(config.data.root, "valid")
+    folders = track_folders(config.data.root, "valid", config.data.exclude)
     chosen = [folders[i * len(folders) // wanted] for i in range(wanted)] if wanted < len(folders) else folders
     return [_excerpt(open_track(folder, model.sample_rate, model.targets), config) for folder in chosen]
 

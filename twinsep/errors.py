@@ -14,3 +14,7 @@ class InputError(TwinsepError, ValueError):
 
 class NonFiniteLossError(TwinsepError):
     """Training met a loss or a gradient that is not a number."""
+
+
+class OutOfMemoryError(TwinsepError):
+    """The memory of the machine, or of its accelerator, does not hold what was asked for."""

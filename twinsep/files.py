@@ -6,6 +6,7 @@ import contextlib
 import errno
 import json
 import os
+import re
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,6 +33,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
+        _sync_folder(path.parent)
     except OSError as error:
         raise InputError(f"cannot write {path}: {_reason(error)}") from error
     finally:
@@ -45,9 +47,26 @@ def write_atomically(path: str | Path, content: bytes) -> None:
         temporary.write_bytes(content)
 
 
+def remove_unfinished(folder: Path) -> None:
+    """Remove the temporary files that :func:`replacing` left in ``folder`` because its process was killed."""
+    for path in folder.glob(".*"):
+        if re.fullmatch(r"\..+\.[0-9a-f]{8}(\.\w+)?", path.name) and path.is_file():
+            path.unlink(missing_ok=True)
+
+
 def write_json(path: str | Path, value: Any) -> None:
     """``value`` as indented JSON with a final newline; NaN is refused, JSON has none."""
     write_atomically(path, (json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n").encode())
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename outlast a loss of power; a system that cannot sync folders does so by itself or not at all."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def _reason(error: OSError) -> str:

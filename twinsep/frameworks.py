@@ -36,6 +36,18 @@ def twin(framework: str, module: str = "") -> ModuleType:
         ) from error
 
 
+def make_deterministic(framework: str) -> None:
+    """Have the framework choose algorithms that repeat to the bit, on an accelerator too.
+
+    Call it before the framework's first use: JAX reads its flags once. PyTorch warns of each operation that has no such
+    algorithm, by name; JAX stops at it. On a CPU all repeat anyway.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS repeats with this alone
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_deterministic_ops=true"
+    if framework == "torch":
+        twin(framework, "train").make_deterministic()
+
+
 def load(
     path_or_preset: str | Path, *, framework: str, device: str
 ) -> tuple[Callable[[np.ndarray], np.ndarray], Config]:

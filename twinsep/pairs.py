@@ -2,38 +2,55 @@
 
 They lie in ``<root>/{train,val,test}/<song>`` (``valid`` for ``val`` will do) or all in ``<root>/<song>``,
 where a hash of its name decides where a song goes: about 80 % train, 10 % valid, 10 % test, and no song
-moves when others come or go.
+moves when others come or go. Either file may be a ``.flac`` instead.
 """
 
 from __future__ import annotations
 
 import hashlib
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from twinsep.errors import InputError
 
 IN, OUT = "in.wav", "out.wav"
+#: What any of a song's files may be instead of a ``.wav``.
+FLAC = ".flac"
 #: split -> the names its folder may have; the real excerpt is never a pair.
 FOLDERS = {"train": ("train",), "valid": ("val", "valid"), "test": ("test",), "real": ()}
 #: Of ten songs by hash.
 _TENTHS = ("train",) * 8 + ("valid", "test")
 
 
+def candidates(folder: Path, name: str) -> list[Path]:
+    """What there is of the file ``name``, such as ``in.wav``: itself, the same as ``.flac``, both or neither."""
+    return [file for file in (folder / name, (folder / name).with_suffix(FLAC)) if file.exists()]
+
+
+def find(folder: Path, name: str) -> Path:
+    """The file ``name``, such as ``in.wav``, or the same as ``.flac``; ``name`` where there is neither.
+
+    Raises :class:`InputError` where there are both.
+    """
+    found = candidates(folder, name)
+    if len(found) > 1:
+        raise InputError(f"{found[0]} and {found[1].name} are both there: remove the one that is not to be used")
+    return found[0] if found else folder / name
+
+
 def is_pair(folder: Path) -> bool:
     """Whether the folder is a paired song: one of the two files is enough, so that the other is missed by name."""
-    return (folder / IN).exists() or (folder / OUT).exists()
+    return any(candidates(folder, name) for name in (IN, OUT))
 
 
 def lie_in(root: Path) -> bool:
     """Whether the set in ``root`` is one of pairs: any song in it, or in the folders of its splits, is one."""
-    inside = [root, *(folder for split in FOLDERS for folder in _split_folders(root, split))]
-    return any(is_pair(song) for folder in inside for song in _folders_in(folder))
+    return any(is_pair(song) for folder in (root, *_sorted_into(root)) for song in _folders_in(folder))
 
 
-def folders(root: Path, split: str) -> tuple[Path, ...]:
-    """The songs' folders of one split of a set of pairs, in order of name.
+def folders(root: Path, split: str, exclude: Collection[str] = ()) -> tuple[Path, ...]:
+    """The songs' folders of one split of a set of pairs, in order of name, without those of a name in ``exclude``.
 
     Raises :class:`InputError` for a ``splits.csv``, a pair beside the splits' folders, a folder that is
     no pair among the songs, or a split without songs.
@@ -42,12 +59,12 @@ def folders(root: Path, split: str) -> tuple[Path, ...]:
         raise InputError(f"{table} is for songs in stems: remove it and sort the pairs into train/, val/ and test/")
     if not FOLDERS[split]:
         raise InputError(f"no {split} songs in {root}: paired songs are for train, valid and test")
-    sorted_into = [folder for name in FOLDERS for folder in _split_folders(root, name)]
-    beside = [folder for folder in _folders_in(root) if folder not in sorted_into]
+    sorted_into = _sorted_into(root)
+    beside = [folder for folder in _folders_in(root) if folder not in sorted_into and folder.name not in exclude]
     if sorted_into:
         if astray := next(filter(is_pair, beside), None):
             raise InputError(f"{astray} lies beside the folders of the splits: move it into train/, val/ or test/")
-        songs = _pairs(song for folder in _split_folders(root, split) for song in _folders_in(folder))
+        songs = _pairs(song for song in listed(root, split) if song.name not in exclude)
         remedy = f"put some into {root / FOLDERS[split][0]}"
     else:
         songs = [song for song in _pairs(beside) if split_by_name(song.name) == split]
@@ -55,6 +72,15 @@ def folders(root: Path, split: str) -> tuple[Path, ...]:
     if not songs:
         raise InputError(f"no {split} songs among the pairs in {root}: {remedy}")
     return tuple(songs)
+
+
+def listed(root: Path, split: str) -> list[Path]:
+    """The folders among the songs of one split, in order of name, whatever they hold."""
+    if _sorted_into(root):
+        songs = [song for folder in _split_folders(root, split) for song in _folders_in(folder)]
+    else:
+        songs = [song for song in _folders_in(root) if split_by_name(song.name) == split]
+    return sorted(songs, key=lambda song: song.name)
 
 
 def split_by_name(name: str) -> str:
@@ -68,6 +94,11 @@ def _split_folders(root: Path, split: str) -> list[Path]:
     """Those of one split; a song that happens to be named ``test`` is none."""
     named = [root / name for name in FOLDERS[split]]
     return [folder for folder in named if folder.is_dir() and not is_pair(folder)]
+
+
+def _sorted_into(root: Path) -> list[Path]:
+    """Those of every split; none where a hash decides."""
+    return [folder for split in FOLDERS for folder in _split_folders(root, split)]
 
 
 def _folders_in(folder: Path) -> list[Path]:

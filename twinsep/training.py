@@ -7,10 +7,9 @@ The loop is one for both frameworks. What it needs of a twin is a ``Trainer`` wi
 from __future__ import annotations
 
 import contextlib
-import shutil
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,17 +18,20 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from twinsep import checkpoint, metrics, provenance, schedule
-from twinsep.batches import TrainingBatches
+from twinsep import checkpoint, metrics, provenance, runs, schedule, watching
+from twinsep.batches import Batch, BatchIterator, TrainingBatches
 from twinsep.checkpoint import Checkpoint
 from twinsep.config import Config
-from twinsep.data import validation_segments
-from twinsep.errors import InputError, NonFiniteLossError
-from twinsep.files import write_json
-from twinsep.frameworks import twin
+from twinsep.data import ValidationSegment, validation_segments
+from twinsep.errors import NonFiniteLossError, OutOfMemoryError, TwinsepError
+from twinsep.files import remove_unfinished, write_json
+from twinsep.frameworks import make_deterministic, twin
+from twinsep.runs import BEST, LAST, RECORD
 
-LAST, BEST = "last.safetensors", "best.safetensors"
-LOG_EVERY = 10
+#: So often in a row the processes that read songs may die before the run ends.
+READERS_RESTARTED = 3
+#: What frameworks and systems say when there is no memory left.
+_NO_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory", "resource_exhausted", "bad_alloc")
 
 
 @dataclass
@@ -43,66 +45,110 @@ class Progression:
     validation: dict[str, float] = field(default_factory=dict)
 
 
-def train(
-    config: Config, folder: Path, *, framework: str = "torch", device: str = "cpu", overwrite: bool = False
-) -> dict[str, Any]:
-    """Train one model into ``folder``: ``last.safetensors``, ``best.safetensors``, ``run.json``, ``live/``.
+@dataclass(frozen=True)
+class Run:
+    """How a configuration is trained; what it comes to rests on the configuration alone.
 
-    An unfinished run of the same configuration is resumed. A finished run, or one of another
-    configuration, is left alone unless ``overwrite``. Returns what ``run.json`` holds. Raises
-    :class:`InputError` for bad data or an occupied folder and :class:`NonFiniteLossError` at a loss that
-    is not finite, the last checkpoint intact.
+    ``deterministic`` asks the framework for algorithms that repeat to the bit on an accelerator too, and
+    ``tensorboard`` for its event files beside DVCLive's. ``basis`` names what the run rests on beside its
+    configuration, such as its code: where it is given, an unfinished run that rested on something else is begun anew.
     """
+
+    framework: str = "torch"
+    device: str = "cpu"
+    overwrite: bool = False
+    deterministic: bool = False
+    tensorboard: bool = False
+    basis: str = ""
+
+
+def train(config: Config, folder: Path, how: Run | None = None) -> dict[str, Any]:
+    """Train one model into ``folder``: the checkpoints of :mod:`twinsep.runs`, ``run.json``, ``live/``, ``samples/``.
+
+    An unfinished run of the same configuration goes on from its last whole checkpoint. A finished run, or one of
+    another configuration, is left alone unless ``overwrite``. Returns what ``run.json`` holds. Raises
+    :class:`InputError` for bad data or an occupied folder, :class:`NonFiniteLossError` at a loss that is not finite
+    and :class:`OutOfMemoryError`, the last checkpoint intact.
+    """
+    how = how or Run()
     console = Console(stderr=True)
-    previous = _previous(config, folder, overwrite)
+
+    def say(sentence: str) -> None:
+        console.print(sentence, soft_wrap=True, markup=False, highlight=False)
+
+    previous = runs.resumable(config, folder, overwrite=how.overwrite, basis=how.basis, say=say)
     segments = validation_segments(config)
     batches = TrainingBatches(config)
     stream = iter(batches)
-    trainer = twin(framework, "train").Trainer(config, device)
-    run = Progression()
+    if how.deterministic:
+        make_deterministic(how.framework)
+    progression = Progression()
     if previous:
-        trainer.restore(previous.tensors, previous.step)
-        stream.set_state(dict(previous.data))
-        run = Progression(**previous.provenance["progression"])
-        console.print(f"resuming {folder} at step {run.step} of {config.training.steps}", soft_wrap=True)
+        remove_unfinished(folder)
+        progression = Progression(**previous.provenance["progression"])
+        say(f"resuming {folder} at step {progression.step} of {config.training.steps}")
     else:
-        _clear(folder)
-    loop = _Loop(config, folder, trainer, segments, run, console)
+        runs.clear(folder)
+    loop = _Loop(config, folder, how, segments, progression, console)
     try:
-        with stream, _live(folder, resume=bool(previous), console=console) as log:
-            loop.run_steps(stream, log)
+        with _memory(loop):
+            loop.open(previous)
+        if previous:
+            stream.set_state(dict(previous.data))
+        log = watching.log(folder, resume_step=progression.step, tensorboard=how.tensorboard, console=console)
+        with stream, log as write, _memory(loop):
+            loop.run_steps(stream, write)
     except BaseException:
-        if not (folder / LAST).exists():  # nothing to go on from: leave no trace
-            _clear(folder)
+        if not any((folder / name).exists() for name in (LAST, runs.NEXT)):  # nothing to go on from: leave no trace
+            runs.clear(folder)
         raise
-    record = {
-        "framework": framework,
-        "configuration": config.to_dict(),
-        "hash": config.hash,
-        **provenance.describe(device),
-        "parameters": int(sum(t.size for name, t in trainer.state().items() if name.startswith("model/"))),
-        "seconds": round(run.seconds, 1),
-        "steps_per_second": round(config.training.steps / run.seconds, 3),
-        "audio_seconds_per_second": round(config.training.steps * loop.audio_seconds / run.seconds, 2),
-        "peak_memory_mib": provenance.peak_memory_mib(),
-        "best_step": run.best_step,
-        "validation": run.validation,
-    }
-    write_json(folder / "run.json", record)
-    return record
+    return loop.record
+
+
+@contextlib.contextmanager
+def _memory(loop: _Loop) -> Iterator[None]:
+    """What a framework raises for want of memory, as one sentence."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        text = str(error).lower()
+        if not isinstance(error, MemoryError) and not any(words in text for words in _NO_MEMORY):
+            raise
+        raise OutOfMemoryError(
+            f"step {loop.run.step + 1}: memory ran out; {loop.kept()}; make training.batch_size or "
+            "training.segment_seconds smaller, or list stages in training.rematerialise"
+        ) from error
 
 
 class _Loop:
     """The steps of one run, with what they share."""
 
-    def __init__(self, config: Config, folder: Path, trainer: Any, segments: list, run: Progression, console: Console):
-        self.config, self.folder, self.trainer, self.segments = config, folder, trainer, segments
-        self.run, self.console = run, console
+    def __init__(
+        self,
+        config: Config,
+        folder: Path,
+        how: Run,
+        segments: list[ValidationSegment],
+        run: Progression,
+        console: Console,
+    ):
+        self.config, self.folder, self.how = config, folder, how
+        self.segments, self.run, self.console = segments, run, console
+        self.trainer: Any = None
+        self.warned: set[str] = set()
         t = config.training
         #: Seconds of audio that one optimiser step reads.
         self.audio_seconds = t.segment_seconds * t.batch_size * t.accumulation
+        #: What ``run.json`` will hold, once the run is finished.
+        self.record: dict[str, Any] = {}
 
-    def run_steps(self, stream: Any, log: Any) -> None:
+    def open(self, previous: Checkpoint | None) -> None:
+        """Make the trainer, where there is a checkpoint as that left it."""
+        self.trainer = twin(self.how.framework, "train").Trainer(self.config, self.how.device)
+        if previous:
+            self.trainer.restore(previous.tensors, previous.step)
+
+    def run_steps(self, stream: BatchIterator, log: watching.Log) -> None:
         """From the current step to the last one, validating and saving on the way."""
         t, run = self.config.training, self.run
         recent: deque[float] = deque(maxlen=50)
@@ -117,99 +163,128 @@ class _Loop:
                     self.validate()
                 run.seconds += (seconds := time.perf_counter() - started)
                 recent.append(seconds)
+                speed = self.audio_seconds * len(recent) / sum(recent)
+                machine = {
+                    "machine/audio_seconds_per_second": round(speed, 2),
+                    "machine/peak_memory_mib": float(provenance.peak_memory_mib()),
+                }
+                # Before the checkpoint: a run that goes on takes back the rows after it, and could not make up for one.
+                log(run.step, report | machine | (run.validation if checking else {}))
                 if checking:
                     self.save(stream)
-                log(run.step, report | (run.validation if checking else {}))
                 bar.update(
                     task,
                     completed=run.step,
                     loss=f"{report['train/loss']:.4f}",
                     valid=f"{run.validation['valid/si_sdr']:.2f} dB" if run.validation else "…",
-                    speed=self.audio_seconds * len(recent) / sum(recent),
+                    speed=speed,
                 )
 
-    def step(self, stream: Iterator) -> dict[str, float]:
+    def step(self, stream: BatchIterator) -> dict[str, float]:
         """One optimiser step; raises :class:`NonFiniteLossError` naming the step and the batch."""
         t, step = self.config.training, self.run.step
-        batches = [next(stream) for _ in range(t.accumulation)]
+        batches = [self.next_batch(stream) for _ in range(t.accumulation)]
+        for sentence in {s for batch in batches for s in batch["skipped"]} - self.warned:
+            self.warned.add(sentence)
+            self.console.print(f"skipped, as data.skip_unreadable asks: {sentence}", soft_wrap=True, markup=False)
         rate = schedule.learning_rate(step, t)
         report = self.trainer.step(batches, rate, schedule.ema_decay(step, t))
-        if not np.isfinite([report["loss"], report["gradient_norm"]]).all():
+        finite = np.isfinite([report["loss"], report["gradient_norm"]])
+        # In float16 gradients overflow now and then: such a step changes nothing but the scale.
+        passed_over = "loss_scale" in report and finite[0] and report["loss_scale"] >= 1
+        if not finite.all() and not passed_over:
             songs = ", ".join(str(song) for batch in batches for song in batch["song"])
-            last = self.folder / LAST
-            kept = f"the last good checkpoint is {last}" if last.exists() else "no checkpoint was written yet"
             raise NonFiniteLossError(
                 f"step {step + 1}: loss {report['loss']}, gradient norm {report['gradient_norm']} on the batch of "
-                f"{songs}; {kept}; look at these songs or lower training.learning_rate"
+                f"{songs}; {self.kept()}; look at these songs or lower training.learning_rate"
             )
-        return {f"train/{name}": value for name, value in report.items()} | {"train/learning_rate": rate}
+        values = {f"train/{name}": value for name, value in report.items() if np.isfinite(value)}
+        return values | {"train/learning_rate": rate}
+
+    def next_batch(self, stream: BatchIterator) -> Batch:
+        """The next batch; processes that read songs and were killed are started again at the same place.
+
+        Raises :class:`TwinsepError` where they die again and again.
+        """
+        for _ in range(READERS_RESTARTED):
+            try:
+                return next(stream)
+            except RuntimeError as error:  # Grain's, with the exit code
+                if "terminated unexpectedly" not in str(error):
+                    raise
+                stream.close()
+                self.console.print(f"a process that reads songs has died ({_first_line(error)}); starting it again")
+        raise TwinsepError(
+            f"the processes that read songs have died {READERS_RESTARTED} times in a row, perhaps for want of memory; "
+            f"{self.kept()}; set data.workers to fewer, or to 0"
+        )
+
+    def kept(self) -> str:
+        """What a run that ends here leaves, as part of a sentence."""
+        last = self.folder / LAST
+        return f"the last good checkpoint is {last}" if last.exists() else "no checkpoint was written yet"
 
     def validate(self) -> None:
-        """SI-SDR and uSDR of the averaged model on the validation songs; the best by uSDR is kept."""
-        run, scores = self.run, []
-        for _, mixture, target in self.segments:
+        """SI-SDR and uSDR of the averaged model on the validation songs; the best by uSDR is kept.
+
+        The estimate of the first song is left to be heard and seen.
+        """
+        run, model, scores = self.run, self.config.model, []
+        for index, (name, mixture, target) in enumerate(self.segments):
             estimate = self.trainer.separate(mixture[None])[0, : len(target)]
             pairs = list(zip(target, estimate, strict=True))
             scores.append([np.mean([float(f(e, t)) for t, e in pairs]) for f in (metrics.si_sdr, metrics.usdr)])
+            if index == 0:
+                watching.sample(
+                    self.folder,
+                    run.step,
+                    name=name,
+                    mixture=mixture,
+                    target=target[0],
+                    estimate=estimate[0],
+                    sample_rate=model.sample_rate,
+                    n_fft=model.n_fft,
+                    hop=model.hop,
+                )
         si_sdr, usdr = np.nanmean(np.asarray(scores), 0)
         run.validation = {"valid/si_sdr": round(float(si_sdr), 4), "valid/usdr": round(float(usdr), 4)}
         if run.best_usdr is None or usdr > run.best_usdr:
             run.best_usdr, run.best_step = float(usdr), run.step
 
-    def save(self, stream: Any) -> None:
-        """Write the last checkpoint and, where this step is the best so far, the averaged weights alone."""
-        state = self.trainer.state()
-        made = {"progression": vars(self.run)}
-        if self.run.best_step == self.run.step:
+    def save(self, stream: BatchIterator) -> None:
+        """Write the averaged weights alone where this step is the best so far, at the end the record, and the last
+        checkpoint, after which the run counts as come so far."""
+        state, run = self.trainer.state(), self.run
+        made = {"progression": vars(run), "framework": self.how.framework, "basis": self.how.basis}
+        if run.best_step == run.step:
             average = {name: t for name, t in state.items() if name.startswith("ema/")}
-            checkpoint.write(self.folder / BEST, Checkpoint(self.config, average, self.run.step))
-        checkpoint.write(self.folder / LAST, Checkpoint(self.config, state, self.run.step, stream.get_state(), made))
+            checkpoint.write(self.folder / BEST, Checkpoint(self.config, average, run.step))
+        if run.step == self.config.training.steps:
+            self.record = self.describe(state)
+            write_json(self.folder / RECORD, self.record)
+        runs.save(self.folder, Checkpoint(self.config, state, run.step, stream.get_state(), made))
+
+    def describe(self, state: checkpoint.Tensors) -> dict[str, Any]:
+        """What names the run's numbers, and is enough to repeat it: ``twinsep train --from run.json``."""
+        run, steps = self.run, self.config.training.steps
+        return {
+            "framework": self.how.framework,
+            "configuration": self.config.to_dict(),
+            "hash": self.config.hash,
+            "options": {"device": self.how.device, "deterministic": self.how.deterministic},
+            **provenance.describe(self.how.device),
+            "parameters": int(sum(t.size for name, t in state.items() if name.startswith("model/"))),
+            "seconds": round(run.seconds, 1),
+            "steps_per_second": round(steps / run.seconds, 3),
+            "audio_seconds_per_second": round(steps * self.audio_seconds / run.seconds, 2),
+            "peak_memory_mib": provenance.peak_memory_mib(),
+            "best_step": run.best_step,
+            "validation": run.validation,
+        }
 
 
-def _previous(config: Config, folder: Path, overwrite: bool) -> Checkpoint | None:
-    """The checkpoint to go on from, or none; raises :class:`InputError` where the folder is occupied."""
-    last = folder / LAST
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"{folder} is a file; give --out the name of a folder")
-    if not last.exists():
-        return None
-    found = checkpoint.read(last)
-    if found.config.hash == config.hash and found.step < config.training.steps:
-        return found
-    if not overwrite:
-        what = "a finished run" if found.config.hash == config.hash else "a run of another configuration"
-        raise InputError(f"{folder} holds {what}; give another --out, or --overwrite to train anew in its place")
-    return None
-
-
-def _clear(folder: Path) -> None:
-    for name in (LAST, BEST, "run.json"):
-        (folder / name).unlink(missing_ok=True)
-    shutil.rmtree(folder / "live", ignore_errors=True)
-    with contextlib.suppress(OSError):  # other files of the user's, or no folder at all
-        folder.rmdir()
-
-
-@contextlib.contextmanager
-def _live(folder: Path, *, resume: bool, console: Console) -> Iterator[Callable[[int, dict[str, float]], None]]:
-    """A function (step, metrics) that writes DVCLive's files, which ``dvc plots show`` draws, every few steps."""
-    try:
-        from dvclive import Live
-    except ModuleNotFoundError:
-        console.print("metrics are not written: DVCLive is not installed (pip install 'twinsep[reproduce]')")
-        yield lambda _step, _values: None
-        return
-    # Without these options DVCLive commits experiments and writes a dvc.yaml of its own.
-    with Live(str(folder / "live"), resume=resume, save_dvc_exp=False, dvcyaml=None, report=None) as live:
-
-        def log(step: int, values: dict[str, float]) -> None:
-            if step % LOG_EVERY and not any(name.startswith("valid/") for name in values):
-                return
-            live.step = step
-            for name, value in values.items():
-                live.log_metric(name, value)
-
-        yield log
+def _first_line(error: Exception) -> str:
+    return str(error).partition(". ")[0]
 
 
 def _progress(console: Console) -> Progress:

@@ -1,0 +1,98 @@
+"""Three precisions and three extremes, in both twins: losses and gradients stay finite, and float16 finds its scale."""
+
+import importlib
+
+import numpy as np
+import pytest
+
+from ablations.twins import distance
+from twinsep.batches import TrainingBatches
+from twinsep.schedule import LossScale
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+
+@pytest.fixture
+def micro(micro):
+    """With a scan, and else what compiles fastest."""
+    model = {"mixer": {"kind": "mamba", "d_state": 4, "directions": 1}, "memory_tokens": [0, 0, 0, 0]}
+    return micro.override({"model": model, "training": {"segment_seconds": 0.2}})
+
+
+def trainer(framework, config):
+    return importlib.import_module(f"{framework}_impl.train").Trainer(config)
+
+
+def first_batch(config):
+    with iter(TrainingBatches(config)) as stream:
+        return next(stream)
+
+
+def extremes(config):
+    """Silence, a square wave at full scale, and noise below the last bit of 16."""
+    shape = (1, 2, config.segment_samples)
+    square = np.sign(np.sin(2 * np.pi * 110 * np.arange(shape[2]) / 44_100))
+    rng = np.random.default_rng(0)
+    signals = (np.zeros(shape), np.broadcast_to(square, shape), 1e-6 * rng.standard_normal(shape))
+    return [{"mixture": x.astype(np.float32), "target": 0.5 * x[:, None].astype(np.float32)} for x in signals]
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("framework", ["torch", "jax"])
+def test_extremes_are_finite(micro, framework, precision):
+    config = micro.override({"training": {"precision": precision}})
+    subject = trainer(framework, config)
+    for batch in extremes(config):
+        for _ in range(20):  # float16 may have to find its scale first
+            report = subject.step([batch], 1e-4, 0.5)
+            assert np.isfinite(report["loss"])
+            if np.isfinite(report["gradient_norm"]):
+                break
+        assert np.isfinite(list(report.values())).all()
+    assert all(np.isfinite(x).all() for x in subject.state().values())
+    assert ("loss_scale" in report) == (precision == "float16")
+    if precision == "float16":
+        scale_is_kept_and_taken_up(subject, trainer(framework, micro), first_batch(config))
+
+
+def scale_is_kept_and_taken_up(subject, exact, batch):
+    state = exact.state()
+    for scale in (1.0, 2.0**10):  # from the same weights as in float32, to nearly the same, whatever the scale
+        subject.restore(state | LossScale(scale).tensors(), 0)
+        found = subject.step([batch], 1e-3, 0.5)
+        exact.restore(state, 0)
+        wanted = exact.step([batch], 1e-3, 0.5)
+        assert found["loss"] == pytest.approx(wanted["loss"], rel=0.02)
+        assert found["loss"] != wanted["loss"]
+        # Bins near spectral nulls carry much of it, and these are the estimate's rounding.
+        assert found["gradient_norm"] == pytest.approx(wanted["gradient_norm"], rel=0.5)
+        assert 0 < distance(subject.state(), exact.state() | LossScale(scale, 1, 1).tensors(), "model/") < 1e-2
+    # A step whose gradients overflow changes nothing but the scale.
+    subject.scale = LossScale(2.0**100, 5, 1)
+    before = subject.state()
+    report = subject.step([batch], 1e-3, 0.5)
+    assert np.isfinite(report["loss"])
+    assert not np.isfinite(report["gradient_norm"])
+    after = subject.state()
+    changed = {name for name in before if not np.array_equal(before[name], after[name])}
+    assert changed == {"scaler/scale", "scaler/good"}
+    assert subject.scale == LossScale(2.0**99, 0, 1)
+    # Taken up again it goes on the same, the count of Adam's updates included.
+    results = []
+    for taken in (0, 2):
+        if taken:
+            subject.restore(after, taken)
+        subject.scale = LossScale(1.0, 0, 1)
+        subject.step([batch], 1e-3, 0.5)
+        results.append(subject.state())
+    assert distance(*results) == 0
+
+
+def test_the_scale_grows_and_is_exhausted():
+    scale = LossScale(4.0)
+    for _ in range(1999):
+        scale = scale.after(True)
+    assert scale == LossScale(4.0, 1999, 1999)
+    assert scale.after(True) == LossScale(8.0, 0, 2000)
+    assert scale.after(False) == LossScale(2.0, 0, 1999)
+    assert LossScale.restored(scale.tensors()) == scale
