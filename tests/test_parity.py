@@ -4,7 +4,6 @@ Every two options of the model, mixers included, meet in one of the cases. All a
 difference of meaning cannot hide behind rounding; one of each mixer in float32 too.
 """
 
-import jax
 import numpy as np
 import pytest
 
@@ -107,14 +106,3 @@ def test_load_of_a_preset_and_of_nothing():
         jax_impl.load("no-such-thing")
     with pytest.raises(InputError, match="cannot be used here"):
         jax_impl.load("tiny", device="nonsense")
-
-
-def test_bfloat16_is_near_float32():
-    config = configuration({"mixer": {"kind": "conv", "kernel": 3}})
-    trainer = jax_impl.train.Trainer(config.override({"training": {"precision": "bfloat16"}}))
-    exact = jax_impl.train.Trainer(config)
-    (batch,) = parity.batches(config, "float32", 0)
-    a, b = (t.step([batch], 1e-4, 0.5) for t in (trainer, exact))
-    assert a["loss"] == pytest.approx(b["loss"], rel=0.02)
-    assert a["loss"] != b["loss"]
-    assert all(w.dtype == np.float32 for w in jax.tree.leaves(trainer.weights))

@@ -51,22 +51,28 @@ def test_extremes_are_finite(micro, framework, precision):
         assert np.isfinite(list(report.values())).all()
     assert all(np.isfinite(x).all() for x in subject.state().values())
     assert ("loss_scale" in report) == (precision == "float16")
+    if precision != "float32":
+        is_near_float32(subject, trainer(framework, micro), first_batch(config))
     if precision == "float16":
-        scale_is_kept_and_taken_up(subject, trainer(framework, micro), first_batch(config))
+        scale_is_kept_and_taken_up(subject, first_batch(config))
 
 
-def scale_is_kept_and_taken_up(subject, exact, batch):
+def is_near_float32(subject, exact, batch):
+    """From the same weights to nearly the same, in float16 whatever the scale."""
     state = exact.state()
-    for scale in (1.0, 2.0**10):  # from the same weights as in float32, to nearly the same, whatever the scale
-        subject.restore(state | LossScale(scale).tensors(), 0)
+    for scale in (LossScale(1.0), LossScale(2.0**10)) if subject.scale else (None,):
+        subject.restore(state | (scale.tensors() if scale else {}), 0)
         found = subject.step([batch], 1e-3, 0.5)
         exact.restore(state, 0)
         wanted = exact.step([batch], 1e-3, 0.5)
         assert found["loss"] == pytest.approx(wanted["loss"], rel=0.02)
         assert found["loss"] != wanted["loss"]
-        # Bins near spectral nulls carry much of it, and these are the estimate's rounding.
-        assert found["gradient_norm"] == pytest.approx(wanted["gradient_norm"], rel=0.5)
-        assert 0 < distance(subject.state(), exact.state() | LossScale(scale, 1, 1).tensors(), "model/") < 1e-2
+        after = {name: x for name, x in subject.state().items() if not name.startswith("scaler/")}
+        assert 0 < distance(after, exact.state(), "model/") < 1e-2
+        assert all(x.dtype == np.float32 for x in after.values())
+
+
+def scale_is_kept_and_taken_up(subject, batch):
     # A step whose gradients overflow changes nothing but the scale.
     subject.scale = LossScale(2.0**100, 5, 1)
     before = subject.state()

@@ -1,11 +1,14 @@
-"""Runs that are killed, and whose files are damaged: what is left is whole, and the end is the same."""
+"""Runs that are killed, and whose files are damaged: what is left is whole, and the end is the same.
+
+So two runs from one seed are one run, up to the file of their scores.
+"""
 
 import numpy as np
 import pytest
 from survival import difference, killed, step_of
 
 from torch_impl.train import Trainer
-from twinsep import checkpoint, runs
+from twinsep import checkpoint, evaluation, runs
 from twinsep.errors import InputError, OutOfMemoryError
 from twinsep.runs import BEST, LAST, NEXT, PREVIOUS, RECORD
 from twinsep.training import Run, train
@@ -39,12 +42,30 @@ def test_a_killed_run_ends_as_one_never_interrupted(micro, tmp_path, xla_cache, 
     for name in (LAST, BEST):
         whole, parts = (checkpoint.read(tmp_path / run / name) for run in ("whole", "parts"))
         assert difference(whole, parts) == []
+    assert scores(tmp_path / "whole", framework) == scores(tmp_path / "parts", framework)
     files = [{path.name for path in (tmp_path / run).iterdir()} for run in ("whole", "parts")]
     assert files[0] == files[1]
     tables = [sorted((tmp_path / run / "live" / "plots").rglob("*.tsv")) for run in ("whole", "parts")]
     for a, b in zip(*tables, strict=True):
         if "machine" not in a.parts:
             assert _rows(a) == _rows(b)
+
+
+def scores(run, framework):
+    """The file of an evaluation of its best checkpoint."""
+    evaluation.run(
+        str(run / BEST),
+        None,
+        out=run,
+        root=None,
+        splits=["test"],
+        museval=False,
+        overlap=0.25,
+        segment=None,
+        framework=framework,
+        device="cpu",
+    )
+    return (run / "metrics.json").read_bytes()
 
 
 def _rows(table):
