@@ -148,6 +148,16 @@ def test_a_run_killed_before_its_record_writes_it(micro, stopped):
     assert runs.resumable(micro, stopped, overwrite=False, basis="", say=pytest.fail).step == 8
 
 
+def test_overwriting_begins_when_all_is_there_for_it(micro, stopped):
+    """A finished run is not given up for one that cannot begin."""
+    train(micro, stopped)
+    written = (stopped / LAST).read_bytes()
+    with pytest.raises(InputError, match="'abacus' cannot be used here"):
+        train(micro, stopped, Run(device="abacus", overwrite=True))
+    assert (stopped / LAST).read_bytes() == written
+    assert (stopped / RECORD).exists()
+
+
 def test_want_of_memory_is_one_sentence(micro, stopped, monkeypatch):
     def fail(*_):
         raise RuntimeError("[enforce fail at alloc_cpu.cpp:118] DefaultCPUAllocator: can't allocate memory: you tried")

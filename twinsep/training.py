@@ -11,6 +11,7 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -72,10 +73,7 @@ def train(config: Config, folder: Path, how: Run | None = None) -> dict[str, Any
     """
     how = how or Run()
     console = Console(stderr=True)
-
-    def say(sentence: str) -> None:
-        console.print(sentence, soft_wrap=True, markup=False, highlight=False)
-
+    say = partial(console.print, soft_wrap=True, markup=False, highlight=False)
     previous = runs.resumable(config, folder, overwrite=how.overwrite, basis=how.basis, say=say)
     segments = validation_segments(config)
     batches = TrainingBatches(config)
@@ -87,14 +85,14 @@ def train(config: Config, folder: Path, how: Run | None = None) -> dict[str, Any
         remove_unfinished(folder)
         progression = Progression(**previous.provenance["progression"])
         say(f"resuming {folder} at step {progression.step} of {config.training.steps}")
-    else:
-        runs.clear(folder)
     loop = _Loop(config, folder, how, segments, progression, console)
     try:
         with _memory(loop):
             loop.open(previous)
         if previous:
             stream.set_state(dict(previous.data))
+        else:  # not before all is there that the new run needs
+            runs.clear(folder)
         log = watching.log(folder, resume_step=progression.step, tensorboard=how.tensorboard, console=console)
         with stream, log as write, _memory(loop):
             loop.run_steps(stream, write)
@@ -134,6 +132,7 @@ class _Loop:
     ):
         self.config, self.folder, self.how = config, folder, how
         self.segments, self.run, self.console = segments, run, console
+        self.say = partial(console.print, soft_wrap=True, markup=False, highlight=False)
         self.trainer: Any = None
         self.warned: set[str] = set()
         t = config.training
@@ -186,7 +185,7 @@ class _Loop:
         batches = [self.next_batch(stream) for _ in range(t.accumulation)]
         for sentence in {s for batch in batches for s in batch["skipped"]} - self.warned:
             self.warned.add(sentence)
-            self.console.print(f"skipped, as data.skip_unreadable asks: {sentence}", soft_wrap=True, markup=False)
+            self.say(f"skipped, as data.skip_unreadable asks: {sentence}")
         rate = schedule.learning_rate(step, t)
         report = self.trainer.step(batches, rate, schedule.ema_decay(step, t))
         finite = np.isfinite([report["loss"], report["gradient_norm"]])
@@ -213,7 +212,7 @@ class _Loop:
                 if "terminated unexpectedly" not in str(error):
                     raise
                 stream.close()
-                self.console.print(f"a process that reads songs has died ({_first_line(error)}); starting it again")
+                self.say(f"a process that reads songs has died ({str(error).partition('. ')[0]}); starting it again")
         raise TwinsepError(
             f"the processes that read songs have died {READERS_RESTARTED} times in a row, perhaps for want of memory; "
             f"{self.kept()}; set data.workers to fewer, or to 0"
@@ -281,10 +280,6 @@ class _Loop:
             "best_step": run.best_step,
             "validation": run.validation,
         }
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).partition(". ")[0]
 
 
 def _progress(console: Console) -> Progress:
