@@ -1,10 +1,19 @@
 """Fixtures that several test files share."""
 
+import atexit
 import os
+import shutil
+import tempfile
 
-# Most of the time of JAX's tests goes into compiling. Without these emitters XLA compiles in half of it; the programs
-# are slower, and compute the same. Read when JAX starts its CPU.
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false"
+# Most of the time of JAX's tests goes into compiling. Without these emitters and most passes XLA compiles in a third of
+# it, and what one process or test has compiled the others find; the programs are slower, and compute the same. Read
+# when JAX starts, in the processes that tests start too.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false"
+    os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="twinsep-xla-")
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 # Tests run in a process for each of two cores, so one thread in each; the tests about threads ask for more.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -104,31 +113,6 @@ def micro(songs):
             },
         }
     )
-
-
-@pytest.fixture(scope="session")
-def xla_cache(tmp_path_factory):
-    """A folder for compiled programs, which some tests, and all processes that run them, have in common."""
-    folder = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        folder = folder.parent
-    (folder / "xla").mkdir(exist_ok=True)
-    return folder / "xla"
-
-
-@pytest.fixture(scope="module")
-def quick_compilation(xla_cache):
-    """XLA without most of its passes, which makes programs slower, not different."""
-    import jax
-
-    seconds = jax.config.jax_persistent_cache_min_compile_time_secs
-    jax.config.update("jax_disable_most_optimizations", True)
-    jax.config.update("jax_compilation_cache_dir", str(xla_cache))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-    jax.config.update("jax_compilation_cache_dir", None)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", seconds)
 
 
 @pytest.fixture

@@ -18,8 +18,6 @@ from twinsep.runs import LAST
 from twinsep.separation import separate
 from twinsep.training import Run, train
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 @pytest.fixture
 def micro(micro):

@@ -18,8 +18,6 @@ from torch_impl import bandsplit, blocks, layers, train
 from torch_impl.mixers import lstm, mamba, mamba2, transformer
 from twinsep import matrices
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 MAMBA = {"mixer": {"kind": "mamba", "d_state": 4}}
 MODELS = {
     "mamba": MAMBA,

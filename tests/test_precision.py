@@ -9,8 +9,6 @@ from ablations.twins import distance
 from twinsep.batches import TrainingBatches
 from twinsep.schedule import LossScale
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 @pytest.fixture
 def micro(micro):

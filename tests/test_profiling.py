@@ -13,7 +13,7 @@ import torch
 from twinsep import profiling
 from twinsep.errors import InputError
 
-pytestmark = pytest.mark.usefixtures("quick_compilation", "one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture

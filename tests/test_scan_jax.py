@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from jax_impl import scan
 from torch_impl.scan import selective_scan_sequential as torch_definition
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 NAMES = ("u", "delta", "A", "B", "C", "D", "z")
 TOLERANCE = {"float32": 1e-5, "float64": 1e-12}  # of the largest value
 WAYS = {

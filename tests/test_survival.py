@@ -13,7 +13,6 @@ from twinsep.errors import InputError, OutOfMemoryError
 from twinsep.runs import BEST, LAST, NEXT, PREVIOUS, RECORD
 from twinsep.training import Run, train
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 KILLS = {"torch": 2, "jax": 1}
 
 
@@ -25,18 +24,10 @@ def micro(micro):
 
 
 @pytest.mark.parametrize("framework", KILLS)
-def test_a_killed_run_ends_as_one_never_interrupted(micro, tmp_path, xla_cache, framework):
+def test_a_killed_run_ends_as_one_never_interrupted(micro, tmp_path, framework):
     micro = micro.override({"training": {"steps": 30, "validate_every": 5}})
-    # As the fixture quick_compilation has it here.
-    quick = {
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-        "JAX_COMPILATION_CACHE_DIR": str(xla_cache),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }
     train(micro, tmp_path / "whole", Run(framework))
-    ends = killed(
-        micro, tmp_path / "parts", KILLS[framework], seed=3, longest=1.5, framework=framework, environment=quick
-    )
+    ends = killed(micro, tmp_path / "parts", KILLS[framework], seed=3, longest=1.5, framework=framework)
     assert all(end["step after"] >= end["step before"] for end in ends)
     train(micro, tmp_path / "parts", Run(framework))
     for name in (LAST, BEST):

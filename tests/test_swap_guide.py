@@ -18,7 +18,6 @@ from twinsep import mixers
 from twinsep.config import preset
 from twinsep.errors import InputError
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 GUIDE = (Path(twins.__file__).parent / "README.md").read_text()
 CHOICES, IN_TORCH, IN_JAX, LINE = re.findall(r"```python\n(.*?)```", GUIDE, re.DOTALL)
 (ROW,) = re.findall(r"```yaml\n(.*?)```", GUIDE, re.DOTALL)
