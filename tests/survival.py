@@ -105,16 +105,19 @@ def step_of(folder: Path) -> int:
 
 
 def killed(config: Config, out: Path, kills: int, seed: int, *, longest: float, **options) -> list[dict]:
-    """A run killed so many times, each after a random time up to ``longest`` seconds of training.
+    """A run killed so many times, each after a random time up to ``longest`` seconds, every other one counted from the
+    first step and the others from a new checkpoint, so that there is something to go on from.
 
     Gives for each kill the step that the last checkpoint had and what the folder held.
     """
     rng, ends = random.Random(seed), []
-    for _ in range(kills):
+    for number in range(kills):
         before = step_of(out)
         with Process(config, out, **options) as run:
             # Once it trains: until then there is nothing to lose, and importing takes most of the time.
             run.wait_for(run.training)
+            if number % 2 == 0:
+                run.wait_for(lambda before=before: step_of(out) > before)
             time.sleep(rng.uniform(0, longest))
         held = sorted(path.name for path in out.iterdir()) if out.exists() else []
         ends.append({"step before": before, "step after": step_of(out), "held": held})

@@ -27,8 +27,9 @@ def micro(micro):
 def test_a_killed_run_ends_as_one_never_interrupted(micro, tmp_path, framework):
     micro = micro.override({"training": {"steps": 30, "validate_every": 5}})
     train(micro, tmp_path / "whole", Run(framework))
-    ends = killed(micro, tmp_path / "parts", KILLS[framework], seed=3, longest=1.5, framework=framework)
+    ends = killed(micro, tmp_path / "parts", KILLS[framework], seed=3, longest=0.3, framework=framework)
     assert all(end["step after"] >= end["step before"] for end in ends)
+    assert 0 < ends[-1]["step after"] < micro.training.steps  # or it would prove nothing
     train(micro, tmp_path / "parts", Run(framework))
     for name in (LAST, BEST):
         whole, parts = (checkpoint.read(tmp_path / run / name) for run in ("whole", "parts"))
