@@ -89,9 +89,10 @@ class Process:
         return "TRAINING" in self.said.read_text(errors="replace")
 
     def message(self) -> str:
-        """What it said so far, without the progress line."""
+        """What it said so far, without the progress line and Python's own remark on the memory of killed processes."""
         lines = self.said.read_text(errors="replace").splitlines()
-        return "\n".join(line for line in lines if line.strip() and not line.startswith(("train ", "TRAINING")))
+        kept = [line for line in lines if line.strip() and not line.startswith(("train ", "TRAINING"))]
+        return "\n".join(x for x in kept if "resource_tracker" not in x)
 
 
 def step_of(folder: Path) -> int:

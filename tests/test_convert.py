@@ -11,7 +11,6 @@ import sys
 import zipfile
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 import torch
@@ -110,11 +109,7 @@ def test_the_same_output_in_jax(converted):
     reference = oracle(**SMALL)
     model = jax_impl.load(converted(saved_by(reference, **SMALL)))
     x = noise(30)
-    jax.config.update("jax_disable_most_optimizations", True)  # most of the time here is XLA's
-    try:
-        found = jax_impl.layers.on_arrays(model, jax_impl.layers.device_named("cpu"))(x.numpy())
-    finally:
-        jax.config.update("jax_disable_most_optimizations", False)
+    found = jax_impl.layers.on_arrays(model, jax_impl.layers.device_named("cpu"))(x.numpy())
     assert distance(found[:, 0], in_float64(reference, x)) <= TOLERANCE["float32"]
 
 
