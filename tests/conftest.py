@@ -1,6 +1,7 @@
 """Fixtures that several test files share."""
 
 import atexit
+import contextlib
 import os
 import shutil
 import tempfile
@@ -113,6 +114,28 @@ def micro(songs):
             },
         }
     )
+
+
+@pytest.fixture
+def stopping():
+    """stopping(trainer, n): a context whose run is interrupted as it begins its n-th step, as by Ctrl-C."""
+
+    @contextlib.contextmanager
+    def stopping(trainer, step):
+        take, calls = trainer.step, []
+
+        def counted(self, *arguments):
+            calls.append(1)
+            if len(calls) == step:
+                raise KeyboardInterrupt
+            return take(self, *arguments)
+
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(trainer, "step", counted)
+            with pytest.raises(KeyboardInterrupt):
+                yield
+
+    return stopping
 
 
 @pytest.fixture

@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -27,6 +29,40 @@ def test_a_deterministic_run_is_the_same_run(micro, tmp_path, monkeypatch, reque
     assert all(a[name].tobytes() == b[name].tobytes() for name in a)
     assert torch.are_deterministic_algorithms_enabled()
     assert "--xla_gpu_deterministic_ops=true" in os.environ["XLA_FLAGS"]
+
+
+#: The kernels' outputs and gradients, as bytes.
+KERNELS = """
+import sys
+import torch
+from torch_impl import layers, scan
+
+torch.manual_seed(0)
+normal = lambda *shape: torch.randn(shape, requires_grad=True)
+cases = {
+    scan.selective_scan: [normal(2, 70, 16), torch.rand(2, 70, 16, requires_grad=True), normal(16, 8), normal(2, 70, 8),
+                          normal(2, 70, 8), normal(16), normal(2, 70, 16)],
+    layers.attention: [normal(2, 2, 50, 8), normal(2, 2, 50, 8), normal(2, 2, 50, 8)],
+    layers.depthwise_silu: [normal(4, 70, 16), normal(16, 1, 4), normal(16), 3],
+}
+for function, inputs in cases.items():
+    out = function(*inputs)
+    out.square().sum().backward()
+    for tensor in (out, *(x.grad for x in inputs if isinstance(x, torch.Tensor))):
+        sys.stdout.buffer.write(tensor.detach().numpy().tobytes())
+"""
+
+
+def test_the_process_that_compiles_the_kernels_computes_as_those_after_it(tmp_path):
+    """Helpers compiled apart from the kernels once had products of other order fused there (see `inlined`)."""
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
+    first, second = (
+        subprocess.run([sys.executable, "-c", KERNELS], env=environment, stdout=subprocess.PIPE, check=True).stdout
+        for _ in range(2)
+    )
+    assert list(tmp_path.rglob("*.nbc"))
+    assert len(first) > 10_000
+    assert first == second
 
 
 def test_another_seed_is_another_run(micro, tmp_path):

@@ -31,20 +31,11 @@ def first_batch(config):
 
 
 @pytest.mark.parametrize(("first", "then"), [("torch", "jax"), ("jax", "torch")])
-def test_a_run_goes_on_in_the_other_framework(micro, tmp_path, first, then, monkeypatch):
+def test_a_run_goes_on_in_the_other_framework(micro, tmp_path, first, then, stopping):
     """Weights, average, moments, step and place in the data: the rest of the curve is what the first would have had."""
     whole = train(micro, tmp_path / "whole", Run(framework=first))
     trainer = importlib.import_module(f"{first}_impl.train").Trainer
-    step, calls = trainer.step, []
-
-    def stop_in_the_fourth(self, *arguments):
-        calls.append(1)
-        if len(calls) == 4:
-            raise KeyboardInterrupt
-        return step(self, *arguments)
-
-    monkeypatch.setattr(trainer, "step", stop_in_the_fourth)
-    with pytest.raises(KeyboardInterrupt):
+    with stopping(trainer, 4):
         train(micro, tmp_path / "parts", Run(framework=first))
     assert checkpoint.read(tmp_path / "parts" / LAST).step == 2
     parts = train(micro, tmp_path / "parts", Run(framework=then))

@@ -67,20 +67,10 @@ def _rows(table):
 
 
 @pytest.fixture
-def stopped(micro, tmp_path, monkeypatch):
+def stopped(micro, tmp_path, stopping):
     """A run that stopped in its tenth step, with its last and previous checkpoints at 8 and 4."""
-    step, calls = Trainer.step, []
-
-    def stop_in_the_tenth(self, *arguments):
-        calls.append(1)
-        if len(calls) == 10:
-            raise KeyboardInterrupt
-        return step(self, *arguments)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(Trainer, "step", stop_in_the_tenth)
-        with pytest.raises(KeyboardInterrupt):
-            train(micro, tmp_path / "run")
+    with stopping(Trainer, 10):
+        train(micro, tmp_path / "run")
     assert [checkpoint.read(tmp_path / "run" / name).step for name in (LAST, PREVIOUS)] == [8, 4]
     return tmp_path / "run"
 

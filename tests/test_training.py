@@ -96,21 +96,10 @@ def test_a_run_leaves_what_it_promises(micro, tmp_path, capsys):
     assert "4/4" in capsys.readouterr().err
 
 
-def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(micro, tmp_path, monkeypatch, capsys):
+def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(micro, tmp_path, stopping, capsys):
     train(micro, tmp_path / "whole")
-    step = Trainer.step
-    calls = []
-
-    def stop_in_the_fourth(self, *arguments):
-        calls.append(1)
-        if len(calls) == 4:
-            raise KeyboardInterrupt
-        return step(self, *arguments)
-
-    monkeypatch.setattr(Trainer, "step", stop_in_the_fourth)
-    with pytest.raises(KeyboardInterrupt):
+    with stopping(Trainer, 4):
         train(micro, tmp_path / "parts")
-    monkeypatch.setattr(Trainer, "step", step)
     assert checkpoint.read(tmp_path / "parts" / LAST).step == 2
     train(micro, tmp_path / "parts")
     assert "at step 2 of 4" in capsys.readouterr().err

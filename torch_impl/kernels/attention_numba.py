@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from torch_impl.kernels.lanes import BYTES, compiled, exp2, largest, load, maximum, splat, store, total
+from torch_impl.kernels.lanes import BYTES, compiled, exp2, inlined, largest, load, maximum, splat, store, total
 from torch_impl.kernels.memory import strided
 from torch_impl.kernels.threads import in_parallel
 
@@ -30,7 +30,7 @@ FAR = -1e30
 LOG2E = 1 / log(2)  # exp(x) = 2^(x log2 e)
 
 
-@compiled
+@inlined
 def _gather(source, start, stride, count, features, target, room):
     """target (features, room) = the transpose of source (count, features), whose last axis is dense; then zeros."""
     for j in range(count):
@@ -42,13 +42,13 @@ def _gather(source, start, stride, count, features, target, room):
             target[f * room + j] = 0
 
 
-@compiled
+@inlined
 def _fill(far, keys, room):
     for j in range(room):
         far[j] = 0 if j < keys else FAR
 
 
-@compiled
+@inlined
 def _rows(source, start, stride, first, last, features, scale, target):
     """target (ROWS, features) = scale · rows first … last − 1 of the source; zeros beyond."""
     for r in range(ROWS):
@@ -56,7 +56,7 @@ def _rows(source, start, stride, first, last, features, scale, target):
             target[r * features + f] = source[start + (first + r) * stride + f] * scale if first + r < last else 0
 
 
-@compiled
+@inlined
 def _scores(q, kT, far, s, features, room):
     """s (ROWS, room) = q kT + far."""
     width = BYTES // q.itemsize
@@ -74,7 +74,7 @@ def _scores(q, kT, far, s, features, room):
         store(s, 3 * room + j, s3)
 
 
-@compiled
+@inlined
 def _largest(s, start, room):
     width = BYTES // s.itemsize
     most = load(s, start)
@@ -83,7 +83,7 @@ def _largest(s, start, room):
     return largest(most)
 
 
-@compiled
+@inlined
 def _exponentials(s, start, room, shift):
     """s ← 2^(s − shift) in place; returns the sum."""
     width = BYTES // s.itemsize
@@ -95,7 +95,7 @@ def _exponentials(s, start, room, shift):
     return total(sums)
 
 
-@compiled
+@inlined
 def _times(p, vT, o, features, room):
     """o (ROWS, features) = p (ROWS, room) vTᵀ."""
     width = BYTES // p.itemsize
@@ -113,7 +113,7 @@ def _times(p, vT, o, features, room):
         o[3 * features + f] = total(o3)
 
 
-@compiled
+@inlined
 def _add_outer(p, x, xT, features, room):
     """xT (features, room) += xᵀ p, x (ROWS, features), p (ROWS, room)."""
     width = BYTES // p.itemsize
@@ -155,7 +155,7 @@ def _forward(q, k, v, o, logsum, shape, strides, start, stop):
                     o[at + f] = out[r * e + f] * (one / totals[r])
 
 
-@compiled
+@inlined
 def _weights(p, dp, room, logsum, dots):
     """p ← 2^(p − logsum) and dp ← p (dp − dots), row by row, in place: the weights and the gradient of the scores."""
     width = BYTES // p.itemsize

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from torch_impl.kernels.lanes import BYTES, compiled, exp2, load, splat, store
+from torch_impl.kernels.lanes import BYTES, compiled, exp2, inlined, load, splat, store
 from torch_impl.kernels.memory import strided
 from torch_impl.kernels.threads import in_parallel
 
@@ -29,7 +29,7 @@ SERIAL = 1 << 17  # below this many numbers in x (0.1 ms) a second thread costs 
 LOG2E = 1 / log(2)  # exp(x) = 2^(x log2 e)
 
 
-@compiled
+@inlined
 def _copy(source, start, target, to, count):
     width = BYTES // source.itemsize
     whole = count // width * width
@@ -39,7 +39,7 @@ def _copy(source, start, target, to, count):
         target[to + i] = source[start + i]
 
 
-@compiled
+@inlined
 def _copy_sequence(source, start, frame_stride, target, to, l, d):
     """l frames of d channels, `frame_stride` apart in the source and side by side in the target."""
     if frame_stride == d:
@@ -49,7 +49,7 @@ def _copy_sequence(source, start, frame_stride, target, to, l, d):
             _copy(source, start + t * frame_stride, target, to + t * d, d)
 
 
-@compiled
+@inlined
 def _convolve(padded, at, w, bias, channel, d, kernel):
     """The vector of a that starts at number `at` of the sequence; `channel` is where it starts in w and bias."""
     a = load(bias, channel)
@@ -80,7 +80,7 @@ def _forward(x, w, bias, y, shape, strides, start, stop):
             channel = channel + width if channel + width < bias.size else 0
 
 
-@compiled
+@inlined
 def _backward_activation(x, w, bias, g, shape):
     """g = ∂a = ∂y ⊙ silu'(a) of one sequence, silu'(a) = s (1 + a (1 − s)) with s = sigmoid(a).
 
@@ -98,7 +98,7 @@ def _backward_activation(x, w, bias, g, shape):
     g[first + l * d :] = 0  # a last vector that goes beyond may have left NaN there
 
 
-@compiled
+@inlined
 def _backward_inputs(x, w, g, dx, here, dw, dbias, shape, last):
     """The gradients of one sequence from its g, with zeros about x and g; dx begins at `here`.
 

@@ -70,6 +70,16 @@ def compiled(function):
     return numba.njit(nogil=True, cache=True, error_model="numpy", boundscheck=False)(function)
 
 
+def inlined(function):
+    """Compile into whatever calls it.
+
+    Called by its name, it would exist twice, optimised by itself and once more with its caller: the process that
+    compiles both would run the first and one that reads the caller from the disk the second, and in these LLVM may fuse
+    another of two products with their sum, so that the last bits differ.
+    """
+    return numba.njit(nogil=True, forceinline=True, error_model="numpy", boundscheck=False)(function)
+
+
 class Lanes(types.Type):
     """Numba's type of a vector of `width` floats of `dtype`."""
 

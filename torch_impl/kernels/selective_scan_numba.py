@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from torch_impl.kernels.lanes import BYTES, compiled, exp2, fold, halves, load, splat, store
+from torch_impl.kernels.lanes import BYTES, compiled, exp2, fold, halves, inlined, load, splat, store
 from torch_impl.kernels.threads import in_parallel
 
 CHUNK = 32  # frames between stored states; with 8 or 16 the backward was slower by a half and a tenth
@@ -27,7 +27,7 @@ SERIAL = 1 << 17  # below this many state updates (0.03 ms) a second thread cost
 LOG2E, LN2 = 1 / log(2), log(2)  # exp(x) = 2^(x log2 e)
 
 
-@compiled
+@inlined
 def _sigmoid(x, one, minus_log2e):
     return one / (one + exp2(minus_log2e * x))
 
@@ -65,7 +65,7 @@ def _forward(u, delta, A, B, C, D, z, y, states, shape, keep, start, stop):
             store(y, here, y_t)
 
 
-@compiled
+@inlined
 def _replay(dy, u, delta, A, B, C, D, z, dz, shape, row, frames, channel, h, a, g):
     """Run one chunk again: h gets the states (h[0] is given), a the decays, g the gradient of y before the gate."""
     _, _, e, n = shape
@@ -92,7 +92,7 @@ def _replay(dy, u, delta, A, B, C, D, z, dz, shape, row, frames, channel, h, a, 
         store(g, t * width, dy_t)
 
 
-@compiled
+@inlined
 def _reverse(u, delta, A, B, C, D, du, ddelta, dA, dD, shape, row, frames, channel, h, a, g, dh, dBC):
     """Run one chunk in reverse. With ∂h_t = C_t g_t + a_{t+1} ∂h_{t+1}, g = ∂y and s_t = Δ_t A, per channel and state:
 
