@@ -6,7 +6,7 @@ from twinsep.files import write_json
 
 
 def main() -> None:
-    for run in settings.params()["runs"]:
+    for run in settings.runs():
         write_json(settings.CONFIGS / f"{run}.json", settings.configuration(run).to_dict())
 
 

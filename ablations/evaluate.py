@@ -14,22 +14,22 @@ from twinsep.systems import BASELINES
 
 def main(name: str) -> None:
     """Score a run's best checkpoint, or a baseline under the configuration of the first run."""
-    params, profile = settings.params(), settings.profile()
+    profile = settings.profile()
     baseline = name in BASELINES
-    run = next(iter(params["runs"])) if baseline else name
+    run = next(iter(settings.runs())) if baseline else name
     config = from_dict(json.loads((settings.CONFIGS / f"{run}.json").read_text()))
     out = settings.RUNS / (f"baseline-{name}" if baseline else name)
-    entry = params["runs"][run]
+    entry = settings.runs()[run]
     evaluation.run(
         name if baseline else str(out / BEST),
         config if baseline else None,
         out=out,
         root=None,
         splits=None,
-        museval=profile["museval"] and (baseline or entry["row"] == "base"),
+        museval=profile["museval"] and (baseline or entry.row == "base"),
         overlap=0.25,
         segment=None,
-        framework=entry["framework"],
+        framework=entry.framework,
         device="cpu" if baseline else profile["device"],
     )
     if baseline:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -26,9 +27,53 @@ def params() -> dict[str, Any]:
 
 
 @cache
-def rows() -> dict[str, dict[str, Any]]:
-    """``rows.yaml``: name -> question, axis, override and, where it is not the profile's, preset."""
+def table() -> dict[str, Any]:
+    """``rows.yaml`` as it stands: ``axes``, and ``runs``, run -> framework and, with a row's first run, the row."""
     return yaml.safe_load((HERE / "rows.yaml").read_text())
+
+
+class Run(NamedTuple):
+    """What the name of a run says."""
+
+    framework: str
+    row: str
+    seed: int
+
+    @classmethod
+    def named(cls, name: str) -> Run:
+        """Raises :class:`InputError` where the name is not <framework>-<row>-<seed>, or not of the entry's framework."""
+        match = re.fullmatch(r"(torch|jax)-(.+)-(\d+)", name)
+        if not match:
+            raise InputError(f"rows.yaml: {name!r} is not <framework>-<row>-<seed>, framework torch or jax")
+        framework, row, seed = match.groups()
+        if table()["runs"].get(name, {}).get("framework") != framework:
+            raise InputError(f"rows.yaml: run {name} must have the entry 'framework: {framework}'")
+        return cls(framework, row, int(seed))
+
+
+def runs() -> dict[str, Run]:
+    """Every run, the base row's first."""
+    return {name: Run.named(name) for name in table()["runs"]}
+
+
+def rows() -> dict[str, dict[str, Any]]:
+    """Every row: question, axis, override and, where it is not the profile's, preset.
+
+    Raises :class:`InputError` where a row's first run does not say what it is, or another does, or says something else.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for name, run in runs().items():
+        entry = {key: value for key, value in table()["runs"][name].items() if key != "framework"}
+        if entry and run.row in found:
+            raise InputError(f"rows.yaml: run {name} says again what row {run.row!r} is; only its first run may")
+        if not entry and run.row not in found:
+            raise InputError(f"rows.yaml: run {name} is the first of row {run.row!r} and must say what that is")
+        if entry and not {"question", "axis", "override"} <= set(entry) <= {"question", "axis", "override", "preset"}:
+            raise InputError(f"rows.yaml: run {name} must have question, axis and override, and may have preset")
+        if entry and entry["axis"] not in ("base", *table()["axes"]):
+            raise InputError(f"rows.yaml: run {name} stands in the table {entry['axis']!r}, which is not one of 'axes'")
+        found.setdefault(run.row, entry)
+    return found
 
 
 def profile() -> dict[str, Any]:
@@ -45,18 +90,16 @@ def data_root() -> Path:
     return Path(given) if given else GENERATED
 
 
-def configuration(run: str) -> Config:
+def configuration(name: str) -> Config:
     """The configuration of one run: preset, then profile, then row, then seed; raises :class:`InputError` where
-    the run does not fit its name or names no row."""
-    entry = params()["runs"][run]
-    if run != f"{entry['framework']}-{entry['row']}-{entry['seed']}":
-        raise InputError(f"params.yaml: the run {run} is not <framework>-<row>-<seed> of what stands under it")
-    if entry["row"] not in rows():
-        raise InputError(f"params.yaml: run {run} names the row {entry['row']!r}, which rows.yaml does not have")
-    row = rows()[entry["row"]]
+    there is no such run or something in it is not valid."""
+    if name not in runs():
+        raise InputError(f"rows.yaml has no run {name!r}; known: {', '.join(runs())}")
+    run = runs()[name]
+    row = rows()[run.row]
     chosen = preset(row.get("preset", profile()["preset"]))
     chosen = chosen.override({"training": profile()["training"], "data": {"root": str(data_root())}})
-    return chosen.override(row["override"]).override({"training": {"seed": entry["seed"]}})
+    return chosen.override(row["override"]).override({"training": {"seed": run.seed}})
 
 
 def splits() -> list[str]:

@@ -16,7 +16,7 @@ from twinsep.config import from_dict
 
 def main(run: str) -> None:
     config = from_dict(json.loads((settings.CONFIGS / f"{run}.json").read_text()))
-    framework = settings.params()["runs"][run]["framework"]
+    framework = settings.runs()[run].framework
     songs = hashlib.sha256(data.INVENTORY.read_bytes()).hexdigest()[:16]
     how = training.Run(
         framework=framework,

@@ -1,0 +1,66 @@
+"""When a row differs from the base row: a paired bootstrap over songs, and the deviation between the base row's seeds."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+from scipy.stats import bootstrap
+
+#: A row's scores, one line a seed, one column a song; NaN where undefined.
+Scores = Float[np.ndarray, "seeds songs"]
+RESAMPLES = 9_999
+CONFIDENCE = 0.95
+
+
+class Difference(NamedTuple):
+    """The mean over songs of what a row scores above the base row, its interval, and what is to be made of it."""
+
+    mean: float
+    low: float
+    high: float
+    verdict: str
+
+
+def difference(row: Scores, base: Scores) -> Difference:
+    """``row`` against ``base``, of which one had several seeds.
+
+    Songs are drawn with replacement, pairs kept, the same draws for every row (Efron and Tibshirani 1993, An
+    Introduction to the Bootstrap, percentile interval). A difference counts as "better" or "worse" where the
+    interval excludes zero *and* it exceeds twice the standard deviation between the base row's seeds; else it is
+    "within noise". With one seed of the base row nothing is known of that noise: "one seed". Raises ValueError
+    where no song is scored in both.
+    """
+    apart = row.mean(0) - base.mean(0)
+    apart = apart[np.isfinite(apart)]
+    if not len(apart):
+        raise ValueError("no song has a score in both rows")
+    low = high = float(apart[0])
+    if np.ptp(apart) > 0:
+        found = bootstrap(
+            (apart,), np.mean, n_resamples=RESAMPLES, confidence_level=CONFIDENCE, method="percentile", rng=0
+        )
+        low, high = map(float, found.confidence_interval)
+    mean = float(apart.mean())
+    return Difference(mean, low, high, _verdict(mean, low, high, between_seeds(base)))
+
+
+def between_seeds(scores: Scores) -> float:
+    """The standard deviation (n − 1) over seeds of the mean over songs; NaN for a single seed."""
+    return float(np.nanmean(scores, 1).std(ddof=1)) if len(scores) > 1 else float("nan")
+
+
+def between_songs(scores: Scores) -> float:
+    """The standard deviation (n − 1) over songs of the mean over seeds; NaN for a single song."""
+    songs = scores.mean(0)
+    songs = songs[np.isfinite(songs)]
+    return float(songs.std(ddof=1)) if len(songs) > 1 else float("nan")
+
+
+def _verdict(mean: float, low: float, high: float, deviation: float) -> str:
+    if not np.isfinite(deviation):
+        return "one seed"
+    if low <= 0 <= high or abs(mean) <= 2 * deviation:
+        return "within noise"
+    return "better" if mean > 0 else "worse"
