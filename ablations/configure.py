@@ -1,4 +1,5 @@
-"""Stage ``configure``: one configuration file a run, so that a run depends on its own row only."""
+"""Stage ``configure``: a configuration file for each run, so that a run depends on its own row only; and for the same
+reason one for the rows whose cost is measured."""
 
 from ablations import settings
 from twinsep.cli import guarded
@@ -6,8 +7,15 @@ from twinsep.files import write_json
 
 
 def main() -> None:
-    for run in settings.runs():
-        write_json(settings.CONFIGS / f"{run}.json", settings.configuration(run).to_dict())
+    found = {run: settings.configuration(run).to_dict() for run in settings.runs()}
+    for run, configuration in found.items():
+        write_json(settings.CONFIGS / f"{run}.json", configuration)
+    costly = {
+        run.row: found[name]
+        for name, run in settings.runs().items()
+        if run.framework == "torch" and settings.rows()[run.row]["axis"] in ("base", "mixer")
+    }
+    write_json(settings.CONFIGS / "cost.json", costly)
 
 
 if __name__ == "__main__":

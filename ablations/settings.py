@@ -41,7 +41,7 @@ class Run(NamedTuple):
 
     @classmethod
     def named(cls, name: str) -> Run:
-        """Raises :class:`InputError` where the name is not <framework>-<row>-<seed>, or not of the entry's framework."""
+        """Raises :class:`InputError` where the name is not <framework>-<row>-<seed>, or not the entry's framework."""
         match = re.fullmatch(r"(torch|jax)-(.+)-(\d+)", name)
         if not match:
             raise InputError(f"rows.yaml: {name!r} is not <framework>-<row>-<seed>, framework torch or jax")

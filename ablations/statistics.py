@@ -1,4 +1,4 @@
-"""When a row differs from the base row: a paired bootstrap over songs, and the deviation between the base row's seeds."""
+"""When a row differs from the base row: a paired bootstrap over songs, and the deviation between its seeds."""
 
 from __future__ import annotations
 

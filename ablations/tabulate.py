@@ -2,7 +2,8 @@
 
 A table holds its rows between the floors and the ceiling. Scores are of the instrumental, but for the
 leakage, which is what the estimated vocals hold while nobody sings: that much of the music was taken
-away. A row's figure is the mean over its seeds. The caption says profile, data, training and where it ran.
+away. A row's figure is the mean over its seeds; whether it differs from the base row's of its framework is
+judged by :mod:`ablations.statistics`. The caption says profile, data, training and where it ran.
 """
 
 from __future__ import annotations
@@ -13,14 +14,17 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from ablations import settings
+from ablations.statistics import Scores, between_seeds, between_songs, difference
 from twinsep.cli import guarded
 from twinsep.files import write_atomically
 from twinsep.metrics import aggregate
 
 TABLES = Path("results/tables")
+COST = Path("results/cost.json")
 NAMES = {"mixture": "mixture (no processing)", "band_gain": "fixed gain per band", "ideal_mask": "ideal ratio mask"}
 #: Heading -> (split, stem, metric, over tracks).
 Columns = dict[str, tuple[str, str, str, str]]
@@ -41,23 +45,108 @@ MUSEVAL: Columns = {
 }
 
 
+REAL = "one excerpt of 6 s"
+REAL_GIVEN = "the songs that the set calls real"
+JUDGEMENT = (
+    "Difference: the uSDR above the base row's of the same framework, with a 95 % interval by a paired bootstrap over "
+    "songs; better or worse where the interval excludes zero and the difference exceeds twice the standard deviation "
+    "between the base row's seeds, else within noise. sd: standard deviations of the uSDR over songs and over seeds."
+)
+COSTS = (
+    "GFLOP / s: floating-point operations per second of audio, forward; step and MiB: median time and peak memory of a "
+    "training step, all rows in turn in one measurement; at equal time: the uSDR of the validation songs when the "
+    "quickest row had finished."
+)
+#: What a difference is judged on.
+JUDGED = ("test", "instrumental", "usdr")
+
+
 def main(axis: str) -> None:
-    """The table of ``axis``: the base row first, then the axis's other rows."""
-    wanted = [row for row, entry in settings.rows().items() if row == "base" or entry["axis"] == axis]
+    """The table of ``axis``: the base row first, then the axis's other rows; of the base row alone one seed, with
+    museval's scores, which is all that ``dvc repro base`` needs."""
     columns = COLUMNS | (MUSEVAL if axis == "base" else {})
     if "real" not in settings.splits():
         columns = {heading: c for heading, c in columns.items() if c[0] != "real"}
+    groups = _groups(axis)
     lines = [
         _line(NAMES["mixture"], ["baseline-mixture"], columns),
         _line(NAMES["band_gain"], ["baseline-band_gain"], columns),
     ]
-    groups: dict[tuple[str, str], list[str]] = {}
-    for run, entry in settings.params()["runs"].items():
-        if entry["row"] in wanted:
-            groups.setdefault((entry["row"], entry["framework"]), []).append(run)
-    lines += [_line(f"{row} ({framework})", runs, columns) for (row, framework), runs in groups.items()]
+    for (row, framework), runs in groups.items():
+        line = _line(f"{row} ({framework})", runs, columns)
+        lines.append(line if axis == "base" else line | _judged(runs, _base(groups, row, framework)))
     lines.append(_line(NAMES["ideal_mask"], ["baseline-ideal_mask"], columns))
+    if axis == "mixer":
+        _add_costs(lines)
     _write(axis, pd.DataFrame(lines).set_index("system"), _caption(axis, next(iter(groups.values()))[0]))
+
+
+def _groups(axis: str) -> dict[tuple[str, str], list[str]]:
+    """(row, framework) -> its runs, in the order of ``rows.yaml``."""
+    if axis == "base":
+        name, run = next(iter(settings.runs().items()))
+        return {(run.row, run.framework): [name]}
+    groups: dict[tuple[str, str], list[str]] = {}
+    for name, run in settings.runs().items():
+        if settings.rows()[run.row]["axis"] in ("base", axis):
+            groups.setdefault((run.row, run.framework), []).append(name)
+    return groups
+
+
+def _base(groups: dict[tuple[str, str], list[str]], row: str, framework: str) -> list[str] | None:
+    """The runs that a row is compared with: the base row's of its framework; of the base row itself the first's."""
+    (base, first), *_ = groups
+    if row == base:
+        return None if framework == first else groups[base, first]
+    return groups.get((base, framework))
+
+
+def _judged(runs: list[str], base: list[str] | None) -> dict[str, Any]:
+    """Spreads of the judged score and, where there is something to compare with, the difference."""
+    own = _scores(runs)
+    line: dict[str, Any] = {"sd songs": between_songs(own), "sd seeds": between_seeds(own)}
+    if base:
+        found = difference(own, _scores(base))
+        line |= {"difference": found.mean, "low": found.low, "high": found.high, "verdict": found.verdict}
+    return line
+
+
+def _scores(runs: list[str]) -> Scores:
+    by_song = [_by_song(run, *JUDGED) for run in runs]
+    assert all(list(scores) == list(by_song[0]) for scores in by_song)  # one data set, in one order
+    return np.array([list(scores.values()) for scores in by_song])
+
+
+def _add_costs(lines: list[dict[str, Any]]) -> None:
+    """To the lines of rows in PyTorch what stage ``cost`` measured, and their validation score at equal time.
+
+    That time is what the quickest of them took for all its steps; a row's score there is its last validation by then,
+    in the middle of its schedule, so that it is a little below what a run planned for that time would reach.
+    """
+    costs = json.loads(COST.read_text())["rows"]
+    steps = {row: _run(f"torch-{row}-0")["configuration"]["training"]["steps"] for row in costs}
+    seconds = min(cost["step_s"] * steps[row] for row, cost in costs.items())
+    for line in lines:
+        row = line["system"].removesuffix(" (torch)")
+        if row in costs and row != line["system"]:
+            by_then = seconds / costs[row]["step_s"]
+            curves = [_validation(run) for run, r in settings.runs().items() if (r.row, r.framework) == (row, "torch")]
+            line |= {
+                "GFLOP / s": costs[row]["flop_per_audio_second"] / 1e9,
+                "step s": costs[row]["step_s"],
+                "MiB": costs[row]["peak_memory_mib"],
+                "at equal time": float(np.mean([_last_by(curve, by_then) for curve in curves])),
+            }
+
+
+def _validation(run: str) -> dict[int, float]:
+    table = pd.read_csv(settings.RUNS / run / "live" / "plots" / "metrics" / "valid" / "usdr.tsv", sep="\t")
+    return dict(zip(table["step"], table["usdr"], strict=True))
+
+
+def _last_by(curve: dict[int, float], step: float) -> float:
+    """The last value at or before ``step``; NaN where there is none."""
+    return next((value for at, value in sorted(curve.items(), reverse=True) if at <= round(step)), math.nan)
 
 
 def _line(name: str, runs: list[str], columns: Columns) -> dict[str, Any]:
@@ -66,19 +155,19 @@ def _line(name: str, runs: list[str], columns: Columns) -> dict[str, Any]:
     if not runs[0].startswith("baseline-"):
         line |= {"parameters": _run(runs[0])["parameters"], "seeds": len(runs)}
     for heading, (split, stem, metric, over) in columns.items():
-        values = [aggregate(_values(run, split, stem, metric))[over] for run in runs]
+        values = [aggregate(_by_song(run, split, stem, metric).values())[over] for run in runs]
         line[heading] = sum(values) / len(values)
     return line
 
 
-def _values(run: str, split: str, stem: str, metric: str) -> list[float]:
+def _by_song(run: str, split: str, stem: str, metric: str) -> dict[str, float]:
     """A stem's metric on every track of a split; an undefined one is NaN."""
     records = json.loads((settings.RUNS / run / "metrics.json").read_text())
-    return [
-        math.nan if r["value"] is None else r["value"]
+    return {
+        r["track"]: math.nan if r["value"] is None else r["value"]
         for r in records
         if (r["split"], r["target"], r["metric"]) == (split, stem, metric)
-    ]
+    }
 
 
 def _run(run: str) -> dict[str, Any]:
@@ -88,33 +177,55 @@ def _run(run: str) -> dict[str, Any]:
 def _caption(axis: str, run: str) -> str:
     first = _run(run)
     training = first["configuration"]["training"]
-    tracks = len(_values(run, "test", "instrumental", "usdr"))
+    tracks = len(_by_song(run, *JUDGED))
     given = settings.params()["data"]["root"]
     songs = f"{tracks} test songs of {Path(given).name}" if given else f"{tracks} held-out generated songs"
-    real = " Real: one excerpt of 6 s, a probe on which nothing is selected." if "real" in settings.splits() else ""
     libraries = ", ".join(f"{name} {version}" for name, version in first["versions"].items())
-    return (
+    sentences = [
         f"Axis {axis}, profile {settings.params()['profile']}: the instrumental of {songs}, dB; cSDR is the median "
-        f"over 1-s frames, leakage what the estimated vocals hold while nobody sings, relative to the mixture; – is "
-        f"undefined.{real} Models were trained for "
-        f"{training['steps']} steps of {training['batch_size'] * training['accumulation']} × "
+        "over 1-s frames, leakage what the estimated vocals hold while nobody sings, relative to the mixture; – is "
+        "undefined."
+    ]
+    if "real" in settings.splits():
+        sentences.append(f"Real: {REAL_GIVEN if given else REAL}, a probe on which nothing is selected.")
+    if axis != "base":
+        sentences.append(JUDGEMENT)
+    if axis == "mixer":
+        sentences.append(COSTS)
+    sentences.append(
+        f"Models were trained for {training['steps']} steps of {training['batch_size'] * training['accumulation']} × "
         f"{training['segment_seconds']:g} s on {first['device']} (commit {first['commit']}; {libraries})."
     )
+    return " ".join(sentences)
 
 
 def _write(axis: str, table: pd.DataFrame, caption: str) -> None:
     table = table.astype({"parameters": "Int64", "seeds": "Int64"})
-    shown = table.map(_cell)
     write_atomically(TABLES / f"{axis}.csv", table.to_csv(float_format="%.4f").encode())
+    shown = _shown(table)
     write_atomically(TABLES / f"{axis}.md", f"{caption}\n\n{shown.to_markdown(disable_numparse=True)}\n".encode())
-    align = "l" + "r" * table.shape[1]
+    align = "l" + "r" * shown.shape[1]
     tex = shown.reset_index().to_latex(
         index=False, escape=True, caption=caption, label=f"tab:{axis}", column_format=align
     )
     write_atomically(TABLES / f"{axis}.tex", tex.encode())
 
 
+def _shown(table: pd.DataFrame) -> pd.DataFrame:
+    """As a person reads it: the numbers of a difference in one cell."""
+    shown = table.map(_cell)
+    if "difference" in table:
+        interval = table["difference"].map("{:+.2f}".format) + table["low"].map(" [{:+.2f}".format)
+        shown["difference"] = (interval + table["high"].map(", {:+.2f}]".format)).where(
+            table["difference"].notna(), "–"
+        )
+        shown = shown.drop(columns=["low", "high"])
+    return shown
+
+
 def _cell(value: Any) -> str:
+    if isinstance(value, str):
+        return value
     if pd.isna(value):
         return "–"
     return f"{value:,}" if isinstance(value, int) else f"{value:.2f}"

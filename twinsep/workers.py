@@ -98,10 +98,10 @@ class Subject:
         self.framework = framework
         self.watch = Watch()
 
-    def open(self, config: dict[str, Any]) -> dict[str, Any]:
+    def open(self, config: dict[str, Any], device: str = "cpu") -> dict[str, Any]:
         """Make a trainer and one batch of white noise; gives threads and environment."""
         chosen = self.config = from_dict(config)
-        self.trainer = twin(self.framework, "train").Trainer(chosen)
+        self.trainer = twin(self.framework, "train").Trainer(chosen, device)
         shape = (1, len(chosen.model.targets), 2, chosen.segment_samples)
         mixture, own = noise(1, 2, chosen.segment_samples, seed=0), noise(*shape, seed=1)
         self.batch = {"mixture": mixture, "target": 0.5 * mixture[:, None] + 0.5 * own}
@@ -124,6 +124,17 @@ class Subject:
         started = time.perf_counter()
         self.trainer.separate(self.batch["mixture"])
         return round(time.perf_counter() - started, 6)
+
+    def parameters(self) -> int:
+        """Weights of the model."""
+        return self.trainer.model.parameter_count
+
+    def flop_per_audio_second(self) -> float:
+        """Floating-point operations of separating the segment by its seconds; PyTorch alone counts them."""
+        from torch_impl.kernels.operations import count
+
+        seconds = self.config.training.segment_seconds
+        return count(lambda: self.trainer.separate(self.batch["mixture"])) / seconds
 
     def last_loss(self) -> float:
         """That of the last step: close to the other framework's, as both did the same."""

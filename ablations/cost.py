@@ -1,0 +1,50 @@
+"""Stage ``cost``: what the rows of the mixer table cost in PyTorch: operations, time and memory.
+
+Each row has a process of its own, and they take steps in turn, so that what disturbs one disturbs all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import statistics
+from pathlib import Path
+
+from ablations import settings
+from twinsep import progress, provenance
+from twinsep.cli import guarded
+from twinsep.files import write_json
+from twinsep.workers import Worker
+
+OUT = Path("results/cost.json")
+WARMUPS, REPETITIONS = 2, 15
+
+
+def main() -> None:
+    configurations = json.loads((settings.CONFIGS / "cost.json").read_text())
+    device, load = settings.profile()["device"], [round(x, 2) for x in os.getloadavg()]
+    with contextlib.ExitStack() as stack, progress.bar("steps") as report:
+        workers = {row: stack.enter_context(Worker("torch")) for row in configurations}
+        opened = {row: w.ask("open", config=configurations[row], device=device) for row, w in workers.items()}
+        times: dict[str, list[float]] = {row: [] for row in workers}
+        for done in range(WARMUPS + REPETITIONS):
+            for row, worker in workers.items():
+                times[row].append(worker.ask("step"))
+            report(done + 1, WARMUPS + REPETITIONS)
+        rows = {
+            row: {
+                "parameters": worker.ask("parameters"),
+                "flop_per_audio_second": worker.ask("flop_per_audio_second"),
+                "step_s": statistics.median(times[row][WARMUPS:]),
+                "fastest_step_s": min(times[row][WARMUPS:]),
+                "peak_memory_mib": worker.ask("peak"),
+            }
+            for row, worker in workers.items()
+        }
+    setting = {"repetitions": REPETITIONS, "load_average_at_start": load, **next(iter(opened.values()))}
+    write_json(OUT, {"rows": rows, **setting, **provenance.describe(device)})
+
+
+if __name__ == "__main__":
+    guarded(main)
