@@ -55,8 +55,8 @@ def test_every_run_has_a_valid_configuration_in_every_profile(monkeypatch):
     params = settings.params()
     for profile in params["profiles"]:
         monkeypatch.setitem(params, "profile", profile)
-        hashes = {settings.configuration(run).hash for run in params["runs"]}
-        assert len(hashes) == len(params["runs"])
+        hashes = {(run.framework, settings.configuration(name).hash) for name, run in settings.runs().items()}
+        assert len(hashes) == len(settings.runs())
 
 
 def test_root_holds_nothing_that_is_not_in_the_layout():

@@ -90,8 +90,6 @@ def test_the_configuration_and_a_row_take_the_kind(add, monkeypatch):
     add()
     chosen = preset("tiny").override({"model": {"mixer": {"kind": "mean"}}})
     assert chosen.model.mixer == mixers.MIXERS["mean"](directions=2)
-    run = yaml.safe_load(re.search(r"`(torch-mean-0: .*)`", GUIDE)[1])
-    for name, row in yaml.safe_load(ROW).items():
-        monkeypatch.setitem(settings.rows(), name, row)
-    monkeypatch.setitem(settings.params(), "runs", run)
+    for name, run in yaml.safe_load(ROW).items():
+        monkeypatch.setitem(settings.table()["runs"], name, run)
     assert settings.configuration("torch-mean-0").model.mixer == chosen.model.mixer
