@@ -1,7 +1,8 @@
 """The band-split front end and the mask estimator behind it.
 
-Bands have different widths. Their weights are packed along the bins, so that one band is a slice, and
-bands of equal width are multiplied together: a handful of batched products instead of one a band.
+Bands have different widths. Their weights are packed along the bins, so that one band is a part of them, and
+neighbours of equal width are multiplied together: fewer, batched products instead of one a band. What belongs to each
+run of them is taken by one split, whose gradient is one concatenation; a slice's would be as large as the whole.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from jax_impl.layers import (
     rms_norm,
     sigmoid,
     silu,
+    split,
     split_complex,
     tanh,
 )
@@ -34,14 +36,9 @@ from twinsep.config import ModelConfig
 REALS = 4
 
 
-def runs(table: np.ndarray) -> list[tuple[slice, slice, int]]:
-    """Neighbouring bands of equal width: (slice of bands, slice of bins, width in bins)."""
-    out = []
-    for width, group in groupby(enumerate(table.tolist()), key=lambda item: item[1][1] - item[1][0]):
-        members = list(group)
-        (first, (lo, _)), (last, (_, hi)) = members[0], members[-1]
-        out.append((slice(first, last + 1), slice(lo, hi), width))
-    return out
+def runs(table: np.ndarray) -> list[tuple[int, int]]:
+    """Neighbouring bands of equal width: (how many, width in bins)."""
+    return [(len(list(group)), int(width)) for width, group in groupby(table[:, 1] - table[:, 0])]
 
 
 class BandSplit(Module):
@@ -60,15 +57,20 @@ class BandSplit(Module):
     def __call__(self, spectrum: Complex[Array, "b c f t"]) -> Float[Array, "b k t d"]:
         reals = split_complex(spectrum[:, :, : self.n_bins])
         x = rearrange(reals, "b c f t ri -> b t (f c ri)")
-        x = concatenate([self.project(x, *run) for run in self.runs], 1)
+        columns = [REALS * bands * width for bands, width in self.runs]
+        bands = [bands for bands, _ in self.runs]
+        parts = zip(
+            split(x, columns, -1), split(self.weight[...], columns, 1), split(self.bias[...], bands, 0), strict=True
+        )
+        x = concatenate([self.project(*part) for part in parts], 1)
         return rms_norm(x, self.norm[:, None]) + self.embedding
 
-    def project(self, x: Float[Array, "b t r"], members: slice, bins: slice, width: int) -> Float[Array, "b k t d"]:
+    def project(
+        self, x: Float[Array, "b t r"], weight: Float[Array, "d r"], bias: Float[Array, "k d"]
+    ) -> Float[Array, "b k t d"]:
         """The Linear of each band of one run of equal widths."""
-        columns = slice(REALS * bins.start, REALS * bins.stop)
-        inputs = rearrange(x[..., columns], "b t (k w) -> k (b t) w", w=REALS * width)
-        weight = rearrange(self.weight[:, columns], "d (k w) -> k d w", w=REALS * width)
-        y = batched_linear(inputs, weight, self.bias[members])
+        inputs = rearrange(x, "b t (k w) -> k (b t) w", k=len(bias))
+        y = batched_linear(inputs, rearrange(weight, "d (k w) -> k d w", k=len(bias)), bias)
         return rearrange(y, "k (b t) d -> b k t d", b=x.shape[0])
 
 
@@ -90,19 +92,21 @@ class MaskHead(Module):
     def __call__(self, x: Float[Array, "b k t d"]) -> Complex[Array, "b s c f t"]:
         n = rearrange(rms_norm(x, self.norm[:, None]), "b k t d -> k (b t) d")
         hidden = silu(batched_linear(n, self.weight1[...], self.bias1[...]))
-        parts = [self.project(hidden, x.shape[0], *run) for run in self.runs]
-        magnitude, phase = rearrange(concatenate(parts, 1), "b f s c two t -> two b s c f t")
+        bands = [bands for bands, _ in self.runs]
+        rows = [self.stems * REALS * bands * width for bands, width in self.runs]
+        parts = zip(
+            split(hidden, bands, 0), split(self.weight2[...], rows, 0), split(self.bias2[...], rows, 0), strict=True
+        )
+        masks = [self.project(x.shape[0], *part) for part in parts]
+        magnitude, phase = rearrange(concatenate(masks, 1), "b f s c two t -> two b s c f t")
         mask = polar(sigmoid(magnitude), math.pi * tanh(phase))
         # A bin that no band owns keeps logit 0: sigmoid(0) · exp(0) = 0.5, as in the reference.
         return pad_axis(mask, -2, self.missing, 0.5)
 
     def project(
-        self, hidden: Float[Array, "k n d"], b: int, members: slice, bins: slice, width: int
+        self, b: int, hidden: Float[Array, "k n d"], weight: Float[Array, "o d"], bias: Float[Array, " o"]
     ) -> Float[Array, "b f s c two t"]:
         """The second Linear of each band of one run; its rows are packed band by band, stem-major within one."""
-        per_band = self.stems * REALS * width
-        rows = slice(self.stems * REALS * bins.start, self.stems * REALS * bins.stop)
-        weight = rearrange(self.weight2[rows], "(k o) d -> k o d", o=per_band)
-        bias = rearrange(self.bias2[rows], "(k o) -> k o", o=per_band)
-        y = batched_linear(hidden[members], weight, bias)
-        return rearrange(y, "k (b t) (s w c two) -> b (k w) s c two t", b=b, s=self.stems, w=width, two=2)
+        k = len(hidden)
+        y = batched_linear(hidden, rearrange(weight, "(k o) d -> k o d", k=k), rearrange(bias, "(k o) -> k o", k=k))
+        return rearrange(y, "k (b t) (s w c two) -> b (k w) s c two t", b=b, s=self.stems, c=2, two=2)

@@ -10,6 +10,7 @@ from types import ModuleType
 
 import numpy as np
 
+from twinsep.allocator import keep_freed_memory
 from twinsep.config import Config
 from twinsep.errors import InputError
 
@@ -28,6 +29,7 @@ def twin(framework: str, module: str = "") -> ModuleType:
     # machine a training step then takes several times as long. A short loop costs nothing on an idle one. Read when
     # the framework is loaded.
     os.environ.setdefault("GOMP_SPINCOUNT", "2000")
+    keep_freed_memory()
     try:
         return importlib.import_module(f"{TWINS[framework]}.{module}".rstrip("."))
     except ModuleNotFoundError as error:
