@@ -17,7 +17,6 @@ def cpu_kernels() -> Any:
         from torch_impl.kernels import (  # noqa: F401 (they register operators)
             attention_numba,
             depthwise_numba,
-            rms_norm_numba,
             selective_scan_numba,
         )
     except ImportError as error:
