@@ -13,7 +13,7 @@ def main() -> None:
     costly = {
         run.row: found[name]
         for name, run in settings.runs().items()
-        if run.framework == "torch" and settings.rows()[run.row]["axis"] in ("base", "mixer")
+        if run.framework == "torch" and settings.rows()[run.row]["axis"] in ("all", "mixer")
     }
     write_json(settings.CONFIGS / "cost.json", costly)
 

@@ -70,7 +70,7 @@ def rows() -> dict[str, dict[str, Any]]:
             raise InputError(f"rows.yaml: run {name} is the first of row {run.row!r} and must say what that is")
         if entry and not {"question", "axis", "override"} <= set(entry) <= {"question", "axis", "override", "preset"}:
             raise InputError(f"rows.yaml: run {name} must have question, axis and override, and may have preset")
-        if entry and entry["axis"] not in ("base", *table()["axes"]):
+        if entry and entry["axis"] not in ("base", "all", *table()["axes"]):
             raise InputError(f"rows.yaml: run {name} stands in the table {entry['axis']!r}, which is not one of 'axes'")
         found.setdefault(run.row, entry)
     return found
@@ -91,15 +91,29 @@ def data_root() -> Path:
 
 
 def configuration(name: str) -> Config:
-    """The configuration of one run: preset, then profile, then row, then seed; raises :class:`InputError` where
-    there is no such run or something in it is not valid."""
+    """The configuration of one run: preset, then profile, then row, then seed.
+
+    Raises :class:`InputError` where there is no such run or something in it is not valid.
+    """
     if name not in runs():
         raise InputError(f"rows.yaml has no run {name!r}; known: {', '.join(runs())}")
     run = runs()[name]
     row = rows()[run.row]
     chosen = preset(row.get("preset", profile()["preset"]))
     chosen = chosen.override({"training": profile()["training"], "data": {"root": str(data_root())}})
-    return chosen.override(row["override"]).override({"training": {"seed": run.seed}})
+    if row["axis"] != "base":
+        chosen = chosen.override({"training": profile()["rows"]})
+    return _with_frames(chosen.override(row["override"]).override({"training": {"seed": run.seed}}))
+
+
+def _with_frames(config: Config) -> Config:
+    """``config`` with segments twice as long and half as many steps, until no level has fewer frames than tokens."""
+    frames = 1 + config.segment_samples // config.model.hop
+    if all(tokens <= frames >> level for level, tokens in enumerate(config.model.memory_tokens)):
+        return config
+    t = config.training
+    longer = {"segment_seconds": 2 * t.segment_seconds, "steps": t.steps // 2, "validate_every": t.validate_every // 2}
+    return _with_frames(config.override({"training": longer}))
 
 
 def splits() -> list[str]:

@@ -1,4 +1,4 @@
-"""When a row differs from the base row: a paired bootstrap over songs, and the deviation between its seeds."""
+"""When a row differs from the default row: a paired bootstrap over songs, and the deviation between its seeds."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ CONFIDENCE = 0.95
 
 
 class Difference(NamedTuple):
-    """The mean over songs of what a row scores above the base row, its interval, and what is to be made of it."""
+    """The mean over songs of what a row scores above the default row, its interval, and what is to be made of it."""
 
     mean: float
     low: float
@@ -23,16 +23,16 @@ class Difference(NamedTuple):
     verdict: str
 
 
-def difference(row: Scores, base: Scores) -> Difference:
-    """``row`` against ``base``, of which one had several seeds.
+def difference(row: Scores, default: Scores) -> Difference:
+    """``row`` against ``default``, of which one had several seeds.
 
     Songs are drawn with replacement, pairs kept, the same draws for every row (Efron and Tibshirani 1993, An
     Introduction to the Bootstrap, percentile interval). A difference counts as "better" or "worse" where the
-    interval excludes zero *and* it exceeds twice the standard deviation between the base row's seeds; else it is
-    "within noise". With one seed of the base row nothing is known of that noise: "one seed". Raises ValueError
+    interval excludes zero *and* it exceeds twice the standard deviation between the default row's seeds; else it is
+    "within noise". With one seed of the default row nothing is known of that noise: "one seed". Raises ValueError
     where no song is scored in both.
     """
-    apart = row.mean(0) - base.mean(0)
+    apart = row.mean(0) - default.mean(0)
     apart = apart[np.isfinite(apart)]
     if not len(apart):
         raise ValueError("no song has a score in both rows")
@@ -43,7 +43,7 @@ def difference(row: Scores, base: Scores) -> Difference:
         )
         low, high = map(float, found.confidence_interval)
     mean = float(apart.mean())
-    return Difference(mean, low, high, _verdict(mean, low, high, between_seeds(base)))
+    return Difference(mean, low, high, _verdict(mean, low, high, between_seeds(default)))
 
 
 def between_seeds(scores: Scores) -> float:

@@ -2,7 +2,7 @@
 
 A table holds its rows between the floors and the ceiling. Scores are of the instrumental, but for the
 leakage, which is what the estimated vocals hold while nobody sings: that much of the music was taken
-away. A row's figure is the mean over its seeds; whether it differs from the base row's of its framework is
+away. A row's figure is the mean over its seeds; whether it differs from the default row's of its framework is
 judged by :mod:`ablations.statistics`. The caption says profile, data, training and where it ran.
 """
 
@@ -48,9 +48,9 @@ MUSEVAL: Columns = {
 REAL = "one excerpt of 6 s"
 REAL_GIVEN = "the songs that the set calls real"
 JUDGEMENT = (
-    "Difference: the uSDR above the base row's of the same framework, with a 95 % interval by a paired bootstrap over "
-    "songs; better or worse where the interval excludes zero and the difference exceeds twice the standard deviation "
-    "between the base row's seeds, else within noise. sd: standard deviations of the uSDR over songs and over seeds."
+    "Difference: the uSDR above the default row's of the same framework, with a 95 % interval by a paired bootstrap "
+    "over songs; better or worse where the interval excludes zero and the difference exceeds twice the standard "
+    "deviation between the default row's seeds, else within noise. sd: standard deviations of the uSDR over songs and over seeds."
 )
 COSTS = (
     "GFLOP / s: floating-point operations per second of audio, forward; step and MiB: median time and peak memory of a "
@@ -62,8 +62,7 @@ JUDGED = ("test", "instrumental", "usdr")
 
 
 def main(axis: str) -> None:
-    """The table of ``axis``: the base row first, then the axis's other rows; of the base row alone one seed, with
-    museval's scores, which is all that ``dvc repro base`` needs."""
+    """The table of ``axis``: the default row first, then the axis's own; or the base row's, with museval's scores."""
     columns = COLUMNS | (MUSEVAL if axis == "base" else {})
     if "real" not in settings.splits():
         columns = {heading: c for heading, c in columns.items() if c[0] != "real"}
@@ -74,39 +73,37 @@ def main(axis: str) -> None:
     ]
     for (row, framework), runs in groups.items():
         line = _line(f"{row} ({framework})", runs, columns)
-        lines.append(line if axis == "base" else line | _judged(runs, _base(groups, row, framework)))
+        lines.append(line if axis == "base" else line | _judged(runs, _default(groups, row, framework)))
     lines.append(_line(NAMES["ideal_mask"], ["baseline-ideal_mask"], columns))
     if axis == "mixer":
         _add_costs(lines)
-    _write(axis, pd.DataFrame(lines).set_index("system"), _caption(axis, next(iter(groups.values()))[0]))
+    _write(axis, pd.DataFrame(lines).set_index("system"), _caption(axis, [runs[0] for runs in groups.values()]))
 
 
 def _groups(axis: str) -> dict[tuple[str, str], list[str]]:
     """(row, framework) -> its runs, in the order of ``rows.yaml``."""
-    if axis == "base":
-        name, run = next(iter(settings.runs().items()))
-        return {(run.row, run.framework): [name]}
+    wanted = ("base",) if axis == "base" else ("all", axis)
     groups: dict[tuple[str, str], list[str]] = {}
     for name, run in settings.runs().items():
-        if settings.rows()[run.row]["axis"] in ("base", axis):
+        if settings.rows()[run.row]["axis"] in wanted:
             groups.setdefault((run.row, run.framework), []).append(name)
     return groups
 
 
-def _base(groups: dict[tuple[str, str], list[str]], row: str, framework: str) -> list[str] | None:
-    """The runs that a row is compared with: the base row's of its framework; of the base row itself the first's."""
-    (base, first), *_ = groups
-    if row == base:
-        return None if framework == first else groups[base, first]
-    return groups.get((base, framework))
+def _default(groups: dict[tuple[str, str], list[str]], row: str, framework: str) -> list[str] | None:
+    """The runs that a row is compared with: the default row's of its framework; of that row itself the first's."""
+    (default, first), *_ = groups
+    if row == default:
+        return None if framework == first else groups[default, first]
+    return groups.get((default, framework))
 
 
-def _judged(runs: list[str], base: list[str] | None) -> dict[str, Any]:
+def _judged(runs: list[str], default: list[str] | None) -> dict[str, Any]:
     """Spreads of the judged score and, where there is something to compare with, the difference."""
     own = _scores(runs)
     line: dict[str, Any] = {"sd songs": between_songs(own), "sd seeds": between_seeds(own)}
-    if base:
-        found = difference(own, _scores(base))
+    if default:
+        found = difference(own, _scores(default))
         line |= {"difference": found.mean, "low": found.low, "high": found.high, "verdict": found.verdict}
     return line
 
@@ -174,10 +171,10 @@ def _run(run: str) -> dict[str, Any]:
     return json.loads((settings.RUNS / run / "run.json").read_text())
 
 
-def _caption(axis: str, run: str) -> str:
-    first = _run(run)
-    training = first["configuration"]["training"]
-    tracks = len(_by_song(run, *JUDGED))
+def _caption(axis: str, runs: list[str]) -> str:
+    """What the table shows, and how its first run was made; of the others what was different."""
+    first = _run(runs[0])
+    tracks = len(_by_song(runs[0], *JUDGED))
     given = settings.params()["data"]["root"]
     songs = f"{tracks} test songs of {Path(given).name}" if given else f"{tracks} held-out generated songs"
     libraries = ", ".join(f"{name} {version}" for name, version in first["versions"].items())
@@ -193,10 +190,17 @@ def _caption(axis: str, run: str) -> str:
     if axis == "mixer":
         sentences.append(COSTS)
     sentences.append(
-        f"Models were trained for {training['steps']} steps of {training['batch_size'] * training['accumulation']} × "
-        f"{training['segment_seconds']:g} s on {first['device']} (commit {first['commit']}; {libraries})."
+        f"Models were trained for {_training(first)} on {first['device']} (commit {first['commit']}; {libraries})."
     )
+    for run in runs:
+        if _training(_run(run)) != _training(first):
+            sentences.append(f"Of {run} it was {_training(_run(run))}, for it to have as many frames as tokens.")
     return " ".join(sentences)
+
+
+def _training(run: dict[str, Any]) -> str:
+    t = run["configuration"]["training"]
+    return f"{t['steps']} steps of {t['batch_size'] * t['accumulation']} × {t['segment_seconds']:g} s"
 
 
 def _write(axis: str, table: pd.DataFrame, caption: str) -> None:
