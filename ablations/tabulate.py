@@ -50,7 +50,8 @@ REAL_GIVEN = "the songs that the set calls real"
 JUDGEMENT = (
     "Difference: the uSDR above the default row's of the same framework, with a 95 % interval by a paired bootstrap "
     "over songs; better or worse where the interval excludes zero and the difference exceeds twice the standard "
-    "deviation between the default row's seeds, else within noise. sd: standard deviations of the uSDR over songs and over seeds."
+    "deviation between the default row's seeds, else within noise. sd: standard deviations of the uSDR over songs and "
+    "over seeds."
 )
 COSTS = (
     "GFLOP / s: floating-point operations per second of audio, forward; step and MiB: median time and peak memory of a "

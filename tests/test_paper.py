@@ -1,0 +1,74 @@
+"""The paper and the README say what the results say."""
+
+import re
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from ablations import paper
+
+ROOT = Path(__file__).parent.parent
+SOURCE = paper.SOURCE.read_text()
+#: Numbers that the text may name because they define something or are somebody else's; all others are read from files.
+DEFINED = {
+    "2,048": "samples of the transform",
+    "80": "Hz, the voice's range", "250": "Hz, of the reference's second stretch", "4": "kHz", "2": "kHz",
+    "160": "tokens of the memory", "64": "of level 1", "48": "of level 2", "32": "of level 3", "16": "of the bottleneck",
+    "0": "dB, where the ramp is clipped", "1": "an encoder's number", "3": "an encoder's number",
+    "95": "% of the intervals",
+    "41": "bands of BSRNN", "6": "layers of BS-RoFormer", "12": "layers of BS-RoFormer",
+    "18": "MUSDB18", "16-bit": "audio", "-2": "Mamba-2",
+}  # fmt: skip
+
+
+def prose(source):
+    """The text without comments, code, maths, references and the table of published figures."""
+    source = re.sub(r"//[^\n]*", "", source)
+    source = re.sub(r"#figure\(\s*table\((?:(?!<published>).)*<published>", "", source, flags=re.DOTALL)
+    body = source[source.index("*Abstract.*") :]
+    body = re.sub(r"\$[^$]*\$", "", body)
+    body = re.sub(r"`[^`]*`", "", body)
+    body = re.sub(r"@\w+", "", body)
+    lines = [
+        line
+        for line in body.splitlines()
+        if not re.match(r"\s*(#|table|columns|caption|image|\.\.|box-of|align|block)", line)
+    ]
+    text = "\n".join(lines)
+    for _ in range(3):  # calls, from the innermost out
+        text = re.sub(r"#?[\w.-]*\([^()]*\)", "", text)
+    return re.sub(r"#[\w.]+", "", text)
+
+
+def test_the_text_names_no_number_of_ours():
+    found = set(re.findall(r"(?<![\w.])\d[\d,.]*\d|(?<![\w.])\d(?![\w.]*\w)", prose(SOURCE)))
+    assert not found - set(DEFINED), "read these from a file, or say in DEFINED what they define"
+
+
+@pytest.mark.parametrize("number", ["7.48 dB", "3,000 steps"])
+def test_a_number_typed_by_hand_is_seen(number):
+    assert re.search(r"\d", prose(SOURCE.replace("= Introduction", f"We reach {number} on songs.\n= Introduction", 1)))
+    text = prose(SOURCE.replace("= Introduction", f"We reach {number} on songs.\n= Introduction", 1))
+    assert number.split()[0] in text
+
+
+def test_every_file_the_paper_reads_is_a_dependency_of_its_stage():
+    import yaml
+
+    deps = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]["paper"]["deps"]
+    read = re.findall(r'"\.\./([^"]+)"', SOURCE)
+    assert read
+    assert [path for path in read if not any(path == dep or path.startswith(f"{dep}/") for dep in deps)] == []
+
+
+def test_the_committed_paper_is_that_of_the_committed_results():
+    assert paper.SOURCE.with_suffix(".pdf").read_bytes() == paper.compiled()
+
+
+def test_readme_has_the_base_table():
+    table = pd.read_csv(ROOT / "results" / "tables" / "base.csv", index_col="system")
+    readme = (ROOT / "README.md").read_text()
+    for system, row in table.iterrows():
+        scores = [row[name] for name in ("uSDR mean", "cSDR median", "leakage mean", "real uSDR")]
+        assert f"| {system} | {' | '.join(f'{score:.2f}' for score in scores)} |" in readme
