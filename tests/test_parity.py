@@ -55,7 +55,7 @@ NETWORKS += [(case, "float32") for case in CASES if case.startswith("mamba, one 
 @pytest.mark.parametrize(("case", "dtype"), NETWORKS, indirect=["dtype"])
 def test_the_network_and_its_gradients_through_the_full_loss(case, dtype):
     config = configuration(CASES[case])
-    draws = [(twins.QUIET, seed) for seed in range(3)]
+    draws = [(twins.QUIET, seed) for seed in range(2)]
     both = zip(twins.network_in_jax(config, dtype, draws), twins.network_in_torch(config, dtype, draws), strict=True)
     for found, wanted in both:
         assert found["y"].dtype == dtype

@@ -13,7 +13,7 @@ from twinsep.errors import InputError, OutOfMemoryError
 from twinsep.runs import BEST, LAST, NEXT, PREVIOUS, RECORD
 from twinsep.training import Run, train
 
-KILLS = {"torch": 2, "jax": 1}
+KILLS = 3  # of one in PyTorch; of JAX's, which compile longer, the stage `faults` kills fifteen
 
 
 @pytest.fixture
@@ -25,19 +25,17 @@ def micro(micro):
     )
 
 
-@pytest.mark.parametrize("framework", KILLS)
-def test_a_killed_run_ends_as_one_never_interrupted(micro, tmp_path, framework):
+def test_a_killed_run_ends_as_one_never_interrupted(micro, tmp_path):
     micro = micro.override({"training": {"steps": 20, "validate_every": 5}})
-    train(micro, tmp_path / "whole", Run(framework))
-    ends = killed(micro, tmp_path / "parts", KILLS[framework], seed=3, longest=0.3, framework=framework)
+    train(micro, tmp_path / "whole")
+    ends = killed(micro, tmp_path / "parts", KILLS, seed=3, longest=0.2)
     assert all(end["step after"] >= end["step before"] for end in ends)
     assert 0 < ends[-1]["step after"] < micro.training.steps  # or it would prove nothing
-    train(micro, tmp_path / "parts", Run(framework))
+    train(micro, tmp_path / "parts")
     for name in (LAST, BEST):
         whole, parts = (checkpoint.read(tmp_path / run / name) for run in ("whole", "parts"))
         assert difference(whole, parts) == []
-    if framework == "torch":  # .ci/run compares JAX's too
-        assert scores(tmp_path / "whole") == scores(tmp_path / "parts")
+    assert scores(tmp_path / "whole") == scores(tmp_path / "parts")
     files = [{path.name for path in (tmp_path / run).iterdir()} for run in ("whole", "parts")]
     assert files[0] == files[1]
     tables = [sorted((tmp_path / run / "live" / "plots").rglob("*.tsv")) for run in ("whole", "parts")]
