@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 import torch
+from test_parity import STEPPED
 from torch import nn
 
 import torch_impl
@@ -257,16 +258,15 @@ def test_the_suite_sees_a_clip_with_an_epsilon(monkeypatch):
     assert steps_apart() > TOLERANCE["steps"]["float64"]
 
 
-STEPPED = configuration({"mixer": {"kind": "conv", "kernel": 3}})
-
-
 @lru_cache
 def stepped_in_jax():
-    return parity.trained(parity.trainers(STEPPED, "float64")[1], STEPPED, "float64")[0]
+    config = configuration(STEPPED)
+    return parity.trained(parity.trainers(config, "float64")[1], config, "float64")[0]
 
 
 def steps_apart():
-    wanted, _ = parity.trained(parity.trainers(STEPPED, "float64")[0], STEPPED, "float64")
+    config = configuration(STEPPED)
+    wanted, _ = parity.trained(parity.trainers(config, "float64")[0], config, "float64")
     return distance(stepped_in_jax(), wanted, "model/")
 
 
