@@ -1,13 +1,11 @@
 """Training in JAX, and runs, checkpoints and songs that pass from one framework to the other."""
 
 import importlib
-import shutil
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from survival import difference
 
 from ablations.twins import TOLERANCE, distance
 from jax_impl.train import Trainer as JaxTrainer
@@ -33,17 +31,13 @@ def first_batch(config):
 
 
 @pytest.mark.parametrize(("first", "then"), [("torch", "jax"), ("jax", "torch")])
-def test_a_run_goes_on_in_either_framework(micro, tmp_path, first, then, stopping):
+def test_a_run_goes_on_in_the_other_framework(micro, tmp_path, first, then, stopping):
     """Weights, average, moments, step and place in the data: the rest of the curve is what the first would have had."""
     whole = train(micro, tmp_path / "whole", Run(framework=first))
     trainer = importlib.import_module(f"{first}_impl.train").Trainer
     with stopping(trainer, 4):
         train(micro, tmp_path / "parts", Run(framework=first))
     assert checkpoint.read(tmp_path / "parts" / LAST).step == 2
-    if first == "jax":  # of PyTorch test_training shows it
-        shutil.copytree(tmp_path / "parts", tmp_path / "same")
-        train(micro, tmp_path / "same", Run(framework=first))
-        assert difference(*(checkpoint.read(tmp_path / name / LAST) for name in ("whole", "same"))) == []
     parts = train(micro, tmp_path / "parts", Run(framework=then))
     assert parts["validation"] == pytest.approx(whole["validation"], rel=1e-3)
     wanted, found = (checkpoint.read(tmp_path / name / LAST) for name in ("whole", "parts"))
