@@ -11,9 +11,10 @@ import os
 import statistics
 from pathlib import Path
 
-from ablations import settings
+from ablations import operations, settings
 from twinsep import progress, provenance
 from twinsep.cli import guarded
+from twinsep.config import from_dict
 from twinsep.files import write_json
 from twinsep.workers import Worker
 
@@ -34,8 +35,7 @@ def main() -> None:
             report(done + 1, WARMUPS + REPETITIONS)
         rows = {
             row: {
-                "parameters": worker.ask("parameters"),
-                "flop_per_audio_second": worker.ask("flop_per_audio_second"),
+                **operations.of_model(from_dict(configurations[row])),
                 "step_s": statistics.median(times[row][WARMUPS:]),
                 "fastest_step_s": min(times[row][WARMUPS:]),
                 "peak_memory_mib": worker.ask("peak"),

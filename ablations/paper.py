@@ -10,10 +10,10 @@ from twinsep.files import write_atomically
 SOURCE = settings.ROOT / "paper" / "paper.typ"
 
 
-def compiled(**options: object) -> bytes:
+def compiled() -> bytes:
     """The paper; ``timestamp`` 0, so that the same sources give the same bytes."""
     try:
-        return typst.compile(SOURCE, root=settings.ROOT, timestamp=0, **options)
+        return typst.compile(SOURCE, root=settings.ROOT, timestamp=0)
     except typst.TypstError as error:
         raise TwinsepError(f"{SOURCE.name}: {error}") from error
 

@@ -14,7 +14,8 @@ SOURCE = paper.SOURCE.read_text()
 DEFINED = {
     "2,048": "samples of the transform",
     "80": "Hz, the voice's range", "250": "Hz, of the reference's second stretch", "4": "kHz", "2": "kHz",
-    "160": "tokens of the memory", "64": "of level 1", "48": "of level 2", "32": "of level 3", "16": "of the bottleneck",
+    "160": "tokens of the memory", "64": "of level 1", "48": "of level 2", "32": "of level 3",
+    "16": "of the bottleneck",
     "0": "dB, where the ramp is clipped", "1": "an encoder's number", "3": "an encoder's number",
     "95": "% of the intervals",
     "41": "bands of BSRNN", "6": "layers of BS-RoFormer", "12": "layers of BS-RoFormer",

@@ -125,17 +125,6 @@ class Subject:
         self.trainer.separate(self.batch["mixture"])
         return round(time.perf_counter() - started, 6)
 
-    def parameters(self) -> int:
-        """Weights of the model."""
-        return self.trainer.model.parameter_count
-
-    def flop_per_audio_second(self) -> float:
-        """Floating-point operations of separating the segment by its seconds; PyTorch alone counts them."""
-        from torch_impl.kernels.operations import count
-
-        seconds = self.config.training.segment_seconds
-        return count(lambda: self.trainer.separate(self.batch["mixture"])) / seconds
-
     def last_loss(self) -> float:
         """That of the last step: close to the other framework's, as both did the same."""
         return self.loss

@@ -10,6 +10,21 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from torch_impl.train import Trainer
+from twinsep.config import Config
+from twinsep.workers import noise
+
+
+def of_model(config: Config) -> dict[str, float]:
+    """``parameters``, and ``flop_per_audio_second``: what separating a training segment takes, by its seconds."""
+    trainer = Trainer(config)
+    mixture = noise(1, 2, config.segment_samples, seed=0)
+    operations = count(lambda: trainer.separate(mixture))
+    return {
+        "parameters": trainer.model.parameter_count,
+        "flop_per_audio_second": operations / config.training.segment_seconds,
+    }
+
 
 def count(function: Callable[[], Any]) -> int:
     """Operations of one call."""
@@ -21,10 +36,16 @@ def count(function: Callable[[], Any]) -> int:
 def _formulas() -> dict[Any, Callable[..., int]]:
     from torch_impl.kernels import cpu_kernels
 
-    if cpu_kernels() is None:
-        return {}
-    ours = torch.ops.twinsep
-    return {ours.selective_scan: _scan, ours.attention: _attention, ours.depthwise_silu: _depthwise}
+    formulas: dict[Any, Callable[..., int]] = {torch.ops.aten.mkldnn_rnn_layer: _lstm}
+    if cpu_kernels() is not None:
+        ours = torch.ops.twinsep
+        formulas |= {ours.selective_scan: _scan, ours.attention: _attention, ours.depthwise_silu: _depthwise}
+    return formulas
+
+
+def _lstm(x: torch.Size, w_ih: torch.Size, w_hh: torch.Size, *_: Any, **__: Any) -> int:
+    """Each frame of x, (l, b, d), meets both matrices once."""
+    return 2 * x[0] * x[1] * (w_ih.numel() + w_hh.numel())
 
 
 def _scan(u: torch.Size, _delta: torch.Size, A: torch.Size, *_: Any, **__: Any) -> int:
