@@ -1,14 +1,17 @@
 """The paper and the README say what the results say."""
 
+import json
 import re
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
-from ablations import paper
+from ablations import paper, settings
 
 ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+RUNS = ("torch-base-0", "torch-default-0")
 SOURCE = paper.SOURCE.read_text()
 #: Numbers that the text may name because they define something or are somebody else's; all others are read from files.
 DEFINED = {
@@ -67,9 +70,23 @@ def test_the_committed_paper_is_that_of_the_committed_results():
     assert paper.SOURCE.with_suffix(".pdf").read_bytes() == paper.compiled()
 
 
+def test_readme_has_the_steps_of_every_profile():
+    for name, profile in settings.params()["profiles"].items():
+        steps = [profile[part]["steps"] for part in ("training", "rows")]
+        cells = " | ".join(f"{n:,}" for n in steps)
+        assert re.search(rf"\| `{name}`( \(default\))? \| `{profile['preset']}` \| {cells} \|", README)
+
+
+def test_readme_says_how_the_committed_runs_were_trained():
+    base, row = (json.loads((ROOT / "results" / "runs" / run / "run.json").read_text()) for run in RUNS)
+    long, short = (run["configuration"]["training"] for run in (base, row))
+    assert f"({long['steps']:,} steps of {long['segment_seconds']} s)" in README
+    assert f"after {short['steps']:,} steps" in README
+    assert f"about {base['parameters']:,} parameters" in README
+
+
 def test_readme_has_the_base_table():
     table = pd.read_csv(ROOT / "results" / "tables" / "base.csv", index_col="system")
-    readme = (ROOT / "README.md").read_text()
     for system, row in table.iterrows():
         scores = [row[name] for name in ("uSDR mean", "cSDR median", "leakage mean", "real uSDR")]
-        assert f"| {system} | {' | '.join(f'{score:.2f}' for score in scores)} |" in readme
+        assert f"| {system} | {' | '.join(f'{score:.2f}' for score in scores)} |" in README
