@@ -1,4 +1,5 @@
-"""Stage ``cost``: what the rows of the mixer table cost in PyTorch: operations, time and memory.
+"""Stage ``cost``: what the rows of the mixer table cost in PyTorch, operations, time and memory; and what the presets for
+GPUs would, as far as that can be counted.
 
 Each row has a process of its own, and they take steps in turn, so that what disturbs one disturbs all.
 """
@@ -14,7 +15,7 @@ from pathlib import Path
 from ablations import operations, settings
 from twinsep import progress, provenance
 from twinsep.cli import guarded
-from twinsep.config import from_dict
+from twinsep.config import from_dict, preset
 from twinsep.files import write_json
 from twinsep.workers import Worker
 
@@ -43,7 +44,8 @@ def main() -> None:
             for row, worker in workers.items()
         }
     setting = {"repetitions": REPETITIONS, "load_average_at_start": load, **next(iter(opened.values()))}
-    write_json(OUT, {"rows": rows, **setting, **provenance.describe(device)})
+    presets = {name: operations.of_model(preset(name)) for name in ("small", "paper")}
+    write_json(OUT, {"rows": rows, "presets": presets, **setting, **provenance.describe(device)})
 
 
 if __name__ == "__main__":

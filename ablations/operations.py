@@ -8,21 +8,37 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch._subclasses import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from torch_impl.train import Trainer
+from torch_impl.unet import Separator
 from twinsep.config import Config
-from twinsep.workers import noise
 
 
 def of_model(config: Config) -> dict[str, float]:
-    """``parameters``, and ``flop_per_audio_second``: what separating a training segment takes, by its seconds."""
-    trainer = Trainer(config)
-    mixture = noise(1, 2, config.segment_samples, seed=0)
-    operations = count(lambda: trainer.separate(mixture))
+    """``parameters``; ``flop_per_audio_second``, of the forward pass over a training segment; and
+    ``kept_mib_per_audio_second``, what that keeps in float32 for the backward pass. Counted, not computed."""
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        model = Separator(config)
+        mixture = torch.empty(1, 2, config.segment_samples)
+        kept: dict[int, Tensor] = {}
+
+        def keep(tensor: Tensor) -> Tensor:
+            kept[id(tensor.untyped_storage())] = tensor
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            result = model(mixture)  # held, as what it keeps is
+        with torch.inference_mode():
+            operations = count(lambda: model(mixture))
+    seconds = config.training.segment_seconds
+    kept_mib = sum(tensor.untyped_storage().nbytes() for tensor in kept.values()) / 2**20
+    del result
     return {
-        "parameters": trainer.model.parameter_count,
-        "flop_per_audio_second": operations / config.training.segment_seconds,
+        "parameters": model.parameter_count,
+        "flop_per_audio_second": operations / seconds,
+        "kept_mib_per_audio_second": round(kept_mib / seconds, 1),
     }
 
 

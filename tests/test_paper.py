@@ -12,6 +12,7 @@ from ablations import paper, settings
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 RUNS = ("torch-base-0", "torch-default-0")
+COUNTED = ("flop_per_audio_second", "kept_mib_per_audio_second")
 SOURCE = paper.SOURCE.read_text()
 #: Numbers that the text may name because they define something or are somebody else's; all others are read from files.
 DEFINED = {
@@ -83,6 +84,14 @@ def test_readme_says_how_the_committed_runs_were_trained():
     assert f"({long['steps']:,} steps of {long['segment_seconds']} s)" in README
     assert f"after {short['steps']:,} steps" in README
     assert f"about {base['parameters']:,} parameters" in README
+
+
+def test_readme_says_what_the_presets_for_gpus_take():
+    presets = json.loads((ROOT / "results" / "cost.json").read_text())["presets"]
+    flop, kept = ([presets[name][key] for name in ("small", "paper")] for key in COUNTED)
+    said = " ".join(README.split())
+    assert f"{flop[0] / 1e9:.0f} GFLOP a second of audio in `small` and {flop[1] / 1e9:.0f} in `paper`" in said
+    assert f"{kept[0] / 1024:.1f} and {kept[1] / 1024:.1f} GiB a second of audio in float32" in said
 
 
 def test_readme_has_the_base_table():
