@@ -1,5 +1,5 @@
-"""Stage ``cost``: what the rows of the mixer table cost in PyTorch, operations, time and memory; and what the presets for
-GPUs would, as far as that can be counted.
+"""Stage ``cost``: what the rows of the mixer table cost in PyTorch, operations, time and memory; and what the presets
+for GPUs would, as far as that can be counted.
 
 Each row has a process of its own, and they take steps in turn, so that what disturbs one disturbs all.
 """
