@@ -23,14 +23,14 @@ class Difference(NamedTuple):
     verdict: str
 
 
-def difference(row: Scores, default: Scores) -> Difference:
-    """``row`` against ``default``, of which one had several seeds.
+def difference(row: Scores, default: Scores, deviation: float) -> Difference:
+    """``row`` against ``default``, whose seeds lie apart by the standard ``deviation``.
 
     Songs are drawn with replacement, pairs kept, the same draws for every row (Efron and Tibshirani 1993, An
     Introduction to the Bootstrap, percentile interval). A difference counts as "better" or "worse" where the
-    interval excludes zero *and* it exceeds twice the standard deviation between the default row's seeds; else it is
-    "within noise". With one seed of the default row nothing is known of that noise: "one seed". Raises ValueError
-    where no song is scored in both.
+    interval excludes zero *and* it exceeds twice ``deviation``; else it is "within noise". With one seed of the default
+    row nothing is known of that noise, ``deviation`` is NaN: "one seed". Raises ValueError where no song is scored in
+    both.
     """
     apart = row.mean(0) - default.mean(0)
     apart = apart[np.isfinite(apart)]
@@ -43,7 +43,7 @@ def difference(row: Scores, default: Scores) -> Difference:
         )
         low, high = map(float, found.confidence_interval)
     mean = float(apart.mean())
-    return Difference(mean, low, high, _verdict(mean, low, high, between_seeds(default)))
+    return Difference(mean, low, high, _verdict(mean, low, high, deviation))
 
 
 def between_seeds(scores: Scores) -> float:

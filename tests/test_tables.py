@@ -12,6 +12,11 @@ from twinsep.config import preset
 from twinsep.errors import InputError
 from twinsep.provenance import describe
 
+
+def judged(row, default):
+    return difference(row, default, between_seeds(default))
+
+
 METRICS = ("usdr", "csdr", "si_sdr", "leakage", "museval_sdr", "museval_sir", "museval_sar", "museval_isr")
 
 
@@ -140,30 +145,30 @@ def test_base_table_has_museval_and_says_where_it_is_from(results):
 def test_a_difference_must_exceed_both_noises():
     songs = np.arange(20.0)
     base = np.stack([songs - 0.5, songs + 0.5])  # 0.71 between seeds
-    assert difference(base[:1] + 3, base).verdict == "better"
-    assert difference(base[:1] - 3, base).verdict == "worse"
-    assert difference(base[:1] + 1.5, base).verdict == "within noise"  # above it by 1 alone: seeds differ by as much
+    assert judged(base[:1] + 3, base).verdict == "better"
+    assert judged(base[:1] - 3, base).verdict == "worse"
+    assert judged(base[:1] + 1.5, base).verdict == "within noise"  # above it by 1 alone: seeds differ by as much
     uneven = songs + np.where(songs == 7, 60, 0)
-    assert difference(uneven[None], base).verdict == "within noise"  # 3 on average, all of it one song's
-    assert difference(base[:1] + 3, base[:1]).verdict == "one seed"
+    assert judged(uneven[None], base).verdict == "within noise"  # 3 on average, all of it one song's
+    assert judged(base[:1] + 3, base[:1]).verdict == "one seed"
 
 
 def test_the_interval_is_of_paired_differences():
     rng = np.random.default_rng(0)
     songs = 10 * rng.standard_normal(30)
-    found = difference((songs + 1 + 0.1 * rng.standard_normal(30))[None], songs[None])
+    found = judged((songs + 1 + 0.1 * rng.standard_normal(30))[None], songs[None])
     assert found.low < found.mean < found.high
     assert found.mean == pytest.approx(1, abs=0.06)
     assert found.high - found.low < 0.1  # not that of the songs, which are 10 dB apart
-    again = difference((songs + 1)[None], songs[None])
+    again = judged((songs + 1)[None], songs[None])
     assert (again.low, again.high) == pytest.approx((1, 1))
 
 
 def test_undefined_songs_are_left_out_of_both():
     base = np.array([[1.0, 2.0, np.nan, 4.0]])
-    assert difference(base + np.array([1, 1, 1, np.nan]), base).mean == 1
+    assert judged(base + np.array([1, 1, 1, np.nan]), base).mean == 1
     with pytest.raises(ValueError, match="no song"):
-        difference(base * np.nan, base)
+        judged(base * np.nan, base)
 
 
 def test_spreads():
