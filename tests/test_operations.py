@@ -1,9 +1,5 @@
 """The operations of a model against counts by hand: matrix products, and what PyTorch has no formula for."""
 
-import json
-import subprocess
-import sys
-
 import torch
 
 from ablations import operations
@@ -37,27 +33,3 @@ def test_attention():
 def test_a_depthwise_convolution():
     x, weight, bias = torch.zeros(B, L, D), torch.zeros(D, 1, N), torch.zeros(D)
     assert operations.count(lambda: layers.depthwise_silu(x, weight, bias, N - 1)) == 2 * B * L * D * N
-
-
-COUNT = """
-import json, sys, torch
-from ablations import operations
-from torch_impl.unet import Separator
-from twinsep.config import from_dict
-
-config = from_dict(json.loads(sys.argv[1]))
-model = Separator(config)
-with torch.inference_mode():
-    real = operations.count(lambda: model(torch.zeros(1, 2, config.segment_samples)))
-print(json.dumps([operations.of_model(config), model.parameter_count, real / config.training.segment_seconds]))
-"""
-
-
-def test_a_model_is_counted_without_being_computed(micro):
-    """In a process of its own, as shapes that are not there cannot be checked; the count is that of a real pass."""
-    command = [sys.executable, "-c", COUNT, json.dumps(micro.to_dict())]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    found, parameters, flop = json.loads(done.stdout)
-    assert found["parameters"] == parameters
-    assert found["flop_per_audio_second"] == flop
-    assert found["kept_mib_per_audio_second"] > 0

@@ -88,6 +88,8 @@ def test_readme_says_how_the_committed_runs_were_trained():
 
 def test_readme_says_what_the_presets_for_gpus_take():
     presets = json.loads((ROOT / "results" / "cost.json").read_text())["presets"]
+    for name, counted in presets.items():
+        assert f"| `{name}` | {counted['parameters']:,} |" in README
     flop, kept = ([presets[name][key] for name in ("small", "paper")] for key in COUNTED)
     said = " ".join(README.split())
     assert f"{flop[0] / 1e9:.0f} GFLOP a second of audio in `small` and {flop[1] / 1e9:.0f} in `paper`" in said
