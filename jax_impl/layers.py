@@ -5,6 +5,7 @@ No framework default is trusted: widths, eps, padding and initial weights all co
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -19,7 +20,7 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Complex, Float
 
-from twinsep import init
+from twinsep import init, provenance
 from twinsep.errors import InputError
 
 # Products of float32 in float32: on accelerators JAX would round their factors to fewer bits, PyTorch does not.
@@ -88,6 +89,16 @@ def device_named(name: str) -> jax.Device:
         return jax.devices(name)[0]
     except RuntimeError as error:  # JAX's way to say: unknown name, or built without it
         raise InputError(f"device {name!r} cannot be used here; --device cpu always can") from error
+
+
+def machine() -> dict[str, Any]:
+    """What there is here to compute on: "devices", by the names that ``--device`` takes; CPU "threads"; and the "scan",
+    the way the selective scan is computed, by kind of device."""
+    devices = {"cpu": provenance.processor()}
+    if jax.default_backend() != "cpu":
+        devices[jax.default_backend()] = ", ".join(device.device_kind for device in jax.devices())
+    scan = {kind: "sequential" if kind == "cpu" else "associative" for kind in devices}
+    return {"devices": devices, "threads": os.cpu_count(), "scan": scan}
 
 
 def rematerialised(function, *inputs):

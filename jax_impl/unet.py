@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Literal, overload
 
 from einops import einsum
 from jax import Array
@@ -49,19 +50,32 @@ class Separator(Module):
     def parameter_count(self) -> int:
         return sum(math.prod(weight.shape) for weight in named_parameters(self).values())
 
-    def __call__(self, mixture: Float[Array, "b 2 s"]) -> Float[Array, "b stems 2 s"]:
+    @overload
+    def __call__(self, mixture: Array, *, return_auxiliary_outputs: Literal[False] = False) -> Array: ...
+
+    @overload
+    def __call__(
+        self, mixture: Array, *, return_auxiliary_outputs: Literal[True]
+    ) -> tuple[Array, dict[str, Array]]: ...
+
+    def __call__(
+        self, mixture: Float[Array, "b 2 s"], *, return_auxiliary_outputs: bool = False
+    ) -> Float[Array, "b stems 2 s"] | tuple[Float[Array, "b stems 2 s"], dict[str, Array]]:
+        """The stems. With ``return_auxiliary_outputs`` also the complex "mask" (b, targets, c, f, t) and the mixture's
+        "spectrum" (b, c, f, t), of mid and side where the model works on those."""
         samples = mixture.shape[-1]
         x = pad_axis(mixture, -1, max(0, self.model.min_samples - samples))
         if self.model.mid_side:
             x = einsum(constant(MID_SIDE, x), x, "m c, b c s -> b m s")
         spectrum = stft(x, n_fft=self.model.n_fft, hop=self.model.hop)
-        masked = self.mask_head(self.network(self.band_split(spectrum))) * spectrum[:, None]
+        mask = self.mask_head(self.network(self.band_split(spectrum)))
+        masked = mask * spectrum[:, None]
         y = istft(masked, n_fft=self.model.n_fft, hop=self.model.hop, length=x.shape[-1])[..., :samples]
         if self.model.mid_side:
             y = einsum(constant(2 * MID_SIDE, y), y, "m c, b stems m s -> b stems c s")
         if self.model.residual:
             y = concatenate([y, (mixture - y.sum(1))[:, None]], 1)
-        return y
+        return (y, {"mask": mask, "spectrum": spectrum}) if return_auxiliary_outputs else y
 
     def network(self, x: Float[Array, "b k t d"]) -> Float[Array, "b k t d"]:
         """The U-Net proper, from band features to band features."""

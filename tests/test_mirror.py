@@ -19,8 +19,8 @@ FRAMEWORK = {"layers.py", "scan.py", "train.py"}
 EXPECTED = {
     "layers.py": {
         *("Linear", "RMSNorm", "DepthwiseConvSiLU1d", "HalvingConv1d", "DoublingConv1d", "MultiHeadAttention"),
-        *("parameter", "named_parameters", "initialise", "constant", "on_arrays", "device_named", "rematerialised"),
-        *("rms_norm", "batched_linear", "split_complex", "polar", "pad_axis", "attention"),
+        *("parameter", "named_parameters", "initialise", "constant", "on_arrays", "device_named", "machine"),
+        *("rematerialised", "rms_norm", "batched_linear", "split_complex", "polar", "pad_axis", "attention"),
     },
     "scan.py": {"selective_scan", "selective_scan_sequential", "selective_scan_chunked", "check_inputs"},
     "train.py": {"Trainer", "load_weights"},

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from torch_impl.kernels import cpu_kernels
-from twinsep import init
+from twinsep import init, provenance
 from twinsep.errors import InputError
 
 EPS = 1e-6
@@ -90,6 +90,18 @@ def device_named(name: str) -> torch.device:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:  # PyTorch's ways to say: unknown name, built without CUDA
         raise InputError(f"device {name!r} cannot be used here; --device cpu always can") from error
+
+
+def machine() -> dict[str, Any]:
+    """What there is here to compute on: "devices", by the names that ``--device`` takes; CPU "threads"; and the "scan",
+    the way the selective scan is computed, by kind of device."""
+    devices = {"cpu": provenance.processor()}
+    devices |= {f"cuda:{number}": torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())}
+    if torch.backends.mps.is_available():
+        devices["mps"] = "Apple GPU"
+    scan = {"cpu": "tensor operations" if cpu_kernels() is None else "Numba kernel"}
+    scan |= {kind: "tensor operations" for kind in ("cuda", "mps") if any(name.startswith(kind) for name in devices)}
+    return {"devices": devices, "threads": torch.get_num_threads(), "scan": scan}
 
 
 class _Left:
