@@ -21,7 +21,7 @@ from twinsep import progress, provenance, schedule
 from twinsep.cli import guarded
 from twinsep.config import Config
 from twinsep.files import write_json
-from twinsep.separation import separate
+from twinsep.separation import Chunking, separate
 
 OUT = Path("results/parity.json")
 LOUD = 0.1  # noise at which gradients are measured too, and held to nothing
@@ -151,7 +151,7 @@ def song_snr(config: Config, seconds: float = 3.0) -> float:
         model = twin.unet.Separator(config)
         twin.train.load_weights(model, weights, "parity")
         function = twin.layers.on_arrays(model, twin.layers.device_named("cpu"))
-        outputs.append(separate(function, song, segment=30_000, overlap=0.25))
+        outputs.append(separate(function, song, Chunking(30_000)))
     error = np.square(outputs[0] - outputs[1], dtype=np.float64).sum()
     return float(10 * np.log10(np.square(outputs[0], dtype=np.float64).sum() / error))
 

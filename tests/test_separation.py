@@ -1,4 +1,4 @@
-"""Chunks, fades and whole songs."""
+"""Chunks, context, fades, grids and batches, around models that are no networks."""
 
 from itertools import pairwise
 
@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from twinsep.errors import InputError
-from twinsep.separation import chunk_starts, separate, separate_song
+from twinsep.errors import InputError, OutOfMemoryError
+from twinsep.separation import Chunking, aligned, separate, stream
 
 
 def identity(x):
@@ -19,68 +19,167 @@ def noise(channels, samples, seed=0):
     return 0.3 * np.random.default_rng(seed).standard_normal((channels, samples)).astype(np.float32)
 
 
+def pieces(x, size):
+    return [x[:, start : start + size] for start in range(0, x.shape[-1], size)]
+
+
 @given(
     samples=st.integers(1, 400),
     segment=st.integers(1, 120),
     overlap=st.floats(0, 0.95, allow_nan=False),
+    shifts=st.integers(1, 3),
+    batch=st.integers(1, 4),
+    size=st.integers(1, 50),
 )
-def test_identity_returns_the_input_at_any_length(samples, segment, overlap):
+def test_identity_returns_the_input_at_any_length(samples, segment, overlap, shifts, batch, size):
     x = noise(2, samples)
-    y = separate(identity, x, segment=segment, overlap=overlap)
+    chunking = Chunking(segment, overlap, shifts, batch)
+    y = np.concatenate(list(stream(identity, pieces(x, size), samples, chunking)), -1)
     assert y.shape == (1, 2, samples)
-    assert np.abs(y[0] - x).max() <= 2e-7
+    assert np.abs(y[0] - x).max() <= 3e-7
 
 
-@given(total=st.integers(1, 500), segment=st.integers(1, 100), overlap=st.floats(0, 0.95))
-def test_chunks_cover_the_song_and_end_with_it(total, segment, overlap):
-    total = max(total, segment)
-    starts = chunk_starts(total, segment, overlap)
-    assert starts[0] == 0
-    assert starts[-1] + segment == total
-    assert all(0 < b - a <= segment for a, b in pairwise(starts))
+@given(samples=st.integers(1, 500), segment=st.integers(2, 100), overlap=st.floats(0, 0.95), shifts=st.integers(1, 4))
+def test_every_sample_is_kept_of_some_chunk_of_every_grid(samples, segment, overlap, shifts):
+    chunking = Chunking(segment, overlap, shifts)
+    starts, kept = chunking.starts(samples), len(chunking.weights)
+    covered = np.zeros(samples, int)
+    for start in starts:
+        covered[max(0, start) : max(0, start + kept)] += 1
+    assert starts == sorted(starts)
+    assert covered.min() >= shifts
+    # No chunk more than is needed: each keeps something of the song.
+    assert all(start < samples and start + kept > 0 for start in starts)
 
 
-def test_chunks_have_one_shape_and_progress_is_told():
+def test_the_way_it_comes_in_makes_no_difference():
+    x, chunking = noise(2, 5000), Chunking(400, 0.3, shifts=2, batch=3)
+
+    def model(chunk):  # not pointwise, so that what is beside a chunk matters
+        return np.cumsum(chunk, -1)[:, None]
+
+    whole = separate(model, x, chunking)
+    for size in (1, 7, 399, 5000):
+        assert np.array_equal(np.concatenate(list(stream(model, pieces(x, size), 5000, chunking)), -1), whole)
+    assert np.array_equal(separate(model, x, Chunking(400, 0.3, shifts=2)), whole)
+
+
+def test_all_calls_have_one_shape_and_progress_is_told():
     shapes, told = set(), []
 
     def model(x):
         shapes.add(x.shape)
         return x[:, None]
 
-    separate(model, noise(2, 1001), segment=100, overlap=0.25, progress=lambda *p: told.append(p))
-    assert shapes == {(1, 2, 100)}
-    assert told[-1] == (len(told), len(told))
+    separate(model, noise(2, 1001), Chunking(100, batch=4), progress=lambda *p: told.append(p))
+    assert shapes == {(4, 2, 100)}
+    assert told[-1] == (len(Chunking(100).starts(1001)),) * 2
+
+
+def test_no_more_is_read_than_is_needed():
+    read = 0
+
+    def source():
+        nonlocal read
+        for piece in pieces(noise(2, 100_000), 100):
+            read += 100
+            yield piece
+
+    written = 0
+    for piece in stream(identity, source(), 100_000, Chunking(1000, batch=2)):
+        written += piece.shape[-1]
+        assert read - written <= 3 * 1000 + 200
+
+
+def test_context_is_discarded():
+    # A model that spoils a chunk's outer eighths, which is the outer quarter of what is shared at half overlap.
+    def model(x):
+        y = x.copy()
+        y[..., :100] = y[..., -100:] = 9
+        return y[:, None]
+
+    x = noise(2, 10_000)
+    assert np.abs(separate(model, x, Chunking(800, 0.5))[0] - x).max() <= 3e-7
+    assert np.abs(separate(model, x, Chunking(800, 0.45))[0] - x).max() > 1
+
+
+def test_before_and_after_the_song_it_is_heard_mirrored():
+    heard = []
+
+    def model(x):
+        heard.append(x[0, 0].copy())
+        return x[:, None]
+
+    x = np.arange(1, 31, dtype=np.float32)[None].repeat(2, 0)
+    separate(model, x, Chunking(20, 0.4))  # context 2, hop 12, 16 samples kept of each chunk
+    assert heard[0][:5].tolist() == [3, 2, 1, 2, 3]
+    assert heard[-1].tolist() == [*range(23, 31), 29, 28, *[0] * 10]
 
 
 def test_no_seam_between_chunks_that_disagree():
-    # A model whose gain changes from chunk to chunk: the fade spreads the step over the overlap.
-    gains = iter([1.0, 0.5, 1.0, 0.5, 1.0, 0.5, 1.0, 0.5, 1.0, 0.5])
-    y = separate(lambda x: next(gains) * x[:, None], np.ones((2, 4000), np.float32), segment=1000, overlap=0.25)
-    assert np.abs(np.diff(y)).max() <= 0.5 / 250 + 1e-6
+    # A model whose gain changes from chunk to chunk: the fade spreads the step over what is shared and kept.
+    gains = iter([1.0, 0.5] * 5)
+    y = separate(lambda x: next(gains) * x[:, None], np.ones((2, 4000), np.float32), Chunking(1000))
+    assert np.abs(np.diff(y)).max() <= 0.5 / 125
 
 
-def test_bad_options_and_models():
-    x = noise(2, 100)
-    with pytest.raises(InputError, match="overlap 1"):
-        separate(identity, x, segment=10, overlap=1.0)
-    with pytest.raises(InputError, match="at least one"):
-        separate(identity, x, segment=0)
+def test_shifts_average_grids():
+    # An estimate that depends on the place in the chunk comes out nearer to its mean with more grids.
+    ramp = np.linspace(-1, 1, 1000, dtype=np.float32)
+    deviations = [
+        np.abs(separate(lambda x: (x * ramp)[:, None], np.ones((2, 9000), np.float32), Chunking(1000, 0.0, n))).std()
+        for n in (1, 2, 4)
+    ]
+    assert deviations[0] > 1.5 * deviations[1] > 2 * deviations[2]
+
+
+def test_where_memory_runs_out_the_batch_is_halved_and_all_is_there():
+    sizes = []
+
+    def model(x):
+        sizes.append(len(x))
+        if len(x) > 3:
+            raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return x[:, None]
+
+    x = noise(2, 3000)
+    assert np.abs(separate(model, x, Chunking(200, batch=8))[0] - x).max() <= 3e-7
+    assert sizes[:3] == [8, 4, 2]
+    assert set(sizes[2:]) == {2}
+
+    def starved(_):
+        raise MemoryError
+
+    with pytest.raises(OutOfMemoryError, match="smaller --segment"):
+        separate(starved, x, Chunking(200, batch=8))
+    with pytest.raises(RuntimeError, match="another fault"):
+        separate(lambda _: (_ for _ in ()).throw(RuntimeError("another fault")), x, Chunking(200, batch=8))
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"overlap": 1.0}, "overlap 1.0 is not between 0 and 0.95"),
+        ({"segment": 0}, "a segment of 0 samples is empty"),
+        ({"shifts": 0}, "shifts 0 is below 1"),
+        ({"batch": 0}, "batch 0 is below 1"),
+    ],
+)
+def test_bad_options(options, sentence):
+    with pytest.raises(InputError, match=sentence):
+        Chunking(**({"segment": 10} | options))
+
+
+def test_a_model_that_changes_the_length_is_refused():
     with pytest.raises(InputError, match="returned 9 samples for 10"):
-        separate(lambda x: x[:, None, :, 1:], x, segment=10)
+        separate(lambda x: x[:, None, :, 1:], noise(2, 100), Chunking(10))
 
 
-@pytest.mark.parametrize("rate", [8000, 22_050, 44_100, 48_000, 96_000])
-@pytest.mark.parametrize("channels", [1, 2])
-def test_a_song_comes_back_as_it_went_in(rate, channels):
-    t = np.arange(rate // 3 + 7) / rate
-    x = np.stack([0.4 * np.sin(2 * np.pi * f * t) for f in (440, 550)][:channels]).astype(np.float32)
-    y = separate_song(identity, x, rate, model_rate=44_100, segment=10_000)
-    assert y.shape == (1, *x.shape)
-    edge = rate // 50
-    assert np.abs(y[0] - x)[:, edge:-edge].max() < 1e-3
-
-
-def test_one_sample():
-    y = separate_song(identity, np.full((1, 1), 0.5, np.float32), 44_100, model_rate=44_100, segment=10_000)
-    assert y.shape == (1, 1, 1)
-    assert y[0, 0, 0] == 0.5
+@given(st.lists(st.integers(0, 9), max_size=9), st.integers(1, 9))
+def test_aligned_streams_are_cut_alike(lengths, size):
+    x = noise(2, sum(lengths))
+    ends = np.cumsum([0, *lengths])
+    left = [x[:, a:b] for a, b in pairwise(ends)]
+    found = list(aligned(left, pieces(x, size)))
+    assert all(np.array_equal(a, b) for a, b in found)
+    assert sum(a.shape[-1] for a, _ in found) == sum(lengths)

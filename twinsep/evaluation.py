@@ -23,6 +23,7 @@ from twinsep import data, frameworks, metrics, progress, systems
 from twinsep.config import Config, ModelConfig
 from twinsep.errors import InputError
 from twinsep.files import write_json
+from twinsep.separation import Chunking, chunk_samples
 from twinsep.systems import System
 
 Record = dict[str, Any]
@@ -165,7 +166,7 @@ def run(
     if config is None:
         model, config = frameworks.load(system, framework=framework, device=device)
         folder = config.data.root if root is None else str(root)
-        scored = systems.model_system(model, config.model, chunk_samples(config, segment), overlap)
+        scored = systems.model_system(model, config.model, Chunking(chunk_samples(config, segment), overlap))
     else:
         folder = config.data.root if root is None else str(root)
         with progress.bar("fitting" if system == "band_gain" else "preparing") as report:
@@ -177,11 +178,6 @@ def run(
     write_json(out / "metrics.json", records)
     write_json(out / "summary.json", summary)
     _print(summary)
-
-
-def chunk_samples(config: Config, segment: float | None) -> int:
-    """Samples of a chunk of ``segment`` seconds, the training segment's where none is given."""
-    return config.segment_samples if segment is None else round(segment * config.model.sample_rate)
 
 
 def _print(summary: dict[str, Any]) -> None:

@@ -1,106 +1,220 @@
-"""Separating a whole song: in chunks, with overlap-add, around any callable."""
+"""Separating a song of any length around any callable: chunks with context, overlap-add, in bounded memory."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice
 
 import numpy as np
 
-from twinsep import audio
-from twinsep.errors import InputError
+from twinsep.config import Config
+from twinsep.errors import InputError, OutOfMemoryError, is_out_of_memory
 from twinsep.progress import Report
 
-#: (b, 2, s) float32 -> (b, stems, 2, s) float32, NumPy in and out.
+#: (b, c, s) float32 -> (b, stems, c, s) float32, NumPy in and out.
 Separate = Callable[[np.ndarray], np.ndarray]
 
 
+@dataclass(frozen=True)
+class Chunking:
+    """How a song is cut up: chunks of ``segment`` samples that share the fraction ``overlap`` with the next one.
+
+    Of what two chunks share, the outer quarter of either is context: the model hears it and what it makes of it is
+    discarded, since it knows least there. Over the half in the middle one fades into the other. ``shifts`` grids of
+    chunks, each moved by a part of a step, are averaged. ``batch`` chunks go through the model at once. Raises
+    :class:`InputError` for an overlap outside [0, 0.95] and for counts below 1.
+    """
+
+    segment: int
+    overlap: float = 0.25
+    shifts: int = 1
+    batch: int = 1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.overlap <= 0.95:
+            raise InputError(f"overlap {self.overlap} is not between 0 and 0.95")
+        if self.segment < 1:
+            raise InputError(f"a segment of {self.segment} samples is empty; give a longer one")
+        for name in ("shifts", "batch"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} {getattr(self, name)} is below 1; 1 is the least")
+
+    @property
+    def hop(self) -> int:
+        """Samples from one chunk to the next."""
+        return max(1, round(self.segment * (1 - self.overlap)))
+
+    @property
+    def context(self) -> int:
+        """Samples discarded at either end of a chunk."""
+        return (self.segment - self.hop) // 4
+
+    @cached_property
+    def weights(self) -> np.ndarray:
+        """Of the samples of a chunk that are kept: ramps over what is shared, never 0, 1 elsewhere."""
+        kept = self.segment - 2 * self.context
+        shared = kept - self.hop
+        rising = np.arange(1, kept + 1)
+        return (np.minimum(np.minimum(rising, rising[::-1]), shared + 1) / (shared + 1)).astype(np.float32)
+
+    def starts(self, samples: int) -> list[int]:
+        """Where the kept part of each chunk begins, in samples of the song, ascending; the first ones before it."""
+        kept = len(self.weights)
+        grids = [-(self.hop * shift // self.shifts) for shift in range(self.shifts)]
+        counts = [1 + max(0, math.ceil((samples - first - kept) / self.hop)) for first in grids]
+        return sorted(
+            first + number * self.hop for first, count in zip(grids, counts, strict=True) for number in range(count)
+        )
+
+
+def chunk_samples(config: Config, segment: float | None) -> int:
+    """Samples of a chunk of ``segment`` seconds, the training segment's where none is given.
+
+    Raises :class:`InputError` for seconds that are no positive number.
+    """
+    if segment is None:
+        return config.segment_samples
+    if not 0 < segment < math.inf:
+        raise InputError(f"a segment of {segment} seconds is not possible; give a positive number")
+    return max(1, round(segment * config.model.sample_rate))
+
+
 def separate(
-    model: Separate,
-    waveform: np.ndarray,
-    *,
-    segment: int,
-    overlap: float = 0.25,
-    progress: Report | None = None,
+    model: Separate, waveform: np.ndarray, chunking: Chunking, *, progress: Report | None = None
 ) -> np.ndarray:
-    """Stems (stems, c, s) of ``waveform`` (c, s), both float32 at the model's rate.
+    """Stems (stems, c, s) of ``waveform`` (c, s), both float32 at the model's rate; see :func:`stream`."""
+    return np.concatenate(list(stream(model, [waveform], waveform.shape[-1], chunking, progress=progress)), axis=-1)
 
-    Chunks of ``segment`` samples overlap by the fraction ``overlap`` of their length, fade linearly into
-    each other and are weighted so that the weights of every sample sum to 1: a model that returns its
-    input returns the song. All chunks have one length, so that a compiled model is compiled once; the
-    last one is moved forward to end with the song, and a song shorter than a chunk is zero-padded.
-    ``progress`` is called with (chunks done, chunks in all). Raises :class:`InputError` for an overlap
-    outside [0, 0.95], an empty segment, or a model whose output has another length.
+
+def stream(
+    model: Separate,
+    blocks: Iterable[np.ndarray],
+    samples: int,
+    chunking: Chunking,
+    *,
+    progress: Report | None = None,
+) -> Iterator[np.ndarray]:
+    """Stems (stems, c, n) of a song that comes in ``blocks`` (c, n) of any lengths, ``samples`` in all.
+
+    What has come out is as long as what went in. No more is held than a batch of chunks. All chunks have one length,
+    and all batches one size, so that a compiled model is compiled once. Before the song and after it the model hears
+    it mirrored, as far as the context goes, and zeros beyond. Weights are divided by their sum: a model that returns
+    its input returns the song. Where memory runs out the batch is halved, and stays so. ``progress`` is called with
+    (chunks done, chunks in all). Raises :class:`InputError` for a model whose output has another length, and
+    :class:`OutOfMemoryError` if memory does not hold one chunk.
     """
-    if not 0 <= overlap <= 0.95:
-        raise InputError(f"overlap {overlap} is not between 0 and 0.95")
-    if segment < 1:
-        raise InputError(f"segment of {segment} samples; give at least one")
-    samples = waveform.shape[-1]
-    padded = np.pad(waveform, ((0, 0), (0, max(0, segment - samples))))
-    total = padded.shape[-1]
-    starts = chunk_starts(total, segment, overlap)
-    out: np.ndarray | None = None
-    weight = np.zeros(total, np.float32)
-    for done, start in enumerate(starts):
-        piece = slice(start, start + segment)
-        estimate = np.asarray(model(np.ascontiguousarray(padded[None, :, piece])))[0]
-        if estimate.shape[-1] != segment:
-            raise InputError(f"the model returned {estimate.shape[-1]} samples for {segment}")
-        fade = _fade(starts, done, segment)
-        if out is None:
-            out = np.zeros((*estimate.shape[:-1], total), np.float32)
-        out[..., piece] += estimate * fade
-        weight[piece] += fade
+    starts = chunking.starts(samples)
+    before = chunking.context - starts[0]
+    heard = _cut(_mirrored(blocks, before, chunking.context), [s + before - chunking.context for s in starts], chunking)
+    sums = _Sums(chunking.weights, samples)
+    batch, done = chunking.batch, 0
+    waiting: list[np.ndarray] = []
+    while done < len(starts):
+        waiting += islice(heard, max(0, batch - len(waiting)))
+        try:
+            estimates = _run(model, waiting[:batch], batch)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            if batch == 1:
+                raise OutOfMemoryError(
+                    f"memory does not hold the model's work on a chunk of {chunking.segment} samples; "
+                    "give a smaller --segment"
+                ) from error
+            batch //= 2
+            continue
+        waiting = waiting[batch:]
+        for estimate in estimates:
+            yield from sums.finished(starts[done])
+            sums.add(estimate[..., chunking.context : chunking.segment - chunking.context], starts[done])
+            done += 1
         if progress:
-            progress(done + 1, len(starts))
-    assert out is not None
-    out /= weight
-    return out[..., :samples]
+            progress(done, len(starts))
+    yield from sums.finished(samples)
 
 
-def chunk_starts(total: int, segment: int, overlap: float) -> list[int]:
-    """First samples of the chunks of a song of ``total`` ≥ ``segment`` samples."""
-    step = max(1, round(segment * (1 - overlap)))
-    starts = list(range(0, total - segment + 1, step))
-    if starts[-1] + segment < total:
-        starts.append(total - segment)
-    return starts
+def aligned(left: Iterable[np.ndarray], right: Iterable[np.ndarray]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Two streams, cut along their last axis into pieces that are equally long in both."""
+    others = iter(right)
+    other = next(others, None)
+    for piece in left:
+        while piece.shape[-1]:
+            while other is not None and not other.shape[-1]:
+                other = next(others, None)
+            assert other is not None, "one stream is longer than the other"
+            length = min(piece.shape[-1], other.shape[-1])
+            yield piece[..., :length], other[..., :length]
+            piece, other = piece[..., length:], other[..., length:]
 
 
-def _fade(starts: list[int], index: int, segment: int) -> np.ndarray:
-    """A chunk's weights: ramps over what it shares with its neighbours, 1 elsewhere, never 0."""
-    fade = np.ones(segment, np.float32)
-    for shared, side in (
-        (starts[index - 1] + segment - starts[index] if index else 0, slice(None)),
-        (starts[index] + segment - starts[index + 1] if index + 1 < len(starts) else 0, slice(None, None, -1)),
-    ):
-        if shared > 0:
-            fade[side][:shared] *= np.arange(1, shared + 1, dtype=np.float32) / (shared + 1)
-    return fade
+def _run(model: Separate, chunks: list[np.ndarray], batch: int) -> np.ndarray:
+    """The model's stems (chunks, stems, c, s) of at most ``batch`` chunks, zeros in place of those missing."""
+    x = np.zeros((batch, *chunks[0].shape), np.float32)
+    x[: len(chunks)] = chunks
+    y = np.asarray(model(x))
+    if y.shape[-1] != x.shape[-1]:
+        raise InputError(f"the model returned {y.shape[-1]} samples for {x.shape[-1]}; it must keep the length")
+    return y[: len(chunks)]
 
 
-def separate_song(
-    model: Separate,
-    waveform: np.ndarray,
-    sample_rate: int,
-    *,
-    model_rate: int,
-    segment: int,
-    overlap: float = 0.25,
-    progress: Report | None = None,
-) -> np.ndarray:
-    """Stems (stems, c, s) of a song (c, s) of any rate, mono or stereo: same length, rate and channels out.
+def _mirrored(blocks: Iterable[np.ndarray], before: int, after: int) -> Iterator[np.ndarray]:
+    """The stream with so many of its first and last samples mirrored before and after it."""
+    stream = iter(blocks)
+    head = [next(stream)]
+    while sum(block.shape[-1] for block in head) <= before and (block := next(stream, None)) is not None:
+        head.append(block)
+    start = np.concatenate(head, axis=-1)
+    yield np.pad(start, ((0, 0), (before, 0)), mode="reflect")
+    tail = start[:, -after - 1 :]
+    for block in stream:
+        yield block
+        tail = np.concatenate([tail, block[:, -after - 1 :]], axis=-1)[:, -after - 1 :]
+    yield np.pad(tail, ((0, 0), (0, after)), mode="reflect")[:, tail.shape[-1] :]
 
-    Mono goes through the model as two equal channels and comes back as their mean.
-    """
-    channels, samples = waveform.shape
-    stereo = waveform if channels == 2 else np.repeat(waveform, 2, 0)
-    stems = separate(
-        model,
-        audio.resample(stereo, sample_rate, model_rate),
-        segment=segment,
-        overlap=overlap,
-        progress=progress,
-    )
-    back = np.stack([audio.resample(stem, model_rate, sample_rate, frames=samples) for stem in stems])
-    return back if channels == 2 else back.mean(1, keepdims=True)
+
+def _cut(blocks: Iterable[np.ndarray], starts: list[int], chunking: Chunking) -> Iterator[np.ndarray]:
+    """The chunks that begin at ``starts``, zeros where the stream has ended."""
+    stream = iter(blocks)
+    held = next(stream)
+    first = 0  # the place of held[:, 0] in the stream
+    for start in starts:
+        pieces = [held[:, start - first :]]
+        while sum(piece.shape[-1] for piece in pieces) < chunking.segment and (block := next(stream, None)) is not None:
+            pieces.append(block)
+        # A song in one block is not copied for each of its chunks.
+        held, first = pieces[0] if len(pieces) == 1 else np.concatenate(pieces, axis=-1), start
+        chunk = held[:, : chunking.segment]
+        yield np.pad(chunk, ((0, 0), (0, chunking.segment - chunk.shape[-1])))
+
+
+class _Sums:
+    """Weighted sums of estimates (stems, c, n) and of the weights, from the first sample not yet given out on."""
+
+    def __init__(self, weights: np.ndarray, samples: int):
+        self.weights, self.samples, self.given = weights, samples, 0
+        self.estimates: np.ndarray | None = None
+        self.weight = np.zeros(0, np.float32)
+
+    def add(self, estimate: np.ndarray, start: int) -> None:
+        """Add an estimate whose first sample is number ``start`` of the song; what lies outside of it is left out."""
+        left = max(0, self.given - start)
+        right = min(estimate.shape[-1], self.samples - start)
+        first, end = start + left - self.given, start + right - self.given
+        if self.estimates is None:
+            self.estimates = np.zeros((*estimate.shape[:-1], 0), np.float32)
+        missing = max(0, end - len(self.weight))
+        self.estimates = np.pad(self.estimates, (*[(0, 0)] * (estimate.ndim - 1), (0, missing)))
+        self.weight = np.pad(self.weight, (0, missing))
+        self.estimates[..., first:end] += estimate[..., left:right] * self.weights[left:right]
+        self.weight[first:end] += self.weights[left:right]
+
+    def finished(self, until: int) -> Iterator[np.ndarray]:
+        """What no chunk that begins at ``until`` or later adds to."""
+        count = until - self.given
+        if count > 0 and self.estimates is not None:
+            yield self.estimates[..., :count] / self.weight[:count]
+            self.estimates, self.weight = self.estimates[..., count:], self.weight[count:]
+            self.given = until

@@ -16,7 +16,7 @@ from twinsep import data
 from twinsep.config import ModelConfig
 from twinsep.errors import InputError
 from twinsep.progress import Report
-from twinsep.separation import separate
+from twinsep.separation import Chunking, Separate, separate
 from twinsep.stft import istft, stft
 
 #: (track, mixture (2, s)) -> {stem: (2, s)} for every configured target.
@@ -24,11 +24,11 @@ System = Callable[[data.Track, np.ndarray], dict[str, np.ndarray]]
 BASELINES = ("mixture", "band_gain", "ideal_mask")
 
 
-def model_system(model: Callable, config: ModelConfig, segment: int, overlap: float) -> System:
+def model_system(model: Separate, config: ModelConfig, chunking: Chunking) -> System:
     """A trained separator, (1, 2, s) -> (1, stems, 2, s) in NumPy, run in overlapping chunks."""
 
     def system(_: data.Track, mixture: np.ndarray) -> dict[str, np.ndarray]:
-        stems = separate(model, mixture, segment=segment, overlap=overlap)
+        stems = separate(model, mixture, chunking)
         return dict(zip(config.targets, stems, strict=False))
 
     return system

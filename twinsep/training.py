@@ -24,15 +24,13 @@ from twinsep.batches import Batch, BatchIterator, TrainingBatches
 from twinsep.checkpoint import Checkpoint
 from twinsep.config import Config
 from twinsep.data import ValidationSegment, validation_segments
-from twinsep.errors import NonFiniteLossError, OutOfMemoryError, TwinsepError
+from twinsep.errors import NonFiniteLossError, OutOfMemoryError, TwinsepError, is_out_of_memory
 from twinsep.files import remove_unfinished, write_json
 from twinsep.frameworks import make_deterministic, twin
 from twinsep.runs import BEST, LAST, RECORD
 
 #: So often in a row the processes that read songs may die before the run ends.
 READERS_RESTARTED = 3
-#: What frameworks and systems say when there is no memory left.
-_NO_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory", "resource_exhausted", "bad_alloc")
 
 
 @dataclass
@@ -109,8 +107,7 @@ def _memory(loop: _Loop) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        text = str(error).lower()
-        if not isinstance(error, MemoryError) and not any(words in text for words in _NO_MEMORY):
+        if not is_out_of_memory(error):
             raise
         raise OutOfMemoryError(
             f"step {loop.run.step + 1}: memory ran out; {loop.kept()}; make training.batch_size or "
