@@ -1,7 +1,11 @@
 """Atomic writes and checkpoints."""
 
+import errno
 import json
+import os
 import re
+import resource
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -50,7 +54,7 @@ def test_the_same_checkpoint_is_the_same_bytes(tmp_path):
 def test_bad_checkpoints_are_refused_in_a_sentence(tmp_path):
     good = tmp_path / "good.safetensors"
     checkpoint.write(good, example())
-    cases = {"missing": "does not exist", "folder": "is a folder"}
+    cases = {"missing": "does not exist", "folder": "holds no config.json"}
     (tmp_path / "folder").mkdir()
     for name, content, sentence in [
         ("empty", b"", "not a whole safetensors file"),
@@ -114,6 +118,139 @@ def test_names_and_shapes_must_fit():
             checkpoint.check_names(bad, shapes, "x")
 
 
+# ---------------------------------------------------------------------------- writing
+
+
+@pytest.fixture(params=["nameless", "another system", "another file system", "no links either"])
+def way(request, monkeypatch):
+    """The ways to write a file: the first where there are files without a name, the others elsewhere."""
+    opened = os.open
+
+    def refusing(path, flags, *rest, **more):
+        if flags & os.O_TMPFILE == os.O_TMPFILE:
+            raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+        return opened(path, flags, *rest, **more)
+
+    def unlinkable(*_, **__):
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    if request.param == "another system":
+        monkeypatch.delattr(os, "O_TMPFILE")
+    if request.param in ("another file system", "no links either"):
+        monkeypatch.setattr(os, "open", refusing)
+    if request.param == "no links either":
+        monkeypatch.setattr(os, "link", unlinkable)
+    return request.param
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.mark.parametrize("overwrite", [True, False])
+def test_a_file_has_its_name_when_it_is_whole(tmp_path, way, overwrite):
+    path = tmp_path / "new" / "folder" / ("x" * 246 + ".wav")
+    usual = tmp_path / "usual"
+    usual.touch()
+    with files.unnamed(path, overwrite=overwrite) as file:
+        file.write(b"0123456789")
+        assert not path.exists()
+        assert len(names(path.parent)) == (way != "nameless")
+        file.seek(2)
+        assert file.read(3) == b"234"
+        file.write(b"__")
+        file.truncate(9)
+    assert path.read_bytes() == b"01234__78"
+    assert path.stat().st_mode == usual.stat().st_mode
+    assert names(path.parent) == [path.name]
+    files.write_atomically(path, b"anew")
+    assert path.read_bytes() == b"anew"
+    assert names(path.parent) == [path.name]
+
+
+@pytest.mark.usefixtures("way")
+def test_what_stands_there_is_refused_or_replaced(tmp_path):
+    path = tmp_path / "f"
+    for there_before in (True, False):
+        path.unlink(missing_ok=True)
+        if there_before:
+            path.write_text("another's")
+        sentence = "f exists; give --overwrite to replace it, or another --out$"
+        with pytest.raises(InputError, match=sentence), files.unnamed(path, overwrite=False) as file:  # noqa: PT012
+            assert not there_before
+            file.write(b"ours")
+            path.write_text("another's")  # meanwhile
+        assert path.read_text() == "another's"
+        assert names(tmp_path) == ["f"]
+    with files.unnamed(path) as file:
+        file.write(b"ours")
+    assert path.read_text() == "ours"
+
+
+def test_a_name_that_cannot_be_given(tmp_path, monkeypatch, way):
+    path = tmp_path / "f"
+
+    def full(*_):
+        assert path.exists()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", full)
+    for old in ["old"] + [""] * (way == "no links either"):  # elsewhere nothing is renamed where there is no old file
+        if old:
+            path.write_text(old)
+        with pytest.raises(InputError, match="f: No space left"), files.unnamed(path, overwrite=bool(old)) as file:
+            file.write(b"new")
+        assert [p.read_text() for p in tmp_path.iterdir()] == [old] * bool(old)
+        path.unlink(missing_ok=True)
+
+
+@pytest.mark.usefixtures("way")
+def test_a_failure_leaves_no_file_and_no_folder_of_its_own(tmp_path):
+    (tmp_path / "there").mkdir()
+
+    def failing(path):
+        with pytest.raises(KeyboardInterrupt), files.unnamed(path) as file:  # noqa: PT012
+            file.write(b"half")
+            if "other" in str(path):
+                (path.parent.parent / "theirs").touch()
+            raise KeyboardInterrupt
+
+    failing(tmp_path / "there" / "f")
+    failing(tmp_path / "new" / "folder" / "f")
+    failing(tmp_path / "there" / "new" / "f")
+    assert names(tmp_path) == ["there"]
+    assert names(tmp_path / "there") == []
+    failing(tmp_path / "other" / "folder" / "f")
+    assert names(tmp_path / "other") == ["theirs"]
+
+
+def test_a_folder_that_another_process_took_for_empty(tmp_path):
+    with files.unnamed(tmp_path / "new" / "f") as file:
+        (tmp_path / "new").rmdir()
+        file.write(b"whole")
+    assert (tmp_path / "new" / "f").read_bytes() == b"whole"
+
+
+def test_a_temporary_file_is_known_as_such(tmp_path, monkeypatch):
+    monkeypatch.delattr(os, "O_TMPFILE")
+    for name in ("f.flac", "f", ".f.wav", "a song, live.a b"):
+        with pytest.raises(InputError, match="No such file"), files.unnamed(tmp_path / name):  # noqa: PT012
+            files.remove_unfinished(tmp_path)
+            assert names(tmp_path) == []
+
+
+def test_links_are_replaced_and_what_they_name_stays(tmp_path):
+    for name in ("real", "twin"):
+        (tmp_path / name).write_text("old")
+    (tmp_path / "soft").symlink_to("real")
+    os.link(tmp_path / "twin", tmp_path / "hard")
+    for name in ("soft", "hard"):
+        files.write_atomically(tmp_path / name, b"new")
+        assert not (tmp_path / name).is_symlink()
+        assert (tmp_path / name).read_text() == "new"
+    assert (tmp_path / "real").read_text() == (tmp_path / "twin").read_text() == "old"
+
+
 def test_a_failed_write_leaves_what_was_there(tmp_path):
     path = tmp_path / "f.json"
     files.write_json(path, {"a": 1})
@@ -129,8 +266,38 @@ def test_unwritable_places_are_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="is a file where a folder is needed"):
         files.write_json(tmp_path / "file" / "x.json", 1)
-    with pytest.raises(InputError, match="is a folder"):
-        files.write_json(tmp_path, 1)
+    with pytest.raises(InputError, match=r"/file is a file where a folder is needed"):
+        files.write_json(tmp_path / "file" / "folder" / "x.json", 1)
+    (tmp_path / "full").symlink_to("/dev/full")
+    for path in (tmp_path, tmp_path / "full", ""):
+        with pytest.raises(InputError, match="it is a folder or a device; give the name of a file"):
+            files.write_json(path, 1)
+    with pytest.raises(InputError, match="File name too long"), files.unnamed(tmp_path / ("x" * 256)):
+        pytest.fail("there was work for nothing")
+
+
+def test_sentences_stay_on_one_line(tmp_path):
+    odd = tmp_path / "a\nb\x1b[31m\u2028\udc80 é"
+    odd.mkdir()
+    with pytest.raises(InputError, match="is a folder") as caught:
+        files.write_json(odd, 1)
+    assert r"a\nb\x1b[31m\u2028\udc80 é:" in str(caught.value)
+    (odd / "file").touch()
+    with pytest.raises(InputError, match="where a folder is needed") as caught:
+        files.write_json(odd / "file" / "x", 1)
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.usefixtures("way")
+def test_a_disk_that_takes_a_part_is_full(tmp_path):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (65_536, before[1]))
+    try:
+        with pytest.raises(InputError, match="x: File too large; free some space"):
+            files.write_atomically(tmp_path / "new" / "x", bytes(70_000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert names(tmp_path) == []
 
 
 def test_a_full_device_is_named(tmp_path, monkeypatch):
