@@ -1,4 +1,4 @@
-"""Stage ``separate``: the base run separates a song, as ``twinsep separate --vocals`` does."""
+"""Stage ``separate``: the base run separates a song, as ``twinsep separate --two-stems vocals`` does."""
 
 import tempfile
 from pathlib import Path
@@ -6,6 +6,7 @@ from pathlib import Path
 from ablations import settings
 from twinsep import audio, data, songs
 from twinsep.cli import guarded
+from twinsep.one_song import Encoding
 from twinsep.runs import BEST
 
 OUT = Path("results/work/separated")
@@ -22,18 +23,15 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         mixture = Path(folder) / "mixture.wav"
         audio.write(mixture, taken.read("mixture"), taken.sample_rate, subtype="FLOAT")
-        songs.run(
-            [mixture],
+        options = songs.Options(
             out=OUT,
             checkpoint=settings.RUNS / "torch-base-0" / BEST,
-            vocals=True,
-            extension="wav",
-            overlap=0.25,
-            segment=None,
+            two_stems="vocals",
+            encoding=Encoding("PCM_24"),
             overwrite=True,
-            framework="torch",
             device=settings.profile()["device"],
         )
+        songs.run([mixture], options)
 
 
 if __name__ == "__main__":

@@ -204,7 +204,7 @@ def test_silence_is_a_note_and_no_duplicate(root, call):
 
 
 def test_clipped_runs_are_counted_across_blocks(root, monkeypatch):
-    monkeypatch.setattr(audio, "_BLOCK", 1_000)
+    monkeypatch.setattr(audio, "BLOCK", 1_000)
     path = root / "train" / "a" / "drums.wav"
     sound = soundfile.read(path)[0]
     for start, length in ((0, 3), (500, 2), (999, 3), (1_998, 5), (3_000, 2_500), (5_998, 2)):
@@ -229,7 +229,7 @@ def test_too_short(root):
 
 @pytest.mark.parametrize(("decibels", "told"), [(-38, True), (-42, False)])
 def test_stems_that_do_not_sum_to_the_mixture(root, monkeypatch, decibels, told):
-    monkeypatch.setattr(audio, "_BLOCK", 1_024)
+    monkeypatch.setattr(audio, "BLOCK", 1_024)
     path = root / "train" / "a" / "mixture.wav"
     rewrite(path, soundfile.read(path)[0] * (1 + 10 ** (decibels / 20)), subtype="PCM_24")
     findings = found(root)

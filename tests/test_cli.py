@@ -48,7 +48,7 @@ def tone(channels=2, samples=50_000):
 def test_separate(call, weights, tmp_path, name, channels, rate):
     song = tmp_path / name
     audio.write(song, tone(channels), rate)
-    status, _ = call("separate", song, "--checkpoint", weights, "--vocals", "--out", "out")
+    status, _ = call("separate", song, "--checkpoint", weights, "--two-stems", "vocals", "--out", "out")
     assert status == 0
     folder = tmp_path / "work" / "out" / song.stem
     before = audio.info(song)
@@ -61,7 +61,7 @@ def test_separate(call, weights, tmp_path, name, channels, rate):
 
 def test_separate_in_another_format_and_only_once(call, weights, tmp_path):
     audio.write(tmp_path / "song.wav", tone(), 44_100)
-    arguments = ("separate", tmp_path / "song.wav", "--checkpoint", weights, "--format", "flac")
+    arguments = ("separate", tmp_path / "song.wav", "--checkpoint", weights, "--flac")
     assert call(*arguments)[0] == 0
     path = tmp_path / "work" / "separated" / "song" / "instrumental.flac"
     written = path.read_bytes()
@@ -113,12 +113,17 @@ def test_separate_refuses_bad_options(call, weights, tmp_path):
         ((song, "--checkpoint", tmp_path / "none.safetensors"), "does not exist"),
         ((song, "--checkpoint", song), "not a whole safetensors file"),
         ((song, "--checkpoint", weights, "--out", tmp_path / "file"), "is a file where a folder is needed"),
-        ((song, "--checkpoint", weights, "--format", "aiff"), "unknown format 'aiff'"),
+        ((song, "--checkpoint", weights, "--flac", "--mp3"), "--wav, --flac and --mp3 exclude each other"),
+        ((song, "--checkpoint", weights, "--mp3-bitrate", "400"), "an MP3 of 400 kbit/s is not possible"),
+        ((song, "--checkpoint", weights, "--clip-mode", "fold"), "unknown --clip-mode 'fold'"),
+        ((song, "--checkpoint", weights, "--threads", "0"), "--threads 0 is not possible here"),
+        ((song, "--checkpoint", weights, "--stem", "drums"), "no stem 'drums'"),
+        ((song, "--checkpoint", weights, "--batch", "0"), "batch 0 is below 1"),
         ((song, "--checkpoint", weights, "--overlap", "1.5"), "overlap 1.5"),
-        ((song, "--checkpoint", weights, "--segment", "0"), "at least one"),
+        ((song, "--checkpoint", weights, "--segment", "0"), "a segment of 0.0 seconds is not possible"),
         ((song, "--checkpoint", weights, "--framework", "tensorflow"), "unknown framework 'tensorflow'"),
         ((song, "--checkpoint", weights, "--device", "abacus"), "device 'abacus' cannot be used here"),
-        ((song, song, "--checkpoint", weights), "same name"),
+        ((song, tmp_path / "song.flac", "--checkpoint", weights, "--wav"), "same name"),
     ]:
         status, said = call("separate", *arguments)
         assert status == 2

@@ -71,8 +71,9 @@ def test_root_holds_nothing_that_is_not_in_the_layout():
     assert {f.split("/")[0] for f in files if not f.startswith(".")} <= allowed
 
 
-def test_python_code_of_the_readme_runs():
-    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+@pytest.mark.parametrize("code", re.findall(r"```python\n(.*?)```", README, re.DOTALL))
+def test_python_code_of_the_readme_runs(code, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     exec(code, {})
 
 

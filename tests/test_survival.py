@@ -3,24 +3,33 @@
 So two runs from one seed are one run, up to the file of their scores.
 """
 
+import shutil
+
 import numpy as np
 import pytest
 from survival import difference, killed, step_of
 
 from torch_impl.train import Trainer
-from twinsep import checkpoint, evaluation, runs
+from twinsep import checkpoint, evaluation, pictures, runs
 from twinsep.errors import InputError, OutOfMemoryError
 from twinsep.runs import BEST, LAST, NEXT, PREVIOUS, RECORD
 from twinsep.training import Run, train
 
-KILLS = {"torch": 2}  # in JAX the stage `faults` does the same, as compiling for it takes half a minute
+KILLS = {"torch": 2, "jax": 1}
+#: Nothing here looks at the pictures of songs, each of which takes longer than the steps between two of them.
+BLANK = "from twinsep import pictures\npictures.draw = lambda *_, **__: b''\n"
+
+
+@pytest.fixture(autouse=True)
+def blank(monkeypatch):
+    monkeypatch.setattr(pictures, "draw", lambda *_, **__: b"")
 
 
 @pytest.fixture
 def micro(micro):
-    """With the mixer that compiles fastest, and many checkpoints for a kill to fall between."""
+    """With the mixer and the bands that compile fastest, and many checkpoints for a kill to fall between."""
     training = {"steps": 12, "validate_every": 4, "segment_seconds": 0.2, "warmup_steps": 4}
-    model = {"mixer": {"kind": "conv", "kernel": 3}, "memory_tokens": [0, 0, 0, 0]}
+    model = {"mixer": {"kind": "conv", "kernel": 3}, "bands": "bsroformer62", "memory_tokens": [0, 0, 0, 0]}
     return micro.override({"model": model, "training": training})
 
 
@@ -28,7 +37,8 @@ def micro(micro):
 def test_a_killed_run_ends_as_one_never_interrupted(micro, tmp_path, framework):
     micro = micro.override({"training": {"steps": 20, "validate_every": 5}})
     train(micro, tmp_path / "whole", Run(framework))
-    ends = killed(micro, tmp_path / "parts", KILLS[framework], seed=3, longest=0.3, framework=framework)
+    how = {"framework": framework, "prelude": BLANK}
+    ends = killed(micro, tmp_path / "parts", KILLS[framework], seed=3, longest=0.3, **how)
     assert all(end["step after"] >= end["step before"] for end in ends)
     assert 0 < ends[-1]["step after"] < micro.training.steps  # or it would prove nothing
     train(micro, tmp_path / "parts", Run(framework))
@@ -67,13 +77,19 @@ def _rows(table):
     return [[cell for name, cell in zip(head, line, strict=True) if name != "timestamp"] for line in lines]
 
 
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory):
+    return tmp_path_factory.mktemp("stopped") / "run"
+
+
 @pytest.fixture
-def stopped(micro, tmp_path, stopping):
-    """A run that stopped in its tenth step, with its last and previous checkpoints at 8 and 4."""
-    with stopping(Trainer, 10):
-        train(micro, tmp_path / "run")
-    assert [checkpoint.read(tmp_path / "run" / name).step for name in (LAST, PREVIOUS)] == [8, 4]
-    return tmp_path / "run"
+def stopped(micro, kept, tmp_path, stopping):
+    """A run that stopped in its tenth step, with its last and previous checkpoints at 8 and 4; a copy for each test."""
+    if not kept.exists():
+        with stopping(Trainer, 10):
+            train(micro, kept)
+        assert [checkpoint.read(kept / name).step for name in (LAST, PREVIOUS)] == [8, 4]
+    return shutil.copytree(kept, tmp_path / "run")
 
 
 def cut(path):

@@ -225,19 +225,3 @@ def test_an_estimate_that_is_not_finite_leaves_nothing(tmp_path, sounds):
     with pytest.raises(InputError, match="NaN"):
         sample(tmp_path, 6, name="s", mixture=mixture, target=target, estimate=target * np.float32(np.nan), **FFT)
     assert not list((tmp_path / "samples").iterdir())
-
-
-@pytest.mark.parametrize("hertz", [100.0, 1000.0, 15_000.0])
-def test_a_tone_stands_at_its_height(hertz):
-    t = np.arange(2 * RATE) / RATE
-    tone = np.tile(np.sin(2 * np.pi * hertz * t), (2, 1)).astype(np.float32)
-    cells = watching._cells(tone, **FFT)
-    assert cells.shape == (watching.ROWS, 1 + 2 * RATE // 512)
-    row = int(watching._mel(hertz) / watching._mel(RATE / 2) * watching.ROWS)
-    assert abs(int(cells.mean(1).argmax()) - row) <= 1
-
-
-def test_means_between_edges():
-    steps = np.array([[1.0, 3.0, 5.0, 7.0]])
-    edges = np.array([0, 0.125, 0.375, 0.5, 1])  # half a step, two halves, half a step, two steps
-    assert watching._means(steps, edges) == pytest.approx(np.array([[1, 2, 3, 6]]))

@@ -1,6 +1,11 @@
 """twinsep: a band-split Mamba U-Net that removes vocals from music, twice (PyTorch and JAX)."""
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from twinsep.separator import Separator, load
+
+__all__ = ["GLOSSARY", "Separator", "Symbol", "load"]
 
 
 class Symbol(NamedTuple):
@@ -23,3 +28,14 @@ GLOSSARY: dict[str, Symbol] = {
     "N": Symbol("n", "state size"),
     "Δ": Symbol("", "step of the state space model, after softplus"),
 }
+
+
+if not TYPE_CHECKING:  # which would take any name for one of these
+
+    def __getattr__(name: str) -> Any:
+        """What takes a while to import, once it is asked for."""
+        if name not in ("Separator", "load"):
+            raise AttributeError(f"module 'twinsep' has no attribute {name!r}")
+        from twinsep import separator
+
+        return getattr(separator, name)

@@ -3,49 +3,70 @@
 A waveform is float32 (C, S): channels 1 or 2, samples, full scale ±1. Everything wrong with a file is
 an :class:`twinsep.errors.InputError` of one sentence that names the file and says what to do.
 
-libsndfile (soundfile) reads and writes WAV, FLAC and OGG and writes MP3; PyAV reads MP3 (libsndfile
-silently drops the end of one without a length in its header) and all else, such as M4A. Lengths: WAV,
-FLAC and OGG come back as long as they went in. So does an MP3 whose header tells the encoder's delay
-and padding, as those written here do; another is as long as its frames, padding included. An M4A is
-cut to the length its container states, which some encoders round to a millisecond.
+libsndfile (soundfile) reads WAV, RF64, W64, AIFF, AU, CAF, FLAC, Ogg Vorbis and Opus, and writes some of them;
+PyAV reads MP3 and all else, such as M4A or the sound of a film, of which the first audio stream.
+
+Lengths: what libsndfile reads comes back as long as it went in, and so does what tells the encoder's delay and
+padding: an MP3 with the header that those written here have, Opus and MP3 in Matroska and WebM, AAC in MP4. An
+MP4's length may be rounded to a millisecond where its encoder padded the last packet. The rest (AAC as ADTS or in
+Matroska, Vorbis in WebM, AC-3) is as long as its frames: with the padding, and the delay where nothing tells that.
+WMA is what FFmpeg makes of it.
+
+A file cut short is refused where it shows: there are fewer samples, seconds or bytes than the header states, or
+half a packet, or no last page. It cannot show in raw frames (MP3 without a header that counts them, ADTS, AC-3),
+in MPEG-TS, WMA and fragmented MP4 cut between two packets, in WebM recorded live, which states no length, and in
+what of FLV or a film is a fifth of a second at the end.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
-import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import soundfile
 import soxr
 from jaxtyping import Float, Float32
 
+from twinsep import audio_av
+from twinsep.audio_source import BLOCK, Source, command, damaged, ends_as_ogg, no_sound, regular_file, shown
 from twinsep.audio_writing import FORMATS, FilePath, Writer, write, writer
 from twinsep.errors import InputError
+from twinsep.progress import Report
 
 __all__ = [
+    "BLOCK",
     "FORMATS",
+    "MOST_CHANNELS",
     "AudioInfo",
     "FilePath",
+    "Scan",
+    "Source",
     "Writer",
     "blocks",
     "info",
+    "opened",
     "read",
     "read_segment",
     "resample",
+    "scan",
+    "shown",
     "write",
     "writer",
 ]
 
-_BLOCK = 1 << 20  # frames decoded at once
-_STREAMED = 0xFFFF_FF00  # a data size from here on is a pipe's "unknown", not a promise
-_OGG_DAMAGE = {"lacks an end-of-stream bit": "its last page is missing", "reports a hole": "pages are missing"}
-_MP3_SLACK = 2304  # two frames: by so much may a length estimated from the bit rate be off
+#: Channels of a file that is taken apart in pairs, at most.
+MOST_CHANNELS = 64
+_RATES = (8_000, 192_000)  # Hz
+_STREAMED = 0xFFFF_FF00  # a size from here on is a pipe's "unknown", not a promise
+_LOG_BYTES = 2_000  # libsndfile ends its log soon after
+_SIZES = r"^ *(?:{}) *: (?P<promised>\d+) \(should be (?P<there>\d+)\)"
+_COUNT = r"Calculated frame count (?P<there>\d+) does not match value from 'ds64' chunk of (?P<promised>\d+)"
+_OGG_DAMAGE = {"reports a hole": "pages are missing", "Junk after the last page": "something follows its last page"}
 
 
 @dataclass(frozen=True)
@@ -57,7 +78,48 @@ class AudioInfo:
     channels: int
 
 
+@dataclass(frozen=True)
+class Scan:
+    """What decoding all of a file says: samples per channel, Hz, channels, whether the file holds floating-point
+    samples, and the largest magnitude, where full scale is 1."""
+
+    frames: int
+    sample_rate: int
+    channels: int
+    is_float: bool
+    peak: float
+
+
 # ---------------------------------------------------------------------------- reading
+
+
+@contextlib.contextmanager
+def opened(path: FilePath, *, most_channels: int = 2) -> Iterator[Source]:
+    """Within a ``with``, the sound of ``path`` to be read block by block, in bounded memory whatever its length.
+
+    Raises :class:`InputError` as :func:`read` does, as it gets there, for more than ``most_channels`` channels,
+    and for a sample rate below 8 or above 192 kHz.
+    """
+    with _opened(path, most_channels=most_channels) as source:
+        yield _of_a_handled_rate(source)
+
+
+def scan(path: FilePath, *, most_channels: int = 2, report: Report | None = None) -> Scan:
+    """Decode all of ``path``, in bounded memory, so that whatever is wrong with it is known before long work.
+
+    ``report`` is called with (samples done, samples expected in all). Raises :class:`InputError` as
+    :func:`opened` and its blocks do.
+    """
+    advice = ", or separate the channels in pairs with --pairs" if most_channels == 2 else ""
+    with _opened(path, most_channels=most_channels, advice=advice) as source:
+        _of_a_handled_rate(source)
+        frames, peak = 0, 0.0
+        for block in source.blocks():
+            frames += block.shape[1]
+            peak = max(peak, float(np.abs(block).max()))
+            if report:
+                report(frames, max(frames, source.expected))
+    return Scan(frames, source.sample_rate, source.channels, source.is_float, peak)
 
 
 def info(path: FilePath) -> AudioInfo:
@@ -65,13 +127,9 @@ def info(path: FilePath) -> AudioInfo:
 
     Raises :class:`InputError` as :func:`read` does, as far as that shows.
     """
-    path = _regular_file(path)
-    file = _open(path)
-    if file is None or file.format == "MP3":
-        waveform, rate = read(path)
-        return AudioInfo(waveform.shape[1], rate, len(waveform))
-    with file:
-        return _checked_header(file, path)
+    with _opened(path) as source:
+        frames = source.frames or sum(block.shape[1] for block in source.blocks())
+        return AudioInfo(frames, source.sample_rate, source.channels)
 
 
 def read(path: FilePath, *, stream: int = 0) -> tuple[Float32[np.ndarray, "c s"], int]:
@@ -81,18 +139,8 @@ def read(path: FilePath, *, stream: int = 0) -> tuple[Float32[np.ndarray, "c s"]
     :class:`InputError` if the file is missing, a folder, empty, of no samples, damaged, cut short,
     of more than two channels, or holds NaN or infinity.
     """
-    path = _regular_file(path)
-    file = _open(path)
-    if file is None:
-        waveform, rate = _read_by_av(path, stream, 0)
-    else:
-        with file:
-            header = _checked_header(file, path)
-            if stream or file.format == "MP3":
-                waveform, rate = _read_by_av(path, stream, header.frames)
-            else:
-                waveform, rate = _decode(file, header.frames, path), header.sample_rate
-    return _finite(waveform, path), rate
+    with _opened(path, stream=stream) as source:
+        return source.read(), source.sample_rate
 
 
 def read_segment(path: FilePath, start: int, frames: int) -> Float32[np.ndarray, "c s"]:
@@ -101,18 +149,18 @@ def read_segment(path: FilePath, start: int, frames: int) -> Float32[np.ndarray,
     For WAV, FLAC and OGG. Raises :class:`InputError` as :func:`read` does, for other formats, or if the
     file ends earlier.
     """
-    path = _regular_file(path)
+    path = regular_file(path)
     with _open_for_access(path) as file:
         if start < 0 or frames < 0 or start + frames > file.frames:
             raise InputError(
-                f"{path} has {file.frames} samples, so {frames} from {start} on cannot be read: "
+                f"{shown(path)} has {file.frames} samples, so {frames} from {start} on cannot be read: "
                 "copy it again if it should be longer"
             )
         try:
             file.seek(start)
         except soundfile.LibsndfileError as error:
-            raise _damaged(path, "it cannot be sought in") from error
-        return _finite(_decode(file, frames, path), path)
+            raise damaged(path, "it cannot be sought in") from error
+        return _source(file, path, frames).read()
 
 
 def blocks(path: FilePath) -> Iterator[Float32[np.ndarray, "c s"]]:
@@ -120,145 +168,103 @@ def blocks(path: FilePath) -> Iterator[Float32[np.ndarray, "c s"]]:
 
     Raises :class:`InputError` as :func:`read` does, but as it gets there, and as :func:`read_segment` does.
     """
-    path = _regular_file(path)
-    with _open_for_access(path) as file:
-        for block in _blocks(file, _checked_header(file, path).frames, path):
-            yield _finite(np.ascontiguousarray(block.T), path)
+    _open_for_access(regular_file(path)).close()
+    with _opened(path) as source:
+        yield from source.blocks()
 
 
-def _regular_file(path: FilePath) -> Path:
-    path = Path(path)
-    try:
-        status = path.stat()
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise InputError(f"{path} does not exist: check the path") from error
-    except OSError as error:
-        raise InputError(f"{path} cannot be opened ({error.strerror}): check the path and its permissions") from error
-    if stat.S_ISDIR(status.st_mode):
-        raise InputError(f"{path} is a folder: name an audio file in it")
-    if not stat.S_ISREG(status.st_mode):
-        raise InputError(f"{path} is not a regular file: save the sound to a file and name that")
-    if status.st_size == 0:
-        raise InputError(f"{path} is empty (0 bytes): copy or export it again")
-    if not os.access(path, os.R_OK):
-        raise InputError(f"{path} may not be read: check its permissions")
-    return path
+@contextlib.contextmanager
+def _opened(path: FilePath, *, stream: int = 0, most_channels: int = 2, advice: str = "") -> Iterator[Source]:
+    path = regular_file(path)
+    file = _open(path)
+    if file is None or stream:
+        with audio_av.opened(path, stream) as source:
+            yield _of_few_channels(source, most_channels, advice)
+    else:
+        with file:
+            _check_header(file, path)
+            yield _of_few_channels(_source(file, path, file.frames), most_channels, advice)
+
+
+def _of_few_channels(source: Source, most: int, advice: str) -> Source:
+    if source.channels > most:
+        handled = "only mono and stereo are handled" if most == 2 else f"at most {most} are handled"
+        raise InputError(
+            f"{shown(source.path)} has {source.channels} channels, but {handled}: "
+            f"mix it down first, for example with {command(source.path, '-ac 2 stereo.wav')}{advice}"
+        )
+    return source
+
+
+def _of_a_handled_rate(source: Source) -> Source:
+    if not _RATES[0] <= source.sample_rate <= _RATES[1]:
+        raise InputError(
+            f"{shown(source.path)} has a sample rate of {source.sample_rate} Hz, but 8 to 192 kHz are handled: "
+            f"resample it first, for example with {command(source.path, '-ar 44100 resampled.wav')}"
+        )
+    return source
 
 
 def _open(path: Path) -> soundfile.SoundFile | None:
-    """The opened file, or none if libsndfile does not know its format."""
-    try:
-        return soundfile.SoundFile(path)
-    except (soundfile.LibsndfileError, TypeError):  # TypeError: it takes .raw for headerless samples
+    """The opened file, or none if it is MP3 or libsndfile does not know its format."""
+    # libsndfile silently drops the end of an MP3 without a length in its header, and prints what is wrong with one.
+    if audio_av.mpeg_start(path):
         return None
+    try:
+        # By number: the name may not be UTF-8, and its extension must not say what the file is.
+        file = soundfile.SoundFile(os.open(path, os.O_RDONLY))
+    except soundfile.LibsndfileError:
+        return None
+    if file.format == "MP3":  # behind zeros, say
+        file.close()
+        return None
+    return file
 
 
 def _open_for_access(path: Path) -> soundfile.SoundFile:
     file = _open(path)
-    if file is None or file.format == "MP3":
-        raise InputError(f"{path} has no random access, being neither WAV nor FLAC: convert it to one of them")
+    if file is None:
+        raise InputError(f"{shown(path)} has no random access, being neither WAV nor FLAC: convert it to one of them")
     return file
 
 
-def _checked_header(file: soundfile.SoundFile, path: Path) -> AudioInfo:
+def _check_header(file: soundfile.SoundFile, path: Path) -> None:
     # libsndfile shortens a cut-off file without an error; only its log tells.
-    size = re.search(r"^data\s*: (\d+) \(should be (\d+)\)", file.extra_info, re.MULTILINE)
-    if size and int(size[2]) < int(size[1]) < _STREAMED:
-        raise _damaged(path, f"{size[2]} of {size[1]} bytes of sound are there")
+    log = file.extra_info
+    sizes = "data|SSND|Data Size|riff"
+    if len(log.encode()) > _LOG_BYTES:  # of the tags it has copied there, so that the line for the data may be missing
+        sizes += "|RIFF|FORM|Riff size"
+    size = re.search(_SIZES.format(sizes), log, re.MULTILINE) or re.search(_COUNT, log)
+    if size and int(size["there"]) < int(size["promised"]) < _STREAMED:
+        unit = "samples" if size.re.pattern == _COUNT else "bytes of sound"
+        raise damaged(path, f"{size['there']} of {size['promised']} {unit} are there")
+    if file.format == "OGG" and not ends_as_ogg(path):
+        raise damaged(path, "its last page is missing")
     for sign, detail in _OGG_DAMAGE.items():
-        if sign in file.extra_info:
-            raise _damaged(path, detail)
-    return _checked(AudioInfo(file.frames, file.samplerate, file.channels), path)
+        if sign in log:
+            raise damaged(path, detail)
+    if file.frames <= 0:
+        raise no_sound(path)
 
 
-def _checked(header: AudioInfo, path: Path) -> AudioInfo:
-    if header.frames <= 0:
-        raise InputError(f"{path} holds no sound (0 samples): export it again")
-    if header.channels > 2:
-        raise InputError(
-            f"{path} has {header.channels} channels, but only mono and stereo are handled: "
-            f"mix it down first, for example with `ffmpeg -i {path.name} -ac 2 stereo.wav`"
-        )
-    return header
+def _source(file: soundfile.SoundFile, path: Path, frames: int) -> Source:
+    """The next ``frames`` samples of an open file."""
+    is_float = file.subtype in ("FLOAT", "DOUBLE")
+    return Source(path, file.samplerate, file.channels, is_float, frames, frames, _pieces(file, frames, path))
 
 
-def _decode(file: soundfile.SoundFile, frames: int, path: Path) -> np.ndarray:
-    """The next ``frames`` samples, (C, frames) float32."""
-    parts = [np.empty((file.channels, 0), np.float32), *(block.T for block in _blocks(file, frames, path))]
-    return np.ascontiguousarray(np.concatenate(parts, axis=1))
-
-
-def _blocks(file: soundfile.SoundFile, frames: int, path: Path) -> Iterator[np.ndarray]:
-    """The next ``frames`` samples, each (S, C) float32: in blocks, because a damaged header may promise terabytes."""
+def _pieces(file: soundfile.SoundFile, frames: int, path: Path) -> Iterator[np.ndarray]:
+    """(C, S) float32 each: in blocks, because a damaged header may promise terabytes."""
     done = 0
     while done < frames:
-        wanted = min(frames - done, _BLOCK)
         try:
-            block = file.read(wanted, dtype="float32", always_2d=True)
+            block = file.read(min(frames - done, BLOCK), dtype="float32", always_2d=True)
         except soundfile.LibsndfileError as error:
-            raise _damaged(path, f"decoding fails after sample {done} of {frames}") from error
+            raise damaged(path, f"decoding fails after sample {done} of {frames}") from error
+        if not len(block):
+            return
         done += len(block)
-        if len(block) < wanted:
-            raise _damaged(path, f"decoding stops at sample {done} of {frames}")
-        yield block
-
-
-def _finite(waveform: np.ndarray, path: Path) -> np.ndarray:
-    if not np.isfinite(waveform).all():
-        raise InputError(f"{path} holds NaN or infinite samples: export it again, if possible as 24-bit integers")
-    return waveform
-
-
-def _damaged(path: Path, detail: str) -> InputError:
-    return InputError(
-        f"{path} is damaged or cut short ({detail}): get a whole copy, or save what is left of it "
-        f"with `ffmpeg -i {path.name} rest.wav`"
-    )
-
-
-def _read_by_av(path: Path, index: int, promised: int) -> tuple[np.ndarray, int]:
-    """(waveform, rate) of audio stream ``index``; ``promised`` samples if libsndfile says so, else 0."""
-    import av  # here because most runs never need it
-
-    try:
-        with av.open(str(path)) as container:
-            if not container.streams.audio:
-                raise InputError(f"{path} holds no sound, only something else: name an audio file")
-            if not 0 <= index < len(container.streams.audio):
-                raise InputError(f"{path} has {len(container.streams.audio)} audio streams, none of number {index}")
-            stream = container.streams.audio[index]
-            rate, layout = stream.codec_context.sample_rate, stream.codec_context.layout
-            _checked(AudioInfo(1, rate, layout.nb_channels), path)
-            waveform = _frames_by_av(container.decode(stream), layout, rate)
-            stated = round((stream.duration or 0) * float(stream.time_base or 0) * rate)
-            if "mp4" in container.format.name:
-                return _cut(waveform, stated, path), rate
-    except (av.FFmpegError, OSError) as error:
-        raise InputError(
-            f"{path} cannot be read as sound, being damaged or of no known format: get another copy, "
-            f"or convert it with `ffmpeg -i {path.name} converted.wav`"
-        ) from error
-    _checked(AudioInfo(waveform.shape[1], rate, layout.nb_channels), path)
-    # Two libraries that agree to the sample have read it in the header; otherwise they estimated.
-    if stated == promised and waveform.shape[1] < stated - _MP3_SLACK:
-        raise _damaged(path, f"{waveform.shape[1]} of {stated} samples are there")
-    return waveform, rate
-
-
-def _frames_by_av(frames: Iterable[Any], layout: Any, rate: int) -> np.ndarray:
-    import av
-
-    planar = av.AudioResampler(format="fltp", layout=layout, rate=rate)  # converts the samples, no more
-    parts = [part.to_ndarray() for frame in (*frames, None) for part in planar.resample(frame)]
-    return np.concatenate([np.empty((layout.nb_channels, 0), np.float32), *parts], axis=1)
-
-
-def _cut(waveform: np.ndarray, frames: int, path: Path) -> np.ndarray:
-    """To the length an MP4 container states: after it comes only the encoder's padding."""
-    _checked(AudioInfo(min(frames, waveform.shape[1]), 1, len(waveform)), path)
-    if waveform.shape[1] < frames:
-        raise _damaged(path, f"{waveform.shape[1]} of {frames} samples are there")
-    return np.ascontiguousarray(waveform[:, :frames])
+        yield block.T
 
 
 # ---------------------------------------------------------------------------- resampling

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 from rich.console import Console
 from rich.table import Table
 
-from twinsep import feeding, progress, provenance
+from twinsep import feeding, lengths, progress, provenance
 from twinsep.config import Config
 from twinsep.errors import InputError
 from twinsep.files import write_json
@@ -223,6 +223,10 @@ def _scan_rows(record: Record) -> list[Row]:
     ]
 
 
+def _length(_: Options, report: Report) -> Record:
+    return lengths.measure(report)
+
+
 def _feeding(options: Options, report: Report) -> Record:
     return feeding.measure(options.config, options.warmups, options.repetitions, report)
 
@@ -233,4 +237,5 @@ BENCHMARKS = {
     "memory": Benchmark(memory, _memory_rows),
     "scan": Benchmark(scan, _scan_rows),
     "feeding": Benchmark(_feeding, feeding.rows),
+    "length": Benchmark(_length, lengths.rows),
 }

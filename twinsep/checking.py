@@ -246,7 +246,7 @@ def _hear(song: Song, files: Sequence[Path], rate: int) -> _Sum:
                 if (its := audio.info(file).sample_rate) != rate:
                     song.add(f"is at {its} Hz but the model is at {rate} Hz: resample it", file.name, unusable=True)
             except InputError as error:
-                song.add(str(error).removeprefix(f"{file} "), file.name, unusable=True)
+                song.add(str(error).removeprefix(f"{audio.shown(file)} "), file.name, unusable=True)
             del streams[file]
         if blocks:
             whole.hear(blocks)

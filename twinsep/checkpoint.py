@@ -67,16 +67,19 @@ def write(path: str | Path, checkpoint: Checkpoint) -> None:
 
 
 def read(path: str | Path, *, prefixes: tuple[str, ...] | None = None) -> Checkpoint:
-    """Read a checkpoint, or only the tensors under ``prefixes``.
+    """Read a checkpoint, or only the tensors under ``prefixes``; or a folder as :mod:`twinsep.pretrained` writes it.
 
     Raises :class:`InputError` for a missing file, one that is no safetensors file, is cut short or does
     not have the digests it was written with, one that is not twinsep's, and a configuration this version
     does not know.
     """
     path = Path(path)
+    if path.is_dir():
+        from twinsep import pretrained  # which is written in terms of this module
+
+        return pretrained.read(path)
     if not path.is_file():
-        what = "is a folder, not a checkpoint" if path.is_dir() else "does not exist"
-        raise InputError(f"{path}: {what}; give a preset or the .safetensors file that `twinsep train` wrote")
+        raise InputError(f"{path}: does not exist; give a preset or the .safetensors file that `twinsep train` wrote")
     try:
         with safe_open(path, framework="np") as file:
             metadata = file.metadata() or {}

@@ -8,10 +8,28 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
-from twinsep.errors import InputError, TwinsepError
+from twinsep.errors import InputError, Interrupted, TwinsepError
+
+EXAMPLES = """Examples: `twinsep separate song.mp3` writes separated/song/instrumental.mp3;
+`twinsep separate album -r --two-stems vocals --flac` does so for every song of a folder, vocals too, as FLAC;
+`twinsep separate song.wav --filename "{track} ({stem}).{ext}" -o .` puts it beside the song;
+`twinsep separate song.wav --overlap 0.5 --shifts 2 --tta` takes twelve times as long, for a little better sound."""
+
+
+class Commands(TyperGroup):
+    """Ends a command that a person interrupts in a sentence; Typer's own end would say a word."""
+
+    def invoke(self, context: Any) -> Any:
+        try:
+            return super().invoke(context)
+        except KeyboardInterrupt as error:
+            raise Interrupted("interrupted; nothing half-written was left behind") from error
+
 
 app = typer.Typer(
+    cls=Commands,
     help="Remove the vocals from music with a band-split Mamba U-Net; train and evaluate it.",
     no_args_is_help=True,
     add_completion=False,
@@ -31,38 +49,114 @@ Overlap = Annotated[float, typer.Option(help="Fraction of a chunk shared with th
 Segment = Annotated[float | None, typer.Option(help="Seconds of a chunk; the training segment by default.")]
 
 
-@app.command()
+@app.command(epilog=EXAMPLES)
 def separate(
-    songs: Annotated[list[Path], typer.Argument(help="Songs: wav, flac, mp3, ogg, m4a.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for <song>/instrumental.<ext>.")] = Path("separated"),
+    songs: Annotated[
+        list[Path], typer.Argument(help="Songs, or folders of them: wav, flac, mp3, m4a, ogg, opus, the sound of mp4 …")
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the stems.")] = Path("separated"),
+    filename: Annotated[
+        str, typer.Option(help="Where a stem goes in that folder, by {track}, {stem} and {ext}.")
+    ] = "{track}/{stem}.{ext}",
     checkpoint: Annotated[
-        Path | None, typer.Option(help="Trained weights (.safetensors); those of the base run by default.")
+        Path | None,
+        typer.Option(
+            "--checkpoint",
+            "-n",
+            help="Trained weights (.safetensors, or a folder of save_pretrained); by default the base run's.",
+        ),
     ] = None,
-    vocals: Annotated[bool, typer.Option("--vocals", help="Also write song − instrumental.")] = False,
-    extension: Annotated[
-        str | None, typer.Option("--format", help="wav, flac or mp3; the song's own by default.")
+    two_stems: Annotated[
+        str | None, typer.Option(metavar="STEM", help="Write STEM and the rest; vocals: vocals and instrumental.")
     ] = None,
+    stem: Annotated[str | None, typer.Option(metavar="STEM", help="Write STEM alone.")] = None,
+    wav: Annotated[bool, typer.Option("--wav", help="Write WAV. Without a format: the song's own, or WAV.")] = False,
+    flac: Annotated[bool, typer.Option("--flac", help="Write FLAC.")] = False,
+    mp3: Annotated[bool, typer.Option("--mp3", help="Write MP3.")] = False,
+    mp3_bitrate: Annotated[int, typer.Option(help="Of an MP3, in kbit/s.")] = 320,
+    int16: Annotated[bool, typer.Option("--int16", help="16 bits a sample in WAV and FLAC.")] = False,
+    int24: Annotated[
+        bool, typer.Option("--int24", help="24 bits: the default, but for a WAV in floating point.")
+    ] = False,
+    float32: Annotated[bool, typer.Option("--float32", help="Floating point, in WAV.")] = False,
+    clip_mode: Annotated[
+        str,
+        typer.Option(help="Samples beyond full scale: clamp them, rescale all stems alike, or none: refuse."),
+    ] = "clamp",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")] = False,
+    recursive: Annotated[bool, typer.Option("--recursive", "-r", help="Look into the folders of folders.")] = False,
+    pairs: Annotated[bool, typer.Option("--pairs", help="Separate more than two channels two by two.")] = False,
+    figure: Annotated[bool, typer.Option("--figure", help="Draw spectrograms of song, stems and mask.")] = False,
     overlap: Overlap = 0.25,
     segment: Segment = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")] = False,
+    shifts: Annotated[int, typer.Option(help="Average over so many shifted grids of chunks: slower, better.")] = 1,
+    tta: Annotated[
+        bool, typer.Option("--tta", help="Average over swapped channels and reversed polarity: four times slower.")
+    ] = False,
+    batch: Annotated[int, typer.Option(help="Chunks at once; halved where memory runs out.")] = 1,
     framework: Framework = "torch",
     device: Device = "cpu",
+    threads: Annotated[int | None, typer.Option(help="CPU cores to use; all by default.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Say what happens as lines of JSON.")] = False,
 ) -> None:
-    """Write the instrumental of each song: same length, rate and channels as the song."""
+    """Take the vocals out of songs: same length, rate and channels, and stems that add up to the song."""
+    from twinsep import frameworks
     from twinsep import songs as command
+    from twinsep.one_song import Encoding
 
-    command.run(
-        songs,
+    subtype = _one_of({"PCM_16": int16, "PCM_24": int24, "FLOAT": float32}, "--int16, --int24 and --float32")
+    extension = _one_of({"wav": wav, "flac": flac, "mp3": mp3}, "--wav, --flac and --mp3")
+    if threads is not None:
+        frameworks.use_threads(threads)
+    options = command.Options(
         out=out,
+        filename=filename,
         checkpoint=checkpoint,
-        vocals=vocals,
+        two_stems=two_stems,
+        stem=stem,
         extension=extension,
-        overlap=overlap,
-        segment=segment,
+        encoding=Encoding(subtype, mp3_bitrate, clip_mode),
         overwrite=overwrite,
+        recursive=recursive,
+        pairs=pairs,
+        figure=figure,
+        segment=segment,
+        overlap=overlap,
+        shifts=shifts,
+        batch=batch,
+        augmented=tta,
         framework=framework,
         device=device,
+        as_json=as_json,
     )
+    command.run(songs, options)
+
+
+@app.command()
+def info(as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False) -> None:
+    """Print versions, devices, the kernels in use, presets and checkpoints."""
+    from twinsep import information
+
+    information.run(as_json)
+
+
+@app.command()
+def demo(
+    checkpoint: Annotated[
+        Path | None, typer.Option("--checkpoint", "-n", help="Trained weights; by default the base run's.")
+    ] = None,
+    framework: Framework = "torch",
+    device: Device = "cpu",
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; others than this machine reach 0.0.0.0.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on.")] = 7860,
+    browser: Annotated[bool, typer.Option(help="Open the page.")] = True,
+) -> None:
+    """Open a page on this machine: drop a song, hear and see its stems, download them."""
+    from twinsep import demo as command
+
+    command.run(checkpoint=checkpoint, framework=framework, device=device, host=host, port=port, open_browser=browser)
 
 
 @app.command()
@@ -182,7 +276,9 @@ def convert(
 
 @app.command()
 def bench(
-    benchmarks: Annotated[list[str] | None, typer.Argument(help="twins, memory, scan, feeding; or all.")] = None,
+    benchmarks: Annotated[
+        list[str] | None, typer.Argument(help="twins, memory, scan, feeding, length; or all.")
+    ] = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for <benchmark>.json.")] = Path("results/bench"),
     config: ConfigFile = None,
     preset: Preset = None,
@@ -195,6 +291,14 @@ def bench(
     from twinsep import bench as command
 
     command.run(benchmarks or [], command.Options(chosen, warmups, repetitions), out)
+
+
+def _one_of(chosen: dict[str, bool], options: str) -> str | None:
+    """The name that is chosen; raises :class:`InputError` for more than one."""
+    names = [name for name, given in chosen.items() if given]
+    if len(names) > 1:
+        raise InputError(f"{options} exclude each other; give one")
+    return names[0] if names else None
 
 
 def _configuration(
@@ -263,7 +367,7 @@ def guarded(command: Callable[[], object]) -> None:
         command()
         return
     except TwinsepError as error:
-        status, sentence = 2, str(error)
+        status, sentence = 130 if isinstance(error, Interrupted) else 2, str(error)
     except KeyboardInterrupt:
         status, sentence = 130, "interrupted; nothing half-written was left behind"
     except BrokenPipeError:

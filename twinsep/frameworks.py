@@ -38,6 +38,19 @@ def twin(framework: str, module: str = "") -> ModuleType:
         ) from error
 
 
+def use_threads(count: int) -> None:
+    """Have this process compute on so many cores, by either framework; call it before one is loaded.
+
+    Raises :class:`InputError` for more than there are, or fewer than one.
+    """
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+    if not 1 <= count <= len(cores):
+        raise InputError(f"--threads {count} is not possible here; give 1 to {len(cores)}")
+    os.environ["OMP_NUM_THREADS"] = os.environ["NUMBA_NUM_THREADS"] = str(count)
+    if hasattr(os, "sched_setaffinity"):  # the way that JAX heeds
+        os.sched_setaffinity(0, cores[:count])
+
+
 def make_deterministic(framework: str) -> None:
     """Have the framework choose algorithms that repeat to the bit, on an accelerator too.
 

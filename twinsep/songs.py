@@ -1,92 +1,151 @@
-"""What ``twinsep separate`` does: songs in, instrumentals out, each written whole or not at all."""
+"""What ``twinsep separate`` does: songs in, stems out, each written whole or not at all."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-from rich.console import Console
+import twinsep
+from twinsep import audio, one_song, pictures, places, telling
+from twinsep.errors import InputError, Interrupted, TwinsepError
+from twinsep.one_song import Encoding
+from twinsep.places import Song, Template
+from twinsep.separator import Separator
 
-from twinsep import audio, frameworks, progress
-from twinsep.config import Config
-from twinsep.errors import InputError
-from twinsep.evaluation import chunk_samples
-from twinsep.separation import separate_song
-
-#: What ``separate`` uses without ``--checkpoint``.
+#: What ``separate`` uses without ``--checkpoint``, in the folder it is called in or in the checkout it runs from.
 BASE_CHECKPOINT = Path("results/runs/torch-base-0/best.safetensors")
-EXTENSIONS = ("wav", "flac", "mp3")
 
 
-def run(
-    songs: list[Path],
-    *,
-    out: Path,
-    checkpoint: Path | None,
-    vocals: bool,
-    extension: str | None,
-    overlap: float,
-    segment: float | None,
-    overwrite: bool,
-    framework: str,
-    device: str,
-) -> None:
-    """Separate ``songs`` into ``out/<song>/{instrumental,vocals}.<ext>``.
+@dataclass(frozen=True)
+class Options:
+    """How songs are separated; the defaults are those of the command line.
 
-    Raises :class:`InputError` for what cannot be read or written, before any work where it can be known then.
+    Stems: all of the model's, but of a model of one stem that one alone; ``two_stems`` takes one and what it leaves,
+    ``stem`` one by itself. ``extension`` without a dot, by default each song's own where it can be written, else WAV.
+    ``segment`` in seconds, by default the training segment. ``pairs`` separates more than two channels two by two.
     """
-    console = Console(stderr=True)
-    if extension is not None and extension not in EXTENSIONS:
-        raise InputError(f"unknown format {extension!r}; known: {', '.join(EXTENSIONS)}")
-    stems = ("instrumental", "vocals") if vocals else ("instrumental",)
-    outputs = [(song, _outputs(song, out, stems, extension, overwrite)) for song in songs]
-    if len({path for _, paths in outputs for path in paths}) < len(outputs) * len(stems):
-        raise InputError("two of the songs have the same name; separate them into different --out folders")
-    for song in songs:
-        audio.info(song)
-    model, config = frameworks.load(_checkpoint(checkpoint, console), framework=framework, device=device)
-    if config.model.targets != ("instrumental",):
-        raise InputError(f"the checkpoint estimates {', '.join(config.model.targets)}, not the instrumental")
-    for song, paths in outputs:
-        _separate(song, paths, model, config, chunk_samples(config, segment), overlap, console)
+
+    out: Path = Path("separated")
+    filename: str = Template.text
+    checkpoint: Path | None = None
+    two_stems: str | None = None
+    stem: str | None = None
+    extension: str | None = None
+    encoding: Encoding = field(default_factory=Encoding)
+    overwrite: bool = False
+    recursive: bool = False
+    pairs: bool = False
+    figure: bool = False
+    segment: float | None = None
+    overlap: float = 0.25
+    shifts: int = 1
+    batch: int = 1
+    augmented: bool = False
+    framework: str = "torch"
+    device: str = "cpu"
+    as_json: bool = False
 
 
-def _separate(song: Path, paths: list[Path], model, config: Config, segment: int, overlap: float, console) -> None:
-    waveform, sample_rate = audio.read(song)
-    with progress.bar(song.name) as report:
-        estimate = separate_song(
-            model,
-            waveform,
-            sample_rate,
-            model_rate=config.model.sample_rate,
-            segment=segment,
-            overlap=overlap,
-            progress=report,
+def run(given: list[Path], options: Options) -> None:
+    """Separate these files and the songs in these folders.
+
+    A song that cannot be separated is told of and the others go on. Raises :class:`InputError` for options that cannot
+    be met, before any work; for a single song its own; after several a sentence of how many failed. Ctrl-C raises
+    :class:`Interrupted`, which says what is finished.
+    """
+    template = Template(options.filename)
+    if options.two_stems and options.stem:
+        raise InputError("--two-stems and --stem exclude each other; give one")
+    if options.figure:
+        pictures.require()
+    songs = places.songs(given, recursive=options.recursive)
+    with telling.teller(as_json=options.as_json) as teller:
+        separator = _load(options, teller)
+        stems = _stems(options, separator)
+        plans = {song: _plan(song, options, template, stems) for song in songs}
+        places.check({song.path: list(paths.values()) for song, paths in plans.items()})
+        _run(plans, options, separator, teller)
+
+
+def _run(plans: dict[Song, dict[str, Path]], options: Options, separator: Separator, teller: telling.Teller) -> None:
+    finished: list[Song] = []
+    failed: list[Song] = []
+    for number, (song, paths) in enumerate(plans.items(), 1):
+        figure = paths.pop(places.PICTURE, None)
+        reading, separating = teller.begun(song.path, number, len(plans))
+        try:
+            outcome = one_song.separate(
+                song.path,
+                paths,
+                separator,
+                options.encoding,
+                overwrite=options.overwrite,
+                figure=figure,
+                most_channels=audio.MOST_CHANNELS if options.pairs else 2,
+                reading=reading,
+                report=separating,
+            )
+        except KeyboardInterrupt as error:
+            done = f"{len(finished)} of {len(plans)} songs are finished"
+            names = f" ({', '.join(song.track for song in finished)})" if finished else ""
+            raise Interrupted(f"interrupted; {done}{names}; nothing half-written was left behind") from error
+        except TwinsepError as error:
+            failed.append(song)
+            if len(plans) == 1:
+                raise
+            teller.failed(song.path, str(error))
+        else:
+            finished.append(song)
+            teller.written(song.path, outcome)
+    teller.ended(len(finished), len(plans))
+    if failed:
+        names = ", ".join(song.path.name for song in failed[:5]) + (" …" if len(failed) > 5 else "")
+        raise InputError(
+            f"{len(failed)} of {len(plans)} songs could not be separated: {names}; the reasons stand above"
         )
-    instrumental = estimate[0]
-    if not np.isfinite(instrumental).all():
-        raise InputError(f"{song}: the model gave values that are not numbers; use another checkpoint")
-    for path, stem in zip(paths, (instrumental, waveform - instrumental), strict=False):
-        clamped = audio.write(path, stem, sample_rate)
-        note = f" ({clamped} samples beyond full scale were clamped)" if clamped else ""
-        console.print(f"wrote {path}{note}", soft_wrap=True)
 
 
-def _outputs(song: Path, out: Path, stems: tuple[str, ...], extension: str | None, overwrite: bool) -> list[Path]:
-    """Where a song's stems go, in the song's own format where it can be written, else WAV."""
-    own = song.suffix.lower().lstrip(".")
-    suffix = extension or (own if own in EXTENSIONS else "wav")
-    paths = [out / song.stem / f"{stem}.{suffix}" for stem in stems]
-    for path in paths:
-        if path.exists() and not overwrite:
-            raise InputError(f"{path} exists; give --overwrite to replace it, or another --out")
-    return paths
+def _stems(options: Options, separator: Separator) -> tuple[str, ...]:
+    """Which stems are written."""
+    if options.two_stems:
+        return separator.names(options.two_stems)
+    if options.stem:
+        return separator.names(options.stem)[:1]
+    return separator.config.model.stems
 
 
-def _checkpoint(given: Path | None, console: Console) -> Path:
+def _plan(song: Song, options: Options, template: Template, stems: tuple[str, ...]) -> dict[str, Path]:
+    """Where a song's stems go, in its own format where that can be written, else WAV; and its picture."""
+    own = song.path.suffix.lower()
+    extension = options.extension or (own if own in audio.FORMATS else ".wav").lstrip(".")
+    plan = {stem: template.path(options.out, song.track, stem, extension) for stem in stems}
+    if options.figure:
+        plan[places.PICTURE] = template.path(options.out, song.track, places.PICTURE, "png")
+    return plan
+
+
+def _load(options: Options, teller: telling.Teller) -> Separator:
+    separator = twinsep.load(
+        _checkpoint(options.checkpoint, teller),
+        options.framework,
+        device=options.device,
+        segment=options.segment,
+        overlap=options.overlap,
+        shifts=options.shifts,
+        batch=options.batch,
+        augmented=options.augmented,
+    )
+    if options.figure and set(separator.stems).isdisjoint(("instrumental", "vocals")):
+        raise InputError(f"--figure draws vocals and instrumental, and this model gives {', '.join(separator.stems)}")
+    return separator
+
+
+def _checkpoint(given: Path | None, teller: telling.Teller) -> Path:
     if given is not None:
         return given
-    if not BASE_CHECKPOINT.exists():
-        raise InputError(f"no --checkpoint given and no {BASE_CHECKPOINT} here; `dvc repro base` trains it")
-    console.print(f"using {BASE_CHECKPOINT}, the base run: a small model trained on generated songs", soft_wrap=True)
-    return BASE_CHECKPOINT
+    for folder in (Path(), Path(__file__).parent.parent):
+        path = folder / BASE_CHECKPOINT
+        if path.exists():
+            teller.say(f"using {path}, the base run: a small model trained for minutes on generated songs")
+            return path
+    raise InputError(f"no --checkpoint given and no {BASE_CHECKPOINT} here; `dvc repro base` trains it")

@@ -1,0 +1,100 @@
+"""Which songs are meant, and where each of their stems goes."""
+
+from __future__ import annotations
+
+import os
+import string
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from twinsep.errors import InputError
+
+#: Extensions of the files that are taken from a folder.
+EXTENSIONS = frozenset(
+    f".{name}"
+    for name in (
+        *("wav", "flac", "mp3", "ogg", "oga", "opus", "m4a", "m4b", "aac", "aif", "aiff", "aifc", "w64", "rf64", "caf"),
+        *("au", "wma", "mp4", "m4v", "mov", "mkv", "webm", "mka"),
+    )
+)
+FIELDS = ("track", "stem", "ext")
+#: The stem's name in the template, for the picture of a song.
+PICTURE = "spectrograms"
+
+
+@dataclass(frozen=True)
+class Song:
+    """A file, and its track: its path in the folder that was given, without the extension; of a file its name."""
+
+    path: Path
+    track: str
+
+
+def songs(given: Iterable[Path], *, recursive: bool) -> list[Song]:
+    """The files, and those in the folders that have an extension of sound, each once.
+
+    A path that does not exist is taken for a song, so that it is told of with the others. Raises
+    :class:`InputError` for a folder without any.
+    """
+    found: dict[Path, Song] = {}
+    for path in given:
+        if not path.is_dir():
+            found.setdefault(path, Song(path, path.stem))
+            continue
+        inside = sorted(p for p in _files(path, recursive) if p.suffix.lower() in EXTENSIONS)
+        if not inside:
+            deeper = "" if recursive else " itself; give --recursive to look into its folders too"
+            raise InputError(f"{path} holds no song{deeper or ', nor do its folders'}")
+        for file in inside:
+            found.setdefault(file, Song(file, file.relative_to(path).with_suffix("").as_posix()))
+    return list(found.values())
+
+
+def _files(folder: Path, recursive: bool) -> list[Path]:
+    """Files that are not hidden, such as the ``._`` ones that some systems leave beside each."""
+    paths = folder.rglob("*") if recursive else folder.iterdir()
+    return [p for p in paths if p.is_file() and not any(part.startswith(".") for part in p.relative_to(folder).parts)]
+
+
+@dataclass(frozen=True)
+class Template:
+    """Where stems go below a folder: ``{track}/{stem}.{ext}``. Raises :class:`InputError` for another kind."""
+
+    text: str = "{track}/{stem}.{ext}"
+
+    def __post_init__(self) -> None:
+        try:
+            fields = {name for _, name, _, _ in string.Formatter().parse(self.text) if name is not None}
+        except ValueError as error:
+            raise InputError(
+                f"--filename {self.text!r} has a lone brace; write it as {{track}}/{{stem}}.{{ext}}"
+            ) from error
+        known = ", ".join(f"{{{field}}}" for field in FIELDS)
+        if not fields <= set(FIELDS):
+            raise InputError(f"--filename {self.text!r} names {{{min(fields - set(FIELDS))}}}; known are {known}")
+        parts = Path(self.text).parts
+        if not parts or Path(self.text).is_absolute() or ".." in parts or self.text.endswith("/"):
+            raise InputError(
+                f"--filename {self.text!r} is no place below --out; write it as {{track}}/{{stem}}.{{ext}}"
+            )
+
+    def path(self, out: Path, track: str, stem: str, extension: str) -> Path:
+        """The file of one stem; ``extension`` has no dot."""
+        return out / self.text.format(track=track, stem=stem, ext=extension)
+
+
+def check(places: dict[Path, list[Path]]) -> None:
+    """Raise :class:`InputError` where two songs or two stems would be written to one file, or one over a song."""
+    counts = Counter(os.path.normpath(path) for paths in places.values() for path in paths)
+    twice = next((path for path, count in counts.items() if count > 1), None)
+    if twice is not None:
+        raise InputError(
+            f"more than one file would be written to {twice}: songs of the same name go into different --out folders, "
+            "and --filename must hold {stem}, and {track} if there are several songs"
+        )
+    given = {os.path.realpath(song) for song in places}
+    for path in counts:
+        if os.path.realpath(path) in given:
+            raise InputError(f"{path} is one of the songs themselves; choose another --out or --filename")

@@ -1,0 +1,132 @@
+"""What a batch of songs says while it goes on: bars for people, lines of JSON for machines."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TaskID,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from twinsep.one_song import Outcome
+from twinsep.progress import Report
+
+
+@runtime_checkable
+class Teller(Protocol):
+    """Is told of every song, in order."""
+
+    def say(self, sentence: str) -> None:
+        """A sentence about the batch."""
+
+    def begun(self, song: Path, number: int, total: int) -> tuple[Report, Report]:
+        """Gives what reading and separating report to."""
+
+    def written(self, song: Path, outcome: Outcome) -> None:
+        """A song is done."""
+
+    def failed(self, song: Path, sentence: str) -> None:
+        """A song could not be done."""
+
+    def ended(self, finished: int, total: int) -> None:
+        """There are no more."""
+
+
+class Bars:
+    """A bar for the song and, where there are several, one for all of them, with the time left; words above them."""
+
+    def __init__(self, progress: Progress):
+        self.progress = progress
+        self.all: TaskID | None = None
+        self.one: TaskID | None = None
+
+    def say(self, sentence: str) -> None:
+        self.progress.console.print(_plain(sentence), soft_wrap=True, markup=False, highlight=False)
+
+    def begun(self, song: Path, number: int, total: int) -> tuple[Report, Report]:
+        if total > 1 and self.all is None:
+            self.all = self.progress.add_task("all songs", total=total)
+        if self.one is not None:
+            self.progress.remove_task(self.one)
+        name = _plain(song.name if len(song.name) <= 40 else f"{song.name[:39]}…")
+        self.one = one = self.progress.add_task(f"reading {name}", total=None)
+
+        def reading(done: int, of: int) -> None:
+            self.progress.update(one, completed=done, total=of)
+
+        def separating(done: int, of: int) -> None:
+            self.progress.update(one, completed=done, total=of, description=f"separating {name}")
+            if self.all is not None:
+                self.progress.update(self.all, completed=number - 1 + done / of)
+
+        return reading, separating
+
+    def written(self, song: Path, outcome: Outcome) -> None:
+        for path in outcome.paths.values():
+            self.say(f"wrote {path}")
+        for note in outcome.notes:
+            self.say(f"{song}: {note}")
+
+    def failed(self, song: Path, sentence: str) -> None:
+        self.say(sentence if str(song) in sentence else f"{song}: {sentence}")
+
+    def ended(self, finished: int, total: int) -> None:
+        if total > 1:
+            self.say(f"{finished} of {total} songs separated")
+
+
+class Lines:
+    """A JSON object a line on the standard output; ``event`` says what it is."""
+
+    def say(self, sentence: str) -> None:
+        _line("said", sentence=sentence)
+
+    def begun(self, song: Path, number: int, total: int) -> tuple[Report, Report]:
+        _line("begun", song=str(song), number=number, of=total)
+
+        def report(what: str) -> Report:
+            return lambda done, of: _line("progress", song=str(song), what=what, done=done, of=of)
+
+        return report("reading"), report("separating")
+
+    def written(self, song: Path, outcome: Outcome) -> None:
+        stems = {stem: str(path) for stem, path in outcome.paths.items()}
+        _line("written", song=str(song), stems=stems, seconds=round(outcome.seconds, 3), notes=outcome.notes)
+
+    def failed(self, song: Path, sentence: str) -> None:
+        _line("failed", song=str(song), sentence=sentence)
+
+    def ended(self, finished: int, total: int) -> None:
+        _line("ended", finished=finished, of=total)
+
+
+@contextlib.contextmanager
+def teller(*, as_json: bool) -> Iterator[Teller]:
+    """One of the two, for as long as there is something to tell."""
+    if as_json:
+        yield Lines()
+        return
+    columns = (TaskProgressColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+    text = TextColumn("{task.description}", markup=False)
+    with Progress(text, BarColumn(), *columns, console=Console(stderr=True)) as progress:
+        yield Bars(progress)
+
+
+def _line(event: str, **values: Any) -> None:
+    print(json.dumps({"event": event, **values}), flush=True)
+
+
+def _plain(text: str) -> str:
+    """On one line, whatever is in a name."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
