@@ -20,7 +20,7 @@ from jaxtyping import Complex, Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from torch_impl.kernels import cpu_kernels
+from torch_impl.kernels import cpu_kernels, published
 from twinsep import init, provenance
 from twinsep.errors import InputError
 
@@ -100,7 +100,12 @@ def machine() -> dict[str, Any]:
     if torch.backends.mps.is_available():
         devices["mps"] = "Apple GPU"
     scan = {"cpu": "tensor operations" if cpu_kernels() is None else "Numba kernel"}
-    scan |= {kind: "tensor operations" for kind in ("cuda", "mps") if any(name.startswith(kind) for name in devices)}
+    if "mps" in devices:
+        scan["mps"] = "tensor operations"
+    if torch.cuda.device_count():
+        kernels = {"mamba-ssm's kernel": "mamba_ssm", "Triton kernel": "triton"}
+        found = [kernel for kernel, package in kernels.items() if published.installed(package)]
+        scan["cuda"] = " or ".join([*found, "tensor operations"])  # each kernel if it passes its check
     return {"devices": devices, "threads": torch.get_num_threads(), "scan": scan}
 
 
@@ -229,11 +234,16 @@ def depthwise(
     return F.conv1d(padded, weight, bias, groups=x.shape[2]).mT
 
 
-@full_precision
 def depthwise_silu(
     x: Float[Tensor, "b l d"], weight: Float[Tensor, "d 1 k"], bias: Float[Tensor, " d"], left: int
 ) -> Float[Tensor, "b l d"]:
     """silu of :func:`depthwise`, fused where there is a kernel for it."""
+    kernel = published.causal_convolution_for(x, weight, left, _depthwise_silu) if x.device.type == "cuda" else None
+    return _depthwise_silu(x, weight, bias, left) if kernel is None else kernel(x, weight, bias)
+
+
+@full_precision
+def _depthwise_silu(x: Tensor, weight: Tensor, bias: Tensor, left: int) -> Tensor:
     kernels = cpu_kernels() if x.device.type == "cpu" else None
     if kernels is not None:
         return kernels.depthwise_silu(x, weight, bias, left)

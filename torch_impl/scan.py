@@ -8,16 +8,20 @@ Every function takes u, delta (b, l, e), delta after softplus; A (e, n), negativ
 or None for no gate; and gives y (b, l, e).
 """
 
+from functools import cache
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn.functional import silu
+from torch.nn.functional import silu, softplus
 
-from torch_impl.kernels import cpu_kernels
+from torch_impl.kernels import cpu_kernels, guard, published
 
 CHUNK = 32  # frames of the state in memory at a time, on devices without a kernel
+#: (b, l) on which kernels for GPUs are tried out; mamba-ssm's takes 2,048 frames at a time.
+SAMPLES = ((2, 100), (1, 2100))
+SAMPLE_CHANNELS = 72  # at most: more than one block of them in most kernels
 
 
 def selective_scan(
@@ -38,6 +42,11 @@ def selective_scan(
     dtype = torch.float64 if u.dtype == torch.float64 else torch.float32
     # Autocast would run the products in half precision; a state that decays over thousands of frames cannot bear it.
     with torch.autocast(u.device.type, enabled=False):
+        if u.device.type == "cuda" and dtype == torch.float32 and u.numel():
+            types = tuple(None if x is None else x.dtype for x in (u, delta, A, B, C, D, z))
+            kernel = gpu_kernel(u.device, types, *A.shape, published.usable("mamba_ssm"))
+            if kernel is not None:
+                return kernel(u, delta, A, B, C, D, z)
         inputs: list[Any] = [x if x is None else x.to(dtype) for x in (u, delta, A, B, C, D, z)]
         kernels = cpu_kernels() if u.device.type == "cpu" else None
         if kernels is None:
@@ -157,6 +166,41 @@ def _scan_in_place(a: Tensor, x: Tensor) -> None:
         x[:, step:] += a[:, step:] * x[:, :-step]
         a[:, step:] = a[:, step:] * a[:, :-step]
         step *= 2
+
+
+@cache
+def gpu_kernel(
+    device: torch.device, types: tuple[torch.dtype | None, ...], e: int, n: int, published_too: bool
+) -> guard.Kernel | None:
+    """mamba-ssm's kernel if ``published_too``, else ours, for inputs of these types (None where there is no gate).
+
+    Each is tried out first, once in a process; None, after a warning, where there is none that is right.
+    """
+
+    def samples() -> list[guard.Inputs]:
+        return [_sample(b, l, min(e, SAMPLE_CHANNELS), n, device, types) for b, l in SAMPLES]
+
+    if published_too:
+        name, load = f"mamba-ssm's selective scan on {device}", published.load_selective_scan
+        kernel = guard.checked(name, load, selective_scan_chunked, samples)
+        if kernel is not None:
+            return kernel
+    return guard.checked(f"The Triton selective scan on {device}", _load_triton, selective_scan_chunked, samples)
+
+
+def _load_triton() -> guard.Kernel:
+    from torch_impl.kernels import selective_scan_triton
+
+    return selective_scan_triton.selective_scan
+
+
+def _sample(b: int, l: int, e: int, n: int, device: torch.device, types: tuple) -> guard.Inputs:
+    """Inputs in the range of an initialised model."""
+    u, delta, z = (guard.random(seed, (b, l, e)) for seed in (2, 3, 4))
+    B, C = (guard.random(seed, (b, l, n)) for seed in (5, 6))
+    A = -torch.arange(1, n + 1) * torch.exp(0.3 * guard.random(7, (e, 1)))
+    named = {"u": u, "delta": softplus(delta - 2), "A": A, "B": B, "C": C, "D": guard.random(8, (e,)), "z": z}
+    return {name: x.to(device, dtype) if dtype else None for (name, x), dtype in zip(named.items(), types, strict=True)}
 
 
 def check_inputs(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor | None) -> None:

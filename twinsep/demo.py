@@ -120,7 +120,7 @@ def build(workshop: Workshop, model: str) -> "gradio.Blocks":
             except Stopped:
                 return [gr.skip()] * len(outputs)
             except (TwinsepError, OSError) as error:
-                sentence = str(error.strerror if isinstance(error, OSError) else error)
+                sentence = str((error.strerror if isinstance(error, OSError) else None) or error)
                 return [_alert(sentence), *[gr.skip()] * (len(outputs) - 1)]
             notes = "".join(f"<p>{html.escape(note)}</p>" for note in made.notes)
             stems = [str(made.instrumental), str(made.vocals)]
@@ -231,8 +231,7 @@ def _taken(host: str, port: int) -> InputError:
 
 
 def _address(host: str, port: int) -> str:
-    if host in ("0.0.0.0", "::"):
-        host = "127.0.0.1"
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     return f"http://[{host}]:{port}/" if ":" in host else f"http://{host}:{port}/"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import tempfile
 import threading
@@ -78,7 +79,10 @@ class Workshop:
                 raise InputError(str(error).replace(shown(song), shown(song.name)).replace(f"{made}/", "")) from error
             finally:
                 self.busy = ()
-                self.owned[visitor] = [] if visitor in self.stopped else kept
+                if visitor in self.stopped:
+                    self.owned.pop(visitor, None)
+                else:
+                    self.owned[visitor] = kept
                 self._give_up([*before, song, made])
 
     def _separate(self, visitor: str, song: Path, made: Path, reading: Report, separating: Report) -> Result:
@@ -112,9 +116,11 @@ class Workshop:
     def sweep(self, seconds: float = KEPT_SECONDS) -> None:
         """Remove what is older than that, whosever it is, but for the song that is worked on."""
         for path in self.folder.iterdir():
-            used = any(path == one or path in one.parents for one in self.busy)
-            if not used and path.stat().st_mtime < time.time() - seconds:
-                _remove(path)
+            if any(path == one or path in one.parents for one in self.busy):
+                continue
+            with contextlib.suppress(FileNotFoundError):  # a visitor may leave meanwhile
+                if path.stat().st_mtime < time.time() - seconds:
+                    _remove(path)
 
     def close(self) -> None:
         """Stop, and return once nothing is written any more."""

@@ -1,4 +1,7 @@
-"""Kernels that are compiled where they run; each is registered as a PyTorch operator ``twinsep::…``."""
+"""Kernels that are compiled where they run, and those that others publish.
+
+Each for the CPU is registered as a PyTorch operator ``twinsep::…``; none for a GPU is used before it is checked.
+"""
 
 import warnings
 from functools import cache

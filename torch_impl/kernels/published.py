@@ -1,0 +1,80 @@
+"""The kernels that the authors of Mamba publish for GPUs, where they are installed: mamba-ssm's and causal-conv1d's.
+
+Neither package is required. Both add up gradients by atomic operations (causal-conv1d's latest releases need
+not), so they are passed over where algorithms must be deterministic.
+"""
+
+from functools import cache, reduce
+from importlib.util import find_spec
+
+import torch
+from torch import Tensor
+
+from torch_impl.kernels import guard
+
+WIDTHS = range(2, 5)  # kernel sizes that causal-conv1d has
+ALIGNED = 8  # numbers that causal-conv1d reads at once where channels lie side by side
+
+
+def usable(package: str) -> bool:
+    """Whether it is installed and its kernels are wanted; not yet whether it can be imported and is right."""
+    return not torch.are_deterministic_algorithms_enabled() and installed(package)
+
+
+@cache
+def installed(package: str) -> bool:
+    """Looked up once: it would take longer than a small kernel."""
+    return find_spec(package) is not None
+
+
+def load_selective_scan() -> guard.Kernel:
+    """mamba-ssm's scan, taking and giving what ours does; ImportError where a build has no kernel for Mamba-1."""
+    from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
+
+    def selective_scan(u, delta, A, B, C, D, z=None) -> Tensor:
+        # It wants one type for all that has a length, with the length last and dense, and float32 for the rest.
+        sequences = [x for x in (u, delta, B, C, z) if x is not None]
+        dtype = reduce(torch.promote_types, (x.dtype for x in sequences))
+        u_t, delta_t, B_t, C_t, *gate = (x.to(dtype).mT.contiguous() for x in sequences)
+        return selective_scan_fn(u_t, delta_t, A.float(), B_t, C_t, D.float(), *gate).mT.to(u.dtype)
+
+    return selective_scan
+
+
+def load_causal_convolution() -> guard.Kernel:
+    """causal-conv1d's convolution and SiLU: x (b, l, d), weight (d, 1, k), bias (d,) -> (b, l, d) in x's type."""
+    from causal_conv1d import causal_conv1d_fn
+
+    def causal_convolution(x, weight, bias) -> Tensor:
+        steps = (x.shape[2], x.stride(0), x.stride(1), x.storage_offset())
+        in_place = x.stride(2) == 1 and not any(step % ALIGNED for step in steps)
+        return causal_conv1d_fn(x.mT if in_place else x.mT.contiguous(), weight[:, 0], bias, activation="silu").mT
+
+    return causal_convolution
+
+
+def causal_convolution_for(x: Tensor, weight: Tensor, left: int, definition: guard.Kernel) -> guard.Kernel | None:
+    """causal-conv1d's kernel, if it is installed, made for such a convolution and in agreement with ``definition``.
+
+    ``definition`` takes x, weight, bias and left.
+    """
+    width, types = weight.shape[2], {x.dtype, weight.dtype}
+    suits = left == width - 1 and width in WIDTHS and types <= guard.TOLERANCE.keys() and x.numel() > 0
+    if not (suits and usable("causal_conv1d")):
+        return None
+    return checked_convolution(x.device, x.dtype, weight.dtype, width, definition)
+
+
+@cache
+def checked_convolution(
+    device: torch.device, dtype: torch.dtype, weight_dtype: torch.dtype, width: int, definition: guard.Kernel
+) -> guard.Kernel | None:
+    def samples() -> list[guard.Inputs]:
+        shapes = {"x": (2, 300, 72), "weight": (72, 1, width), "bias": (72,)}
+        named = {name: guard.random(seed, shape) for seed, (name, shape) in enumerate(shapes.items())}
+        return [{name: x.to(device, dtype if name == "x" else weight_dtype) for name, x in named.items()}]
+
+    def causal(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return definition(x, weight, bias, width - 1)
+
+    return guard.checked(f"causal-conv1d's convolution on {device}", load_causal_convolution, causal, samples)
