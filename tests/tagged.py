@@ -123,8 +123,8 @@ def sound_by_av(path, codec, rate=48_000, metadata=(), cover=b"", **options):
     return path
 
 
-def frames(song_frames=FRAMES):
-    made = [getattr(id3, name)(encoding=3, text=list(text)) for name, text in song_frames.items()]
+def frames():
+    made = [getattr(id3, name)(encoding=3, text=list(text)) for name, text in FRAMES.items()]
     made += [id3.APIC(3, picture.mime, picture.kind, picture.description, picture.data) for picture in PICTURES[:2]]
     return [
         *made,
@@ -136,7 +136,7 @@ def frames(song_frames=FRAMES):
     ]
 
 
-def with_frames(path, added=None, version=4, **options):
+def with_frames(path, added=None, version=4):
     file = mutagen.File(path)
     if file.tags is None:
         file.add_tags()
@@ -144,7 +144,7 @@ def with_frames(path, added=None, version=4, **options):
         file.tags.add(frame)
     if version == 3:
         file.tags.update_to_v23()
-    file.save(v2_version=version, **options)
+    file.save(v2_version=version)
     return path
 
 

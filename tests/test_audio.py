@@ -10,6 +10,7 @@ import soundfile
 
 from twinsep import audio
 from twinsep.errors import InputError
+from twinsep.files import shown
 
 RATE = 44_100
 #: file name → (libsndfile's container, subtype, largest error): all that libsndfile is trusted with.
@@ -280,8 +281,8 @@ def test_a_sentence_is_one_line_whatever_the_file_is_called(tmp_path):
             with pytest.raises(InputError) as caught:
                 reader(tmp_path / name)
             assert str(caught.value).isprintable()
-            assert audio.shown(tmp_path / name) in str(caught.value)
-    assert audio.shown("two\nlines ü.wav") == r"two\nlines ü.wav"
+            assert shown(tmp_path / name) in str(caught.value)
+    assert shown("two\nlines ü.wav") == r"two\nlines ü.wav"
     with pytest.raises(InputError, match="File name too long"):
         audio.scan(tmp_path / ("x" * 300 + ".wav"))
 

@@ -33,9 +33,10 @@ import soxr
 from jaxtyping import Float, Float32
 
 from twinsep import audio_av
-from twinsep.audio_source import BLOCK, Source, command, damaged, ends_as_ogg, no_sound, regular_file, shown
+from twinsep.audio_source import BLOCK, Source, command, damaged, ends_as_ogg, no_sound, regular_file
 from twinsep.audio_writing import FORMATS, FilePath, Writer, write, writer
 from twinsep.errors import InputError
+from twinsep.files import shown
 from twinsep.progress import Report
 
 __all__ = [

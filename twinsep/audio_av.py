@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from twinsep.audio_source import BLOCK, Source, command, damaged, ends_as_ogg, no_sound, shown, unknown
+from twinsep.audio_source import BLOCK, Source, command, damaged, ends_as_ogg, no_sound, unknown
 from twinsep.errors import InputError
+from twinsep.files import shown
 
 #: FFmpeg's names of the formats whose header states the length; of others it is estimated from the size.
 _STATES_LENGTH = {"ape", "asf", "avi", "caf", "flac", "flv", "tta", "wav", "wv"}

@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from twinsep.errors import InputError
+from twinsep.files import shown
 
 #: Samples per channel in a block, at most.
 BLOCK = 1 << 16
@@ -62,11 +63,6 @@ class Source:
                 f"{shown(self.path)} holds NaN or infinite samples: export it again, if possible as 24-bit integers"
             )
         return block
-
-
-def shown(path: str | os.PathLike[str]) -> str:
-    """``path`` as a sentence names it: on one line, what cannot be printed escaped as in a Python string."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in os.fspath(path))
 
 
 def command(path: Path, rest: str) -> str:

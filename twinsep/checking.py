@@ -24,7 +24,7 @@ from twinsep.batches import STEP
 from twinsep.config import SOURCES
 from twinsep.data import SPLITS, listed_folders
 from twinsep.errors import InputError
-from twinsep.files import write_atomically
+from twinsep.files import shown, write_atomically
 
 #: File names that are taken for sound.
 SOUND = {".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a", ".mp4", ".aac", ".aif", ".aiff", ".wma", ".wave"}
@@ -246,7 +246,7 @@ def _hear(song: Song, files: Sequence[Path], rate: int) -> _Sum:
                 if (its := audio.info(file).sample_rate) != rate:
                     song.add(f"is at {its} Hz but the model is at {rate} Hz: resample it", file.name, unusable=True)
             except InputError as error:
-                song.add(str(error).removeprefix(f"{audio.shown(file)} "), file.name, unusable=True)
+                song.add(str(error).removeprefix(f"{shown(file)} "), file.name, unusable=True)
             del streams[file]
         if blocks:
             whole.hear(blocks)

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any
 
 import numpy as np
 
@@ -89,7 +89,7 @@ def separate(
                     bitrate=encoding.bitrate,
                     frames=found.frames,
                     overwrite=overwrite,
-                    finish=partial(_tag, kept, path.suffix.lower()),
+                    finish=partial(_tag, kept, path.suffix.lower(), outcome.notes),
                 )
             )
         picture = stack.enter_context(unnamed(figure, overwrite=overwrite)) if figure else None
@@ -107,8 +107,10 @@ def separate(
     return outcome
 
 
-def _tag(kept: tags.Tags, extension: str, file: BinaryIO) -> None:
-    tags.write(kept, file, extension)
+def _tag(kept: tags.Tags, extension: str, notes: list[str], file: Any) -> None:
+    problem = tags.write(kept, file, extension)
+    if problem and problem not in notes:
+        notes.append(problem)
 
 
 class _Direct:

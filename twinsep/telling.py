@@ -19,6 +19,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from twinsep.files import shown
 from twinsep.one_song import Outcome
 from twinsep.progress import Report
 
@@ -52,14 +53,14 @@ class Bars:
         self.one: TaskID | None = None
 
     def say(self, sentence: str) -> None:
-        self.progress.console.print(_plain(sentence), soft_wrap=True, markup=False, highlight=False)
+        self.progress.console.print(shown(sentence), soft_wrap=True, markup=False, highlight=False)
 
     def begun(self, song: Path, number: int, total: int) -> tuple[Report, Report]:
         if total > 1 and self.all is None:
             self.all = self.progress.add_task("all songs", total=total)
         if self.one is not None:
             self.progress.remove_task(self.one)
-        name = _plain(song.name if len(song.name) <= 40 else f"{song.name[:39]}…")
+        name = shown(song.name if len(song.name) <= 40 else f"{song.name[:39]}…")
         self.one = one = self.progress.add_task(f"reading {name}", total=None)
 
         def reading(done: int, of: int) -> None:
@@ -125,8 +126,3 @@ def teller(*, as_json: bool) -> Iterator[Teller]:
 
 def _line(event: str, **values: Any) -> None:
     print(json.dumps({"event": event, **values}), flush=True)
-
-
-def _plain(text: str) -> str:
-    """On one line, whatever is in a name."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
