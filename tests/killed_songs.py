@@ -63,7 +63,7 @@ class Separation:
             with self.started() as process:
                 while not self.begun(before):
                     if process.poll() is not None:
-                        raise RuntimeError(f"the separation ended before it was killed, with status {process.returncode}")
+                        raise RuntimeError(f"the separation ended with {process.returncode} before it was killed")
                     time.sleep(0.002)
                 time.sleep(rng.uniform(0, 1.0))
                 process.send_signal(signal.SIGKILL)

@@ -55,7 +55,6 @@ __all__ = [
     "read_segment",
     "resample",
     "scan",
-    "shown",
     "write",
     "writer",
 ]
