@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from twinsep import checkpoint
+from twinsep import checkpoint, pictures
 from twinsep.runs import LAST
 from twinsep.training import Run, train
 
@@ -19,13 +19,31 @@ def micro(micro):
     return micro.override({"model": {"mixer": {"kind": "conv", "kernel": 3}, "memory_tokens": [0, 0, 0, 0]}})
 
 
-def test_a_deterministic_run_is_the_same_run(micro, tmp_path, monkeypatch, request):
+@pytest.fixture(autouse=True)
+def blank(monkeypatch):
+    """No pictures of songs: nothing here looks at them."""
+    monkeypatch.setattr(pictures, "draw", lambda *_, **__: b"")
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory):
+    return tmp_path_factory.mktemp("plain") / "a"
+
+
+@pytest.fixture
+def plain(micro, kept, blank):  # noqa: ARG001
+    """A run of that configuration as it is, made once and only read."""
+    if not kept.exists():
+        train(micro, kept)
+    return kept
+
+
+def test_a_deterministic_run_is_the_same_run(micro, plain, tmp_path, monkeypatch, request):
     """On a CPU nothing else would do; two runs of one seed are compared, in both frameworks, in test_survival."""
     monkeypatch.setenv("XLA_FLAGS", os.environ["XLA_FLAGS"])
     request.addfinalizer(lambda: torch.use_deterministic_algorithms(False))
-    for name in "ab":
-        train(micro, tmp_path / name, Run(deterministic=name == "b"))
-    a, b = (checkpoint.read(tmp_path / name / LAST).tensors for name in "ab")
+    train(micro, tmp_path / "b", Run(deterministic=True))
+    a, b = (checkpoint.read(run / LAST).tensors for run in (plain, tmp_path / "b"))
     assert all(a[name].tobytes() == b[name].tobytes() for name in a)
     assert torch.are_deterministic_algorithms_enabled()
     assert "--xla_gpu_deterministic_ops=true" in os.environ["XLA_FLAGS"]
@@ -60,25 +78,23 @@ def test_the_process_that_compiles_a_kernel_computes_as_those_after_it(tmp_path)
     assert first == second
 
 
-def test_another_seed_is_another_run(micro, tmp_path):
-    for seed in (0, 1):
-        train(micro.override({"training": {"seed": seed}}), tmp_path / str(seed))
-    a, b = (checkpoint.read(tmp_path / name / LAST).tensors for name in "01")
+def test_another_seed_is_another_run(micro, plain, tmp_path):
+    train(micro.override({"training": {"seed": 1}}), tmp_path / "b")
+    a, b = (checkpoint.read(run / LAST).tensors for run in (plain, tmp_path / "b"))
     assert any(a[name].tobytes() != b[name].tobytes() for name in a)
 
 
-def test_a_run_is_repeated_from_its_record(micro, tmp_path, monkeypatch):
+def test_a_run_is_repeated_from_its_record(plain, tmp_path, monkeypatch):
     from twinsep import cli
 
-    train(micro, tmp_path / "a")
-    record = json.loads((tmp_path / "a" / "run.json").read_text())
+    record = json.loads((plain / "run.json").read_text())
     assert record["options"] == {"device": "cpu", "deterministic": False}
-    arguments = ["twinsep", "train", "--from", tmp_path / "a" / "run.json", "--out", tmp_path / "b"]
+    arguments = ["twinsep", "train", "--from", plain / "run.json", "--out", tmp_path / "b"]
     monkeypatch.setattr("sys.argv", [str(argument) for argument in arguments])
     with pytest.raises(SystemExit) as end:
         cli.main()
     assert end.value.code == 0
-    assert (tmp_path / "a" / LAST).stat().st_size > 0
-    a, b = (checkpoint.read(tmp_path / name / LAST) for name in "ab")
+    assert (plain / LAST).stat().st_size > 0
+    a, b = (checkpoint.read(run / LAST) for run in (plain, tmp_path / "b"))
     assert a.config == b.config
     assert all(a.tensors[name].tobytes() == b.tensors[name].tobytes() for name in a.tensors)

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import resource
+import shutil
 import signal
 from pathlib import Path
 
@@ -227,6 +228,10 @@ def test_where_stems_go(separate, tmp_path):
         tmp_path / "all" / name
         for name in ("deep/two/instrumental.flac", "deep/two/vocals.flac", "one/instrumental.wav", "one/vocals.wav")
     ]
+    for _ in range(2):  # stems among the songs are no songs the second time
+        separate(tmp_path / "in", recursive=True, out=tmp_path / "in/out", overwrite=True)
+    assert len(files(tmp_path / "in/out")) == 2
+    shutil.rmtree(tmp_path / "in/out")
     (tmp_path / "none" / "deep").mkdir(parents=True)
     with pytest.raises(InputError, match="--recursive"):
         separate(tmp_path / "none")

@@ -151,12 +151,21 @@ def demo(
         str, typer.Option(help="Address to listen on; others than this machine reach 0.0.0.0.")
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on.")] = 7860,
+    limit: Annotated[int, typer.Option(help="Megabytes that an upload may have.")] = 200,
     browser: Annotated[bool, typer.Option(help="Open the page.")] = True,
 ) -> None:
     """Open a page on this machine: drop a song, hear and see its stems, download them."""
     from twinsep import demo as command
 
-    command.run(checkpoint=checkpoint, framework=framework, device=device, host=host, port=port, open_browser=browser)
+    command.run(
+        checkpoint=checkpoint,
+        framework=framework,
+        device=device,
+        host=host,
+        port=port,
+        open_browser=browser,
+        limit_mb=limit,
+    )
 
 
 @app.command()

@@ -52,7 +52,7 @@ def run(
         raise InputError(f"a limit of {limit_mb} MB lets no song through; give 1 or more")
     is_local = _check_address(host, port)
     with telling.teller(as_json=False) as teller:
-        weights = songs._checkpoint(checkpoint, teller)
+        weights = songs.chosen_checkpoint(checkpoint, teller)
         separator = twinsep.load(weights, framework, device=device)
     with tempfile.TemporaryDirectory(prefix="twinsep-demo-") as folder, _environment(folder, host):
         workshop = Workshop(separator, Path(folder))

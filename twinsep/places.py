@@ -32,18 +32,24 @@ class Song:
     track: str
 
 
-def songs(given: Iterable[Path], *, recursive: bool) -> list[Song]:
+def songs(given: Iterable[Path], out: Path, *, recursive: bool) -> list[Song]:
     """The files, and those in the folders that have an extension of sound, each once.
 
-    A path that does not exist is taken for a song, so that it is told of with the others. Raises
-    :class:`InputError` for a folder without any.
+    What lies in ``out``, where that is a folder in one of them, are the stems of songs and no songs. A path that does
+    not exist is taken for a song, so that it is told of with the others. Raises :class:`InputError` for a folder
+    without any.
     """
     found: dict[Path, Song] = {}
     for path in given:
         if not path.is_dir():
             found.setdefault(path, Song(path, path.stem))
             continue
-        inside = sorted(p for p in _files(path, recursive) if p.suffix.lower() in EXTENSIONS)
+        stems = [] if out.resolve() == path.resolve() else [out.resolve()]
+        inside = sorted(
+            file
+            for file in _files(path, recursive)
+            if file.suffix.lower() in EXTENSIONS and not any(file.resolve().is_relative_to(folder) for folder in stems)
+        )
         if not inside:
             deeper = "" if recursive else " itself; give --recursive to look into its folders too"
             raise InputError(f"{path} holds no song{deeper or ', nor do its folders'}")

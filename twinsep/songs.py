@@ -58,11 +58,11 @@ def run(given: list[Path], options: Options) -> None:
         raise InputError("--two-stems and --stem exclude each other; give one")
     if options.figure:
         pictures.require()
-    songs = places.songs(given, recursive=options.recursive)
+    songs = places.songs(given, options.out, recursive=options.recursive)
     with telling.teller(as_json=options.as_json) as teller:
         separator = _load(options, teller)
         stems = _stems(options, separator)
-        plans = {song: _plan(song, options, template, stems) for song in songs}
+        plans = {song: plan(song, options, template, stems) for song in songs}
         places.check({song.path: list(paths.values()) for song, paths in plans.items()})
         _run(plans, options, separator, teller)
 
@@ -114,19 +114,19 @@ def _stems(options: Options, separator: Separator) -> tuple[str, ...]:
     return separator.config.model.stems
 
 
-def _plan(song: Song, options: Options, template: Template, stems: tuple[str, ...]) -> dict[str, Path]:
+def plan(song: Song, options: Options, template: Template, stems: tuple[str, ...]) -> dict[str, Path]:
     """Where a song's stems go, in its own format where that can be written, else WAV; and its picture."""
     own = song.path.suffix.lower()
     extension = options.extension or (own if own in audio.FORMATS else ".wav").lstrip(".")
-    plan = {stem: template.path(options.out, song.track, stem, extension) for stem in stems}
+    paths = {stem: template.path(options.out, song.track, stem, extension) for stem in stems}
     if options.figure:
-        plan[places.PICTURE] = template.path(options.out, song.track, places.PICTURE, "png")
-    return plan
+        paths[places.PICTURE] = template.path(options.out, song.track, places.PICTURE, "png")
+    return paths
 
 
 def _load(options: Options, teller: telling.Teller) -> Separator:
     separator = twinsep.load(
-        _checkpoint(options.checkpoint, teller),
+        chosen_checkpoint(options.checkpoint, teller),
         options.framework,
         device=options.device,
         segment=options.segment,
@@ -140,7 +140,7 @@ def _load(options: Options, teller: telling.Teller) -> Separator:
     return separator
 
 
-def _checkpoint(given: Path | None, teller: telling.Teller) -> Path:
+def chosen_checkpoint(given: Path | None, teller: telling.Teller) -> Path:
     if given is not None:
         return given
     for folder in (Path(), Path(__file__).parent.parent):

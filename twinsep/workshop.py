@@ -95,7 +95,7 @@ class Workshop:
             return heed
 
         options = songs.Options(out=made, filename="{track} ({stem}).{ext}", figure=True)
-        paths = songs._plan(Song(song, song.stem), options, Template(options.filename), self.stems)
+        paths = songs.plan(Song(song, song.stem), options, Template(options.filename), self.stems)
         picture = paths.pop(PICTURE)
         outcome = one_song.separate(
             song,
