@@ -12,7 +12,8 @@ import os
 import statistics
 from pathlib import Path
 
-from ablations import operations, settings
+from ablations import settings
+from torch_impl.kernels import operations
 from twinsep import progress, provenance
 from twinsep.cli import guarded
 from twinsep.config import from_dict, preset

@@ -2,8 +2,8 @@
 
 import torch
 
-from ablations import operations
 from torch_impl import layers
+from torch_impl.kernels import operations
 from torch_impl.scan import selective_scan
 
 B, L, D, N = 3, 8, 16, 4
@@ -33,3 +33,14 @@ def test_attention():
 def test_a_depthwise_convolution():
     x, weight, bias = torch.zeros(B, L, D), torch.zeros(D, 1, N), torch.zeros(D)
     assert operations.count(lambda: layers.depthwise_silu(x, weight, bias, N - 1)) == 2 * B * L * D * N
+
+
+def test_exponentials():
+    u, states, D_ = torch.zeros(B, L, D), torch.zeros(B, L, N), torch.ones(D)
+    assert (
+        operations.exponentials(lambda: selective_scan(u, u + 1, -torch.ones(D, N), states, states, D_))
+        == u.numel() * N
+    )
+    for width in (D, 64):  # our kernel's attention, and PyTorch's
+        q, k = torch.zeros(B, 2, L, width), torch.zeros(B, 2, 2 * L, width)
+        assert operations.exponentials(lambda q=q, k=k: layers.attention(q, k, k) @ k.mT) == B * 2 * L * 2 * L

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 from rich.console import Console
 from rich.table import Table
 
-from twinsep import feeding, lengths, progress, provenance
+from twinsep import feeding, lengths, progress, provenance, speed
 from twinsep.config import Config
 from twinsep.errors import InputError
 from twinsep.files import write_json
@@ -84,8 +84,9 @@ def run(names: Sequence[str], options: Options, out: Path) -> None:
 def _print(name: str, rows: list[Row]) -> None:
     table = Table(name, *TWINS, "jax / torch")
     for what, values in rows:
-        ratio = f"{values['jax'] / values['torch']:.2f}" if values["torch"] else "–"
-        table.add_row(what, *(f"{values[framework]:.4g}" for framework in TWINS), ratio)
+        cells = [f"{values[framework]:.4g}" if framework in values else "–" for framework in TWINS]
+        ratio = f"{values['jax'] / values['torch']:.2f}" if len(values) == len(TWINS) and values["torch"] else "–"
+        table.add_row(what, *cells, ratio)
     Console().print(table)
 
 
@@ -223,6 +224,10 @@ def _scan_rows(record: Record) -> list[Row]:
     ]
 
 
+def _speed(_: Options, report: Report) -> Record:
+    return speed.measure(report)
+
+
 def _length(_: Options, report: Report) -> Record:
     return lengths.measure(report)
 
@@ -238,4 +243,5 @@ BENCHMARKS = {
     "scan": Benchmark(scan, _scan_rows),
     "feeding": Benchmark(_feeding, feeding.rows),
     "length": Benchmark(_length, lengths.rows),
+    "speed": Benchmark(_speed, speed.rows),
 }

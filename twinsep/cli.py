@@ -286,7 +286,7 @@ def convert(
 @app.command()
 def bench(
     benchmarks: Annotated[
-        list[str] | None, typer.Argument(help="twins, memory, scan, feeding, length; or all.")
+        list[str] | None, typer.Argument(help="twins, memory, scan, feeding, length, speed; or all.")
     ] = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for <benchmark>.json.")] = Path("results/bench"),
     config: ConfigFile = None,

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from twinsep import provenance
-from twinsep.config import from_dict, preset
+from twinsep.config import PRESETS, from_dict, preset
 from twinsep.errors import InputError, TwinsepError
 from twinsep.frameworks import twin
 
@@ -125,6 +125,29 @@ class Subject:
         self.trainer.separate(self.batch["mixture"])
         return round(time.perf_counter() - started, 6)
 
+    def system(self, name: str) -> dict[str, Any]:
+        """Make a separator with random weights, a preset's or, in PyTorch, another package's; and a chunk of noise."""
+        if name in PRESETS:
+            model, layers = twin(self.framework).load(name), twin(self.framework, "layers")
+            self.separator = layers.on_arrays(model, layers.device_named("cpu"))
+            samples, parameters = PRESETS[name].segment_samples, model.parameter_count
+        else:
+            packages = twin(self.framework, "baselines.packages")
+            samples = packages.PACKAGES[name].samples
+            self.separator, parameters = packages.on_arrays(name)
+        self.chunk_of_noise = noise(1, 2, samples, seed=0)
+        return {"parameters": parameters, "chunk_s": samples / 44_100, **setting(self.framework)}
+
+    def chunk(self) -> float:
+        """That separator on that chunk."""
+        started = time.perf_counter()
+        self.separator(self.chunk_of_noise)
+        return round(time.perf_counter() - started, 6)
+
+    def operations(self, name: str) -> dict[str, float]:
+        """What is counted of a preset in PyTorch."""
+        return twin("torch", "kernels.operations").of_model(PRESETS[name])
+
     def last_loss(self) -> float:
         """That of the last step: close to the other framework's, as both did the same."""
         return self.loss
@@ -184,6 +207,30 @@ class Subject:
             "source": running.source,
             "setting": setting(self.framework),
         }
+
+    def roofline(self) -> dict[str, float]:
+        """What the machine reaches in PyTorch in float32, the best of several: operations in products of matrices of
+        2,048 by 2,048, exponentials of 4,194,304 numbers into a tensor that is there, bytes moved in copies."""
+        import torch
+
+        a, b, c = (torch.full((2048, 2048), 0.5) for _ in range(3))
+        x, y = torch.rand(1 << 22), torch.empty(1 << 22)
+        large, other = torch.zeros(1 << 26), torch.empty(1 << 26)
+        work = {
+            "matrix_flop_per_s": (lambda: torch.mm(a, b, out=c), 2 * 2048**3),
+            "exponentials_per_s": (lambda: torch.exp(x, out=y), x.numel()),
+            "copied_bytes_per_s": (lambda: other.copy_(large), 8 * large.numel()),
+        }
+        return {name: amount / _least(function) for name, (function, amount) in work.items()}
+
+
+def _least(function: Callable[[], Any], repetitions: int = 15) -> float:
+    times = []
+    for _ in range(repetitions):
+        started = time.perf_counter()
+        function()
+        times.append(time.perf_counter() - started)
+    return min(times)
 
 
 def _layer_in_torch(module: Any, x: np.ndarray, dy: np.ndarray) -> Callable[[], Callable[[], Any]]:

@@ -17,8 +17,9 @@ from twinsep.config import Config
 
 
 def of_model(config: Config) -> dict[str, float]:
-    """``parameters``; ``flop_per_audio_second``, of the forward pass over a training segment; and
-    ``kept_mib_per_audio_second``, what that keeps in float32 for the backward pass. Counted, not computed."""
+    """``parameters``; ``flop_per_audio_second`` and ``exponentials_per_audio_second`` of the forward pass over a
+    training segment; ``kept_mib_per_audio_second``, what that keeps in float32 for the backward pass. All is counted,
+    nothing computed."""
     with FakeTensorMode(allow_non_fake_inputs=True):
         model = Separator(config)
         mixture = torch.empty(1, 2, config.segment_samples)
@@ -31,13 +32,14 @@ def of_model(config: Config) -> dict[str, float]:
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             result = model(mixture)  # held, as what it keeps is
         with torch.inference_mode():
-            operations = count(lambda: model(mixture))
+            operations, powers = count(lambda: model(mixture)), exponentials(lambda: model(mixture))
     seconds = config.training.segment_seconds
     kept_mib = sum(tensor.untyped_storage().nbytes() for tensor in kept.values()) / 2**20
     del result
     return {
         "parameters": model.parameter_count,
         "flop_per_audio_second": operations / seconds,
+        "exponentials_per_audio_second": powers / seconds,
         "kept_mib_per_audio_second": round(kept_mib / seconds, 1),
     }
 
@@ -47,6 +49,22 @@ def count(function: Callable[[], Any]) -> int:
     with FlopCounterMode(display=False, custom_mapping=_formulas()) as counter:
         function()
     return counter.get_total_flops()
+
+
+def exponentials(function: Callable[[], Any]) -> int:
+    """Exponentials of one call, those of the scan's decays and of the attention's weights."""
+    from torch_impl.kernels import cpu_kernels
+
+    attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    formulas: dict[Any, Callable[..., int]] = {attention: lambda q, k, *_, **__: q[:-1].numel() * k[-2]}
+    if cpu_kernels() is not None:
+        formulas |= {
+            torch.ops.twinsep.selective_scan: lambda u, _delta, A, *_, **__: u.numel() * A[1],
+            torch.ops.twinsep.attention: lambda q, k, *_, **__: q[:-1].numel() * k[1],
+        }
+    with FlopCounterMode(display=False, custom_mapping=formulas) as counter:
+        function()
+    return sum(n for operation, n in counter.get_flop_counts().get("Global", {}).items() if operation in formulas)
 
 
 def _formulas() -> dict[Any, Callable[..., int]]:

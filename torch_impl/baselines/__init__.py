@@ -1,0 +1,1 @@
+"""The systems this one is measured against."""

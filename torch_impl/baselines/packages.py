@@ -1,0 +1,81 @@
+"""Other people's separators, from their packages, as they come: for comparisons of speed with random weights.
+
+Each is built with the arguments that its package or its paper calls the standard ones, and timed on chunks of the
+length it was made for. None of them is in the requirements; ``pip install 'twinsep[peers]'`` brings them.
+"""
+
+from __future__ import annotations
+
+import importlib
+import warnings
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import nn
+
+from twinsep.errors import InputError
+
+RATE = 44_100
+
+
+class Package(NamedTuple):
+    """What makes the model, of stereo at 44.1 kHz, of a module, that module; a chunk's samples, and why so many."""
+
+    build: Callable[[Any], nn.Module]
+    module: str
+    samples: int
+    why: str
+
+
+#: Name → package.
+PACKAGES = {
+    # Lu et al. 2023, arXiv 2309.02612: dimension 384, 6 layers of one Transformer along time and one along bands, and
+    # segments of 8 s.
+    "bs-roformer": Package(
+        lambda package: package.BSRoformer(
+            dim=384, depth=6, stereo=True, time_transformer_depth=1, freq_transformer_depth=1
+        ),
+        "bs_roformer",
+        8 * RATE,
+        "8 s, its paper's segment",
+    ),
+    "moises-light paper_large": Package(
+        lambda package: package.MoisesLight(**package.configs["paper_large"]), "moises_light", 6 * RATE, "6 s"
+    ),
+    "moises-light paper_small": Package(
+        lambda package: package.MoisesLight(**package.configs["paper_small"]), "moises_light", 6 * RATE, "6 s"
+    ),
+    "htdemucs": Package(
+        lambda package: package.HTDemucs(["drums", "bass", "other", "vocals"], segment=7.8),
+        "demucs.htdemucs",
+        round(7.8 * RATE),
+        "7.8 s, the length its released weights are bound to",
+    ),
+}
+
+
+def build(name: str, seed: int = 0) -> nn.Module:
+    """The model in evaluation mode, (b, 2, s) in. Raises :class:`InputError` where its package is not installed."""
+    entry = PACKAGES[name]
+    try:
+        package = importlib.import_module(entry.module)
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"{name} needs the package {error.name}; install it with: pip install 'twinsep[peers]'"
+        ) from error
+    torch.manual_seed(seed)
+    return entry.build(package).eval()
+
+
+def on_arrays(name: str) -> tuple[Callable[[np.ndarray], np.ndarray], int]:
+    """That model as a function from NumPy arrays to NumPy arrays, without gradients, and the number of its weights."""
+    model = build(name)
+
+    @torch.inference_mode()
+    def function(x: np.ndarray) -> np.ndarray:
+        with warnings.catch_warnings(action="ignore"):  # of what their authors do not mend
+            return model(torch.from_numpy(x)).numpy()
+
+    return function, sum(weight.numel() for weight in model.parameters())
