@@ -102,7 +102,8 @@ def trainers(config: Config, dtype: str) -> tuple[Any, Any]:
             moments.update({key: moments[key].double() for key in ("exp_avg", "exp_avg_sq")})
         wide = jax.tree.map(lambda w: w.astype(jnp.float64), (theirs.weights, theirs.average))
         theirs.weights, theirs.average = wide
-        theirs.moments = theirs.adam.init(theirs.weights)
+        # On the device already, as the weights are, or the first step is compiled twice.
+        theirs.moments = jax.device_put(theirs.adam.init(theirs.weights), theirs.device)
     return ours, theirs
 
 
