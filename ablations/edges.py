@@ -45,7 +45,7 @@ def main() -> None:
                     lost[place].append(scores[1] - scores[0])
             report(done, len(songs))
     record = {
-        "what": "uSDR of the instrumental, in dB, that a second of an excerpt loses against the same one within its song",
+        "what": "uSDR of the instrumental, in dB, that a second of an excerpt loses against the same within its song",
         "excerpts": {"songs": len(songs), "of each": EXCERPTS, "seconds, at most": SECONDS},
         "chunks": {"segment": chunking.segment, "overlap": chunking.overlap, "context": chunking.context},
         "lost": {place: _summary(values) for place, values in lost.items()},
