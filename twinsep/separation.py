@@ -61,13 +61,14 @@ class Chunking:
         return (np.minimum(np.minimum(rising, rising[::-1]), shared + 1) / (shared + 1)).astype(np.float32)
 
     def starts(self, samples: int) -> list[int]:
-        """Where the kept part of each chunk begins, in samples of the song, ascending; the first ones before it."""
-        kept = len(self.weights)
-        grids = [-(self.hop * shift // self.shifts) for shift in range(self.shifts)]
-        counts = [1 + max(0, math.ceil((samples - first - kept) / self.hop)) for first in grids]
-        return sorted(
-            first + number * self.hop for first, count in zip(grids, counts, strict=True) for number in range(count)
-        )
+        """Where the kept part of each chunk begins, in samples of the song, ascending.
+
+        The first one of each grid begins with the song and the last one ends with it: what lies beyond a song is less
+        to go by than what lies in it. A song shorter than that is one chunk.
+        """
+        last = max(0, samples - len(self.weights))
+        grids = (range(-(self.hop * shift // self.shifts), last + self.hop, self.hop) for shift in range(self.shifts))
+        return sorted({min(max(start, 0), last) for grid in grids for start in grid})
 
 
 def chunk_samples(config: Config, segment: float | None) -> int:
@@ -101,14 +102,13 @@ def stream(
 
     What has come out is as long as what went in. No more is held than a batch of chunks. All chunks have one length,
     and all batches one size, so that a compiled model is compiled once. Before the song and after it the model hears
-    it mirrored, as far as the context goes, and zeros beyond. Weights are divided by their sum: a model that returns
-    its input returns the song. Where memory runs out the batch is halved, and stays so. ``progress`` is called with
-    (chunks done, chunks in all). Raises :class:`InputError` for a model whose output has another length, and
-    :class:`OutOfMemoryError` if memory does not hold one chunk.
+    it mirrored, as far as the context goes, and zeros beyond if it is shorter than a chunk. Weights are divided by
+    their sum: a model that returns its input returns the song. Where memory runs out the batch is halved, and stays so.
+    ``progress`` is called with (chunks done, chunks in all). Raises :class:`InputError` for a model whose output has
+    another length, and :class:`OutOfMemoryError` if memory does not hold one chunk.
     """
     starts = chunking.starts(samples)
-    before = chunking.context - starts[0]
-    heard = _cut(_mirrored(blocks, before, chunking.context), [s + before - chunking.context for s in starts], chunking)
+    heard = _cut(_mirrored(blocks, chunking.context), starts, chunking.segment)
     sums = _Sums(chunking.weights, samples)
     batch, done = chunking.batch, 0
     waiting: list[np.ndarray] = []
@@ -160,34 +160,34 @@ def _run(model: Separate, chunks: list[np.ndarray], batch: int) -> np.ndarray:
     return y[: len(chunks)]
 
 
-def _mirrored(blocks: Iterable[np.ndarray], before: int, after: int) -> Iterator[np.ndarray]:
+def _mirrored(blocks: Iterable[np.ndarray], count: int) -> Iterator[np.ndarray]:
     """The stream with so many of its first and last samples mirrored before and after it."""
     stream = iter(blocks)
     head = [next(stream)]
-    while sum(block.shape[-1] for block in head) <= before and (block := next(stream, None)) is not None:
+    while sum(block.shape[-1] for block in head) <= count and (block := next(stream, None)) is not None:
         head.append(block)
     start = np.concatenate(head, axis=-1)
-    yield np.pad(start, ((0, 0), (before, 0)), mode="reflect")
-    tail = start[:, -after - 1 :]
+    yield np.pad(start, ((0, 0), (count, 0)), mode="reflect")
+    tail = start[:, -count - 1 :]
     for block in stream:
         yield block
-        tail = np.concatenate([tail, block[:, -after - 1 :]], axis=-1)[:, -after - 1 :]
-    yield np.pad(tail, ((0, 0), (0, after)), mode="reflect")[:, tail.shape[-1] :]
+        tail = np.concatenate([tail, block[:, -count - 1 :]], axis=-1)[:, -count - 1 :]
+    yield np.pad(tail, ((0, 0), (0, count)), mode="reflect")[:, tail.shape[-1] :]
 
 
-def _cut(blocks: Iterable[np.ndarray], starts: list[int], chunking: Chunking) -> Iterator[np.ndarray]:
-    """The chunks that begin at ``starts``, zeros where the stream has ended."""
+def _cut(blocks: Iterable[np.ndarray], starts: list[int], length: int) -> Iterator[np.ndarray]:
+    """The chunks of that length that begin at ``starts``, zeros where the stream has ended."""
     stream = iter(blocks)
     held = next(stream)
     first = 0  # the place of held[:, 0] in the stream
     for start in starts:
         pieces = [held[:, start - first :]]
-        while sum(piece.shape[-1] for piece in pieces) < chunking.segment and (block := next(stream, None)) is not None:
+        while sum(piece.shape[-1] for piece in pieces) < length and (block := next(stream, None)) is not None:
             pieces.append(block)
         # A song in one block is not copied for each of its chunks.
         held, first = pieces[0] if len(pieces) == 1 else np.concatenate(pieces, axis=-1), start
-        chunk = held[:, : chunking.segment]
-        yield np.pad(chunk, ((0, 0), (0, chunking.segment - chunk.shape[-1])))
+        chunk = held[:, :length]
+        yield np.pad(chunk, ((0, 0), (0, length - chunk.shape[-1])))
 
 
 class _Sums:
