@@ -15,6 +15,9 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="twinsep-xla-")
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
     atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+# Without a GPU its kernels are interpreted: read when Triton is imported, which PyTorch does on its own.
+if not os.path.exists("/dev/nvidiactl"):  # noqa: PTH110 - what is imported here is to be little
+    os.environ["TRITON_INTERPRET"] = "1"
 # Tests run in a process for each of two cores, so one thread in each; the tests about threads ask for more.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 

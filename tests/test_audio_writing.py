@@ -372,3 +372,15 @@ def test_ctrl_c_within_the_encoder_is_not_lost(tmp_path, monkeypatch, name):
         audio.write(tmp_path / name, tone(), RATE)
     assert names(tmp_path) == []
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+@pytest.mark.parametrize("rate", [8000, 22_050, 44_100, 48_000])
+@pytest.mark.parametrize("bitrate", [64, 128, 160, 192, 224, 256, 320])
+def test_an_mp3_is_as_loud_as_what_was_written(tmp_path, rate, bitrate):
+    """LAME makes what it encodes at low bit rates quieter."""
+    tone = 0.5 * np.sin(2 * np.pi * 440 * np.arange(rate) / rate)[None].repeat(2, 0)
+    with audio.writer(tmp_path / "a.mp3", rate, 2, bitrate=bitrate) as sound:
+        sound.write(tone)
+    found = audio.read(tmp_path / "a.mp3")[0]
+    middle = slice(rate // 4, 3 * rate // 4)
+    assert abs((found[:, middle] * tone[:, middle]).sum() / (tone[:, middle] ** 2).sum() - 1) < 0.002

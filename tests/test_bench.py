@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from twinsep import bench, cli, feeding, workers
+from twinsep import bench, cli, feeding, lengths, speed, workers
 from twinsep.config import preset
 from twinsep.errors import InputError, TwinsepError
 from twinsep.frameworks import twin
@@ -46,6 +46,12 @@ class Scripted:
 
     def ask(self, method, **_):
         self.asked.append((self.framework, method))
+        if method == "system":
+            return {"parameters": 1000, "chunk_s": 2.0}
+        if method == "roofline":
+            return {"matrix_flop_per_s": 10.0, "exponentials_per_s": 5.0, "copied_bytes_per_s": 1.0}
+        if method == "operations":
+            return {"flop_per_audio_second": 20.0, "exponentials_per_audio_second": 15.0}
         if method == "layer":
             return {"peak_mib": 100.0 if self.framework == "torch" else 2000.0, "compiler_peak_mib": 0.0}
         return float(len(self.asked))
@@ -57,6 +63,10 @@ def asked(monkeypatch):
     monkeypatch.setattr(Scripted, "asked", [], raising=False)
     monkeypatch.setattr(bench, "Worker", Scripted)
     monkeypatch.setattr(feeding, "Worker", Scripted)
+    monkeypatch.setattr(speed, "Worker", Scripted)
+    monkeypatch.setattr(lengths, "SECONDS", (1, 2))
+    monkeypatch.setattr(lengths, "BARS", {(2, 1): 1.5})
+    monkeypatch.setattr(lengths, "_separated", lambda *_: {"wall_s": 2.0, "peak_mib": 100.0})
     for name, value in {"SONGS": 1, "SECONDS": 1, "EXAMPLES": 2}.items():
         monkeypatch.setattr(feeding, name, value)
     return Scripted.asked
@@ -115,7 +125,7 @@ def test_the_command_writes_a_record_each_and_prints_them(call, tmp_path):
     status, printed, said = call("--repetitions", 2, "--set", "training.segment_seconds=0.5")
     assert status == 0, said
     written = {path.stem: json.loads(path.read_text()) for path in (tmp_path / "work/results/bench").iterdir()}
-    assert written.keys() == bench.BENCHMARKS.keys() == {"twins", "memory", "scan", "feeding"}
+    assert written.keys() == bench.BENCHMARKS.keys() == {"twins", "memory", "scan", "feeding", "length", "speed"}
     for name, record in written.items():
         assert {"load_average_at_start", "cores", "command", "commit", "device", "versions"} <= record.keys()
         assert name in printed
@@ -132,7 +142,7 @@ def test_one_benchmark_by_name(call, tmp_path):
 def test_bad_arguments_end_in_a_sentence_before_anything_is_measured(call, asked, tmp_path):
     (tmp_path / "file").write_text("")
     for arguments, sentence in [
-        (("speed",), "unknown benchmark 'speed'; known: twins, memory, scan"),
+        (("pace",), "unknown benchmark 'pace'; known: twins, memory, scan"),
         (("--repetitions", 0), "0 repetitions"),
         (("--warmups=-1",), "-1 warm-ups"),
         (("--preset", "huge"), "unknown preset 'huge'"),
@@ -258,3 +268,48 @@ def test_every_way_stands_beside_the_kernel(asked):
     assert first[0] == "(72, 259, 32, 8), sequential, forward (s)"
     assert first[1] == {"torch": 1.0, "jax": 3.0}
     assert asked.count(("torch", "scan")) == 2 * len(bench.SCANS)
+
+
+# ---------------------------------------------------------------------------- lengths and speed
+
+
+def test_the_cost_of_a_length_is_that_of_a_real_separation(monkeypatch):
+    for name, value in {"SECONDS": (1, 2), "BARS": {(2, 1): 1.2}, "TWINS": ("torch",)}.items():
+        monkeypatch.setattr(lengths, name, value)
+    record = lengths.measure(lambda *_: None)
+    assert [song["seconds"] for song in record["songs"]] == [1, 2]
+    for song in record["songs"]:
+        assert song["wall_s"] > 0.5
+        assert 150 < song["peak_mib"] < 3000
+    (ratio,) = record["peak_memory_ratios"]
+    assert ratio["torch"] == round(record["songs"][1]["peak_mib"] / record["songs"][0]["peak_mib"], 4)
+
+
+def test_the_figures_of_speed():
+    seconds = {"tiny": 0.1, "small": 1.0, "paper": 7.0, **dict.fromkeys(speed.OTHERS, 2.0)}
+    systems = [
+        {"framework": f, "system": name, "seconds_per_audio_second": seconds[name] * (1 + (f == "jax"))}
+        for f, name in speed.SYSTEMS
+    ]
+    counts = {"flop_per_audio_second": 20.0, "exponentials_per_audio_second": 15.0}
+    counted = {name: counts for name in speed.PRESETS}
+    found = speed.figures(systems, {"matrix_flop_per_s": 10.0, "exponentials_per_s": 5.0}, counted)
+    # 20/10 + 15/5 seconds at the machine's best, against 7; bs-roformer 2; JAX twice PyTorch.
+    assert [f["value"] for f in found] == [1.4, 3.5, 0.5, 0.5, 0.1, 2.0, 2.0]
+    assert [f["reached"] for f in found] == [True, False, True, True, True, False, False]
+
+
+def test_the_counts_and_limits_of_a_real_machine(monkeypatch):
+    subject = Subject("torch")
+    opened = subject.system("tiny")
+    assert opened["parameters"] == 235_444
+    assert subject.chunk() > 0
+    roofline = subject.roofline()
+    assert roofline["matrix_flop_per_s"] > 1e9
+    assert 1e7 < roofline["exponentials_per_s"] < roofline["matrix_flop_per_s"]
+    with Worker("torch") as worker:  # whose types are not checked: it counts on tensors that are none
+        counted = worker.ask("operations", name="tiny")
+    assert 0 < counted["exponentials_per_audio_second"] < counted["flop_per_audio_second"]
+    monkeypatch.setitem(sys.modules, "bs_roformer", None)
+    with pytest.raises(InputError, match=r"needs the package \w+; install it with: pip install 'twinsep\[peers\]'"):
+        subject.system("bs-roformer")

@@ -15,7 +15,7 @@ from twinsep import checkpoint
 from twinsep.batches import TrainingBatches
 from twinsep.errors import InputError
 from twinsep.runs import LAST
-from twinsep.separation import separate
+from twinsep.separation import Chunking, separate
 from twinsep.training import Run, train
 
 
@@ -78,7 +78,7 @@ def test_a_song_is_compiled_once(micro, monkeypatch):
     monkeypatch.setattr(Separator, "__call__", lambda self, x: (traced.append(x.shape), call(self, x))[1])
     trainer = JaxTrainer(micro)
     song = (0.1 * np.random.default_rng(0).standard_normal((2, 47_111))).astype(np.float32)
-    assert separate(trainer.separate, song, segment=15_000, overlap=0.25).shape == (1, 2, 47_111)
+    assert separate(trainer.separate, song, Chunking(15_000)).shape == (1, 2, 47_111)
     assert len(traced) == 1
 
 

@@ -146,7 +146,7 @@ def test_importing_is_light():
 def test_options_are_checked(file):
     with pytest.raises(InputError, match="overlap 1"):
         twinsep.load(file, overlap=1.0)
-    with pytest.raises(InputError, match=r"segment of -1\.0 seconds"):
+    with pytest.raises(InputError, match=r"segment of -1 seconds"):
         twinsep.load(file, segment=-1.0)
     with pytest.raises(InputError, match="unknown framework 'numpy'"):
         twinsep.load(file, "numpy")

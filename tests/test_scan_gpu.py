@@ -16,7 +16,7 @@ from torch_impl.layers import DepthwiseConvSiLU1d, initialise
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 if DEVICE == "cpu":
-    os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported, and when a kernel is called
+    assert os.environ["TRITON_INTERPRET"] == "1"  # conftest's, from before Triton was imported
 pytest.importorskip("triton", reason="Triton is not installed (pip install triton)")
 
 from torch_impl.kernels import selective_scan_triton as kernel  # noqa: E402 (only once that is settled)

@@ -168,8 +168,8 @@ def test_where_memory_runs_out_the_batch_is_halved_and_all_is_there():
     [
         ({"overlap": 1.0}, "overlap 1.0 is not between 0 and 0.95"),
         ({"segment": 0}, "a segment of 0 samples is empty"),
-        ({"shifts": 0}, "shifts 0 is below 1"),
-        ({"batch": 0}, "batch 0 is below 1"),
+        ({"shifts": 0}, "shifts 0 is not between 1 and 100"),
+        ({"batch": 0}, "batch 0 is not between 1 and 4096"),
     ],
 )
 def test_bad_options(options, sentence):

@@ -103,8 +103,8 @@ def test_a_bad_song_is_refused_and_nothing_is_left(separate, tmp_path, name):
         ("a.wav", "PCM_16", "PCM_24", 2**-24),
         ("a.wav", "FLOAT", "FLOAT", 1e-6),
         ("a.flac", "PCM_16", "PCM_24", 2**-24),
-        ("a.mp3", "MPEG_LAYER_III", "MPEG_LAYER_III", 0.1),
-        ("a.ogg", "VORBIS", "VORBIS", 0.1),
+        ("a.mp3", "MPEG_LAYER_III", "MPEG_LAYER_III", 0.02),
+        ("a.ogg", "VORBIS", "VORBIS", 0.05),
     ],
 )
 def test_the_songs_own_format_is_kept(separate, tmp_path, name, made, subtype, tolerance):
@@ -118,6 +118,37 @@ def test_the_songs_own_format_is_kept(separate, tmp_path, name, made, subtype, t
     (x, _), (y, _) = audio.read(tmp_path / name), audio.read(written)
     assert x.shape == y.shape
     assert np.abs(x - y).max() <= tolerance + 1e-6
+
+
+def test_a_song_whose_format_has_no_such_samples_becomes_wav(separate, tmp_path):
+    wave(tmp_path / "a.mp3", subtype="MPEG_LAYER_III", container="MP3")
+    wave(tmp_path / "b.flac", container="FLAC")
+    out = separate([tmp_path / "a.mp3", tmp_path / "b.flac"], encoding=FLOAT)
+    assert [path.name for path in files(out)] == ["instrumental.wav"] * 2
+    separate(tmp_path / "b.flac", encoding=Encoding("PCM_16"), out=tmp_path / "other")
+    (kept,) = files(tmp_path / "other")
+    assert kept.suffix == ".flac"
+
+
+def test_a_song_that_changes_while_it_is_read_is_refused(separate, tmp_path, monkeypatch):
+    scan = audio.scan
+    for waveform, rate in [
+        (music(samples=8000), RATE),
+        (music(samples=10_000), RATE),
+        (music(1), RATE),
+        (music(), 48_000),
+    ]:
+
+        def scan_and_replace(song, waveform=waveform, rate=rate, **options):
+            found = scan(song, **options)
+            wave(tmp_path / "a.wav", waveform, rate=rate)
+            return found
+
+        wave(tmp_path / "a.wav")
+        monkeypatch.setattr(audio, "scan", scan_and_replace)
+        with pytest.raises(InputError, match="has changed while it was read"):
+            separate(tmp_path / "a.wav")
+        assert files(tmp_path / "out") == []
 
 
 @pytest.mark.parametrize(("subtype", "steps"), [("PCM_16", 2**15), ("PCM_24", 2**23)])
@@ -162,6 +193,8 @@ def test_places_that_cannot_be_written(separate, tmp_path):
         ({"out": tmp_path / "file"}, "is a file where a folder is needed"),
         ({"out": tmp_path / "file" / "deeper"}, "is a file where a folder is needed"),
         ({"out": tmp_path / ("x" * 300)}, "File name too long"),
+        ({"filename": "{track:d}.{ext}"}, "names {track:d}"),
+        ({"filename": "{track!z}.{ext}"}, "names {track!z}"),
         ({"filename": "{track}" * 300 + ".{ext}"}, "File name too long"),
         ({"filename": "{artist}.{ext}"}, "names {artist}"),
         ({"filename": "{track"}, "lone brace"),
@@ -169,12 +202,12 @@ def test_places_that_cannot_be_written(separate, tmp_path):
         ({"filename": "/tmp/{stem}.{ext}"}, "no place below --out"),
         ({"filename": "{track}/"}, "no place below --out"),
         ({"filename": "{track}.{ext}", "two_stems": "vocals"}, "must hold {stem}"),
-        ({"filename": "a.wav", "out": tmp_path}, "one of the songs themselves"),
-        ({"filename": "{track}.aiff"}, "its extension is none of"),
+        ({"filename": "{track}.{ext}", "out": tmp_path}, "one of the songs themselves"),
+        ({"filename": "{track}.aiff"}, "does not end in .{ext}"),
         ({"two_stems": "drums"}, "no stem 'drums'; it gives"),
         ({"stem": "vocals", "two_stems": "vocals"}, "exclude each other"),
-        ({"extension": "mp3", "encoding": Encoding("PCM_16")}, "has no PCM_16"),
-        ({"extension": "flac", "encoding": FLOAT}, "has no FLOAT"),
+        ({"extension": "mp3", "encoding": Encoding("PCM_16")}, "MP3 has no 16 bits a sample; give --wav"),
+        ({"extension": "flac", "encoding": FLOAT}, "FLAC has no floating point; give --wav"),
     ]:
         with pytest.raises(InputError) as caught:
             separate(tmp_path / "a.wav", **options)
@@ -231,6 +264,12 @@ def test_where_stems_go(separate, tmp_path):
     for _ in range(2):  # stems among the songs are no songs the second time
         separate(tmp_path / "in", recursive=True, out=tmp_path / "in/out", overwrite=True)
     assert len(files(tmp_path / "in/out")) == 2
+    separate([tmp_path / "in/one.wav", tmp_path / "in/../in/one.wav"], out=tmp_path / "once")  # one song by two names
+    for name in ("..wav", "...wav"):
+        wave(tmp_path / name)
+        separate(tmp_path / name, out=tmp_path / "dots")
+    assert len(files(tmp_path / "once")) == 1
+    assert len(files(tmp_path / "dots")) == 2
     shutil.rmtree(tmp_path / "in/out")
     (tmp_path / "none" / "deep").mkdir(parents=True)
     with pytest.raises(InputError, match="--recursive"):
@@ -340,7 +379,7 @@ def test_ctrl_c_says_what_is_finished_and_leaves_nothing_else(separate, tmp_path
             os.kill(os.getpid(), signal.SIGINT)
         return x[:, None]
 
-    with pytest.raises(Interrupted, match=r"1 of 2 songs are finished \(a\)"):
+    with pytest.raises(Interrupted, match=r"1 of 2 songs are finished \(a\.wav\)"):
         separate([tmp_path / "a.wav", tmp_path / "b.wav"], model)
     assert files(tmp_path / "out") == [tmp_path / "out/a/instrumental.wav"]
     assert not (tmp_path / "out/b").exists()
@@ -357,6 +396,13 @@ def test_lines_of_json(separate, tmp_path, capsys):
     assert events[-1] == {"event": "ended", "finished": 1, "of": 2}
     written = next(event for event in events if event["event"] == "written")
     assert written["stems"] == {"instrumental": str(tmp_path / "out/a/instrumental.wav")}
+
+
+def test_json_tells_of_a_single_broken_song_too(separate, tmp_path, capsys):
+    with pytest.raises(InputError, match="1 of 1 songs"):
+        separate(tmp_path / "missing.wav", as_json=True)
+    events = [json.loads(line)["event"] for line in capsys.readouterr().out.splitlines()]
+    assert events[-2:] == ["failed", "ended"]
 
 
 def test_a_picture_and_its_sound_are_there_together(separate, tmp_path):

@@ -87,7 +87,9 @@ def on_arrays(model: nn.Module, device: torch.device) -> Callable[[np.ndarray], 
 def device_named(name: str) -> torch.device:
     """The device, tried out; raises :class:`InputError` where this machine has none of that name."""
     try:
-        return torch.empty(0, device=name).device
+        tried = torch.zeros(1, device=name)
+        tried.cpu()  # fails where nothing is computed, such as on "meta"
+        return tried.device
     except (RuntimeError, AssertionError) as error:  # PyTorch's ways to say: unknown name, built without CUDA
         raise InputError(f"device {name!r} cannot be used here; --device cpu always can") from error
 

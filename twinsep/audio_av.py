@@ -29,7 +29,8 @@ def opened(path: Path, index: int) -> Iterator[Source]:
     """Audio stream ``index`` of a file. Raises :class:`InputError` for what is not sound, has none or is damaged."""
     with _container(path) as container:
         stream = _audio_stream(container, path, index)
-        if stream.codec_context.name.startswith("mp1"):
+        # None: sound of a kind that FFmpeg has no decoder for.
+        if stream.codec_context is None or stream.codec_context.name.startswith("mp1"):
             raise unknown(path)  # text in UTF-16 may start like MPEG's Layer I, which nothing writes any more
         frames = _frames(container, stream, path)
         first = next(frames, None)

@@ -37,6 +37,10 @@ _MP3_RATES = {
     16_000: (8, (64, 80, 96, 112, 128, 144, 160)),
     0: (8, (64,)),
 }
+#: Of an MP3 at one sample rate or another, in kbit/s.
+MP3_BITRATES = sorted({rate for _, rates in _MP3_RATES.values() for rate in rates})
+# Bit rate up to which LAME makes what it encodes quieter, by its presets → by what that is undone.
+_MP3_GAINS = {160: 1 / 0.95, 192: 1 / 0.97, 224: 1 / 0.98, 320: 1.0}
 # Frames encoded at once: bounds memory, and the Vorbis encoder overflows its stack on minutes at once.
 _BLOCK = 1 << 16
 
@@ -46,6 +50,7 @@ class _Encoding:
     container: str
     subtype: str
     options: dict[str, Any]
+    gain: float = 1.0  # of samples on the way to the encoder
 
     def size(self, frames: int, channels: int) -> int:
         """Bytes of uncompressed sound."""
@@ -112,7 +117,8 @@ class Writer:
             self.clamped += over
             block = np.clip(block, -1, 1) if over else block
         bits = _BITS.get(self._encoding.subtype)
-        samples = block.astype(np.float32) if bits is None else _quantised(block, bits)
+        gain = np.float32(self._encoding.gain)
+        samples = gain * block.astype(np.float32) if bits is None else _quantised(block, bits)
         try:
             with _uninterrupted():
                 self._file.write(np.ascontiguousarray(samples.T))
@@ -265,6 +271,12 @@ def _target(path: Path) -> Path:
         return path
 
 
+def has(extension: str, subtype: str) -> bool:
+    """Whether files of one of :data:`FORMATS` may hold samples of that kind."""
+    container, default, _ = FORMATS[extension]
+    return subtype == default or (subtype in _BYTES and soundfile.check_format(container, subtype))
+
+
 def _encoding(path: Path, sample_rate: int, subtype: str | None, bitrate: int) -> _Encoding:
     extension = path.suffix.lower()
     if extension not in FORMATS:
@@ -273,15 +285,17 @@ def _encoding(path: Path, sample_rate: int, subtype: str | None, bitrate: int) -
         )
     container, default, options = FORMATS[extension]
     subtype = subtype or default
-    if subtype != default and (subtype not in _BYTES or not soundfile.check_format(container, subtype)):
+    if not has(extension, subtype):
         raise InputError(f"cannot write {shown(path)}: {container} has no {subtype}; leave it out for {default}")
     if container == "MP3":
-        options = options | {"compression_level": _mp3_level(path, sample_rate, bitrate)}
+        level, chosen = _mp3_level(path, sample_rate, bitrate)
+        gain = next(gain for most, gain in _MP3_GAINS.items() if chosen <= most)
+        return _Encoding(container, subtype, options | {"compression_level": level}, gain)
     return _Encoding(container, subtype, options)
 
 
-def _mp3_level(path: Path, sample_rate: int, bitrate: int) -> float:
-    """libsndfile's compression level, 0 to 1, for ``bitrate`` kbit/s, or for the highest there is at that rate."""
+def _mp3_level(path: Path, sample_rate: int, bitrate: int) -> tuple[float, int]:
+    """libsndfile's compression level, 0 to 1, for ``bitrate`` kbit/s, or the highest there is at that rate; which."""
     least, bitrates = next(rates for lowest, rates in _MP3_RATES.items() if sample_rate >= lowest)
     most = bitrates[-1]
     bitrate = min(bitrate, most)
@@ -290,4 +304,5 @@ def _mp3_level(path: Path, sample_rate: int, bitrate: int) -> float:
             f"cannot write {shown(path)}: an MP3 at {sample_rate} Hz cannot have {bitrate} kbit/s; "
             f"choose one of {', '.join(map(str, bitrates))}"
         )
-    return (most - bitrate) / (most - least)  # of what it gives, rounded down, the encoder takes the nearest there is
+    # Of what the level gives, rounded down, the encoder takes the nearest there is.
+    return (most - bitrate) / (most - least), bitrate

@@ -79,7 +79,7 @@ def read(path: str | Path, *, prefixes: tuple[str, ...] | None = None) -> Checkp
 
         return pretrained.read(path)
     if not path.is_file():
-        raise InputError(f"{path}: does not exist; give a preset or the .safetensors file that `twinsep train` wrote")
+        raise InputError(f"{path}: does not exist; give the .safetensors file that `twinsep train` wrote")
     try:
         with safe_open(path, framework="np") as file:
             metadata = file.metadata() or {}

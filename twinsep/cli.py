@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import multiprocessing
+import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +15,15 @@ import typer
 from typer.core import TyperGroup
 
 from twinsep.errors import InputError, Interrupted, TwinsepError
+
+
+def _path(text: str | Path) -> Path:
+    """A path that was given, or a default; an empty one would mean the current folder."""
+    if text == "":
+        # No InputError, which is a ValueError: Typer would make a box of it.
+        raise TwinsepError("an empty path was given, perhaps by a variable that is not set; name a file or a folder")
+    return Path(text)
+
 
 EXAMPLES = """Examples: `twinsep separate song.mp3` writes separated/song/instrumental.mp3;
 `twinsep separate album -r --two-stems vocals --flac` does so for every song of a folder, vocals too, as FLAC;
@@ -36,10 +49,13 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+#: The status of a command that a person ended.
+INTERRUPTED = 130
+
 Framework = Annotated[str, typer.Option(help="torch or jax")]
-Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps …")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps ...")]
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="Configuration file (JSON or YAML).")]
-Preset = Annotated[str | None, typer.Option(help="Named configuration: tiny, small, paper, reference …")]
+Preset = Annotated[str | None, typer.Option(help="Named configuration: tiny, small, paper, reference ...")]
 Settings = Annotated[
     list[str] | None,
     typer.Option("--set", help="Override, as in --set model.mixer.kind=transformer; may be repeated."),
@@ -52,11 +68,21 @@ Segment = Annotated[float | None, typer.Option(help="Seconds of a chunk; the tra
 @app.command(epilog=EXAMPLES)
 def separate(
     songs: Annotated[
-        list[Path], typer.Argument(help="Songs, or folders of them: wav, flac, mp3, m4a, ogg, opus, the sound of mp4 …")
+        list[Path],
+        typer.Argument(
+            parser=_path,
+            metavar="SONGS...",
+            help="Songs, or folders of them: wav, flac, mp3, m4a, ogg, opus, the sound of mp4 and mkv ...",
+        ),
     ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the stems.")] = Path("separated"),
+    out: Annotated[
+        Path, typer.Option("--out", "-o", parser=_path, metavar="FOLDER", help="Folder for the stems.")
+    ] = Path("separated"),
     filename: Annotated[
-        str, typer.Option(help="Where a stem goes in that folder, by {track}, {stem} and {ext}.")
+        str,
+        typer.Option(
+            help="Where a stem goes in that folder, by {track}, {stem} and {ext}; the picture's stem is spectrograms."
+        ),
     ] = "{track}/{stem}.{ext}",
     checkpoint: Annotated[
         Path | None,
@@ -73,7 +99,7 @@ def separate(
     wav: Annotated[bool, typer.Option("--wav", help="Write WAV. Without a format: the song's own, or WAV.")] = False,
     flac: Annotated[bool, typer.Option("--flac", help="Write FLAC.")] = False,
     mp3: Annotated[bool, typer.Option("--mp3", help="Write MP3.")] = False,
-    mp3_bitrate: Annotated[int, typer.Option(help="Of an MP3, in kbit/s.")] = 320,
+    mp3_bitrate: Annotated[int, typer.Option(help="Of an MP3, in kbit/s, 64 to 320; below 32 kHz 160 at most.")] = 320,
     int16: Annotated[bool, typer.Option("--int16", help="16 bits a sample in WAV and FLAC.")] = False,
     int24: Annotated[
         bool, typer.Option("--int24", help="24 bits: the default, but for a WAV in floating point.")
@@ -84,7 +110,9 @@ def separate(
         typer.Option(help="Samples beyond full scale: clamp them, rescale all stems alike, or none: refuse."),
     ] = "clamp",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")] = False,
-    recursive: Annotated[bool, typer.Option("--recursive", "-r", help="Look into the folders of folders.")] = False,
+    recursive: Annotated[
+        bool, typer.Option("--recursive", "-r", help="Look into the folders of folders, but for linked ones.")
+    ] = False,
     pairs: Annotated[bool, typer.Option("--pairs", help="Separate more than two channels two by two.")] = False,
     figure: Annotated[bool, typer.Option("--figure", help="Draw spectrograms of song, stems and mask.")] = False,
     overlap: Overlap = 0.25,
@@ -147,9 +175,7 @@ def demo(
     ] = None,
     framework: Framework = "torch",
     device: Device = "cpu",
-    host: Annotated[
-        str, typer.Option(help="Address to listen on; others than this machine reach 0.0.0.0.")
-    ] = "127.0.0.1",
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines in.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on.")] = 7860,
     limit: Annotated[int, typer.Option(help="Megabytes that an upload may have.")] = 200,
     browser: Annotated[bool, typer.Option(help="Open the page.")] = True,
@@ -376,11 +402,13 @@ def guarded(command: Callable[[], object]) -> None:
         command()
         return
     except TwinsepError as error:
-        status, sentence = 130 if isinstance(error, Interrupted) else 2, str(error)
+        status, sentence = INTERRUPTED if isinstance(error, Interrupted) else 2, str(error)
     except KeyboardInterrupt:
-        status, sentence = 130, "interrupted; nothing half-written was left behind"
+        status, sentence = INTERRUPTED, "interrupted; nothing half-written was left behind"
     except BrokenPipeError:
         status, sentence = 141, ""
+    except MemoryError:
+        status, sentence = 2, "memory ran out; ask for less at once"
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         status, sentence = 2, f"{where}{error.strerror or error}; free the way or choose another place"
@@ -391,7 +419,19 @@ def guarded(command: Callable[[], object]) -> None:
 
 def main() -> None:
     """The entry point of ``twinsep``."""
-    guarded(app)
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError):  # of what stands in for one
+            stream.reconfigure(errors="replace")  # type: ignore[union-attr]
+    try:
+        guarded(app)
+    except SystemExit as end:
+        # XLA, told to end in the middle of a compilation, crashes; and a second Ctrl-C would be a traceback.
+        if end.code == INTERRUPTED and "jax" in sys.modules and not multiprocessing.active_children():
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(INTERRUPTED)
+        raise
 
 
 if __name__ == "__main__":

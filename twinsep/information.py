@@ -148,6 +148,7 @@ def _presets(found: Record) -> Table:
 def _checkpoints(found: Record) -> Table:
     columns = ("checkpoint", "bands", "mixer", "width", "step", *(score[0] for score in SCORES))
     table = Table(*columns, title="Checkpoints", title_justify="left")
+    table.columns[0].overflow = "fold"  # the ends of the names are what tells them apart
     for record in found["checkpoints"]:
         cells = [str(record.get(key, "–")) for key in ("bands", "mixer", "d_model", "step")]
         scores = [_score(record, metric, statistic) for _, metric, statistic in SCORES]

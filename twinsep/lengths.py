@@ -27,22 +27,21 @@ RATE = 44_100
 _MIB = 1 << 20
 
 
-def measure(report: Report, seconds: tuple[int, ...] = SECONDS) -> dict[str, Any]:
+def measure(report: Report) -> dict[str, Any]:
     """Wall seconds and peak resident MiB of a process that separates white noise of each length, stereo, 16-bit WAV in
     and out, both stems, a :data:`PRESET` model with weights as drawn; of each framework."""
     found: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
-        for length in seconds:
+        for length in SECONDS:
             song = _noise(Path(folder) / "song.wav", length)
             for framework in TWINS:
                 found.append({"seconds": length, "framework": framework, **_separated(song, Path(folder), framework)})
-                report(len(found), len(seconds) * len(TWINS))
+                report(len(found), len(SECONDS) * len(TWINS))
     peaks = {(x["framework"], x["seconds"]): x["peak_mib"] for x in found}
     ratios = [
         {"longer": longer, "shorter": shorter, "bar": bar}
         | {framework: round(peaks[framework, longer] / peaks[framework, shorter], 4) for framework in TWINS}
         for (longer, shorter), bar in BARS.items()
-        if longer in seconds and shorter in seconds
     ]
     return {"preset": PRESET, "songs": found, "peak_memory_ratios": ratios}
 

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from twinsep import audio, pictures, tags
-from twinsep.audio_writing import Writer, writer
+from twinsep.audio_writing import MP3_BITRATES, Writer, writer
 from twinsep.errors import InputError
-from twinsep.files import unnamed
+from twinsep.files import shown, unnamed
 from twinsep.progress import Report
 from twinsep.separator import Separator, complement
 
@@ -37,8 +37,9 @@ class Encoding:
     def __post_init__(self) -> None:
         if self.clip not in CLIP_MODES:
             raise InputError(f"unknown --clip-mode {self.clip!r}; known: {', '.join(CLIP_MODES)}")
-        if not 64 <= self.bitrate <= 320:
-            raise InputError(f"an MP3 of {self.bitrate} kbit/s is not possible; give 64 to 320")
+        if self.bitrate not in MP3_BITRATES:
+            known = ", ".join(map(str, MP3_BITRATES))
+            raise InputError(f"an MP3 of {self.bitrate} kbit/s is not possible; give one of {known}")
 
 
 @dataclass
@@ -79,7 +80,7 @@ def separate(
     with contextlib.ExitStack() as stack:
         writers: dict[str, Writer] = {}
         for stem, path in paths.items():
-            subtype = encoding.subtype or ("FLOAT" if found.is_float and path.suffix == ".wav" else None)
+            subtype = encoding.subtype or ("FLOAT" if found.is_float and path.suffix.lower() == ".wav" else None)
             writers[stem] = stack.enter_context(
                 writer(
                     path,
@@ -95,7 +96,8 @@ def separate(
         picture = stack.enter_context(unnamed(figure, overwrite=overwrite)) if figure else None
         sink = stack.enter_context(_sink(song, writers, encoding.clip))
         source = stack.enter_context(audio.opened(song, most_channels=most_channels))
-        pieces = separator.stream(source.blocks(), found.frames, found.sample_rate, progress=report)
+        blocks = _as_found(source, found)
+        pieces = separator.stream(blocks, found.frames, found.sample_rate, progress=report)
         for mixture, stems in pieces:
             sink.write({stem: complement(mixture, stems, stem) for stem in writers})
             if panels:
@@ -104,7 +106,24 @@ def separate(
         if panels and picture:
             picture.write(panels.png(song.name))
     outcome.notes += sink.notes
+    if figure:
+        outcome.paths["spectrograms"] = figure
     return outcome
+
+
+def _as_found(source: audio.Source, found: audio.Scan) -> Iterator[np.ndarray]:
+    """The song's blocks; raises :class:`InputError` unless they are what the first reading found."""
+    changed = InputError(f"{shown(source.path)} has changed while it was read; separate it again")
+    if (source.sample_rate, source.channels) != (found.sample_rate, found.channels):
+        raise changed
+    frames = 0
+    for block in source.blocks():
+        frames += block.shape[1]
+        if frames > found.frames:
+            raise changed
+        yield block
+    if frames < found.frames:
+        raise changed
 
 
 def _tag(kept: tags.Tags, extension: str, notes: list[str], file: Any) -> None:
@@ -124,8 +143,8 @@ class _Direct:
             target = self.writers[stem]
             if self.clip == "none" and not target.is_float and piece.size and np.abs(piece).max() > 1:
                 raise InputError(
-                    f"{self.song}: the {stem} goes beyond full scale, and --clip-mode none lets nothing be clipped; "
-                    "write --float32, or choose --clip-mode clamp or rescale"
+                    f"{shown(self.song)}: the {stem} goes beyond full scale, and --clip-mode none lets nothing be "
+                    "clipped; write --float32, or choose --clip-mode clamp or rescale"
                 )
             target.write(piece)
 

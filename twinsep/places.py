@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from twinsep.errors import InputError
+from twinsep.files import shown
 
 #: Extensions of the files that are taken from a folder.
 EXTENSIONS = frozenset(
@@ -39,23 +40,35 @@ def songs(given: Iterable[Path], out: Path, *, recursive: bool) -> list[Song]:
     not exist is taken for a song, so that it is told of with the others. Raises :class:`InputError` for a folder
     without any.
     """
-    found: dict[Path, Song] = {}
+    found: dict[str, Song] = {}  # by where they really are
+    stems = os.path.realpath(out)
     for path in given:
-        if not path.is_dir():
-            found.setdefault(path, Song(path, path.stem))
+        if not os.path.isdir(path):  # noqa: PTH112 - Path.is_dir raises for an impossible name
+            found.setdefault(os.path.realpath(path), Song(path, _track(path)))
             continue
-        stems = [] if out.resolve() == path.resolve() else [out.resolve()]
+        own = os.path.realpath(path) == stems
         inside = sorted(
             file
             for file in _files(path, recursive)
-            if file.suffix.lower() in EXTENSIONS and not any(file.resolve().is_relative_to(folder) for folder in stems)
+            if file.suffix.lower() in EXTENSIONS and (own or not _real(file).is_relative_to(stems))
         )
         if not inside:
             deeper = "" if recursive else " itself; give --recursive to look into its folders too"
-            raise InputError(f"{path} holds no song{deeper or ', nor do its folders'}")
+            raise InputError(f"{shown(path)} holds no song{deeper or ', nor do its folders'}")
         for file in inside:
-            found.setdefault(file, Song(file, file.relative_to(path).with_suffix("").as_posix()))
+            folder = file.relative_to(path).parent
+            found.setdefault(str(_real(file)), Song(file, (folder / _track(file)).as_posix()))
     return list(found.values())
+
+
+def _track(path: Path) -> str:
+    """Its name without the extension; all of it where that would be the name of a folder that is always there."""
+    return path.name if path.stem in (".", "..") else path.stem
+
+
+def _real(path: Path) -> Path:
+    """Without links; ``Path.resolve`` raises where they lead in circles."""
+    return Path(os.path.realpath(path))
 
 
 def _files(folder: Path, recursive: bool) -> list[Path]:
@@ -66,17 +79,21 @@ def _files(folder: Path, recursive: bool) -> list[Path]:
 
 @dataclass(frozen=True)
 class Template:
-    """Where stems go below a folder: ``{track}/{stem}.{ext}``. Raises :class:`InputError` for another kind."""
+    """Where stems go below a folder, as in ``{track}/{stem}.{ext}``; the picture has the stem "spectrograms".
+
+    Raises :class:`InputError` for what is no such place, or does not end in ``.{ext}``.
+    """
 
     text: str = "{track}/{stem}.{ext}"
 
     def __post_init__(self) -> None:
         try:
-            fields = {name for _, name, _, _ in string.Formatter().parse(self.text) if name is not None}
+            parsed = [part[1:] for part in string.Formatter().parse(self.text) if part[1] is not None]
         except ValueError as error:
             raise InputError(
                 f"--filename {self.text!r} has a lone brace; write it as {{track}}/{{stem}}.{{ext}}"
             ) from error
+        fields = {f"{name}{'!' + how if how else ''}{':' + width if width else ''}" for name, width, how in parsed}
         known = ", ".join(f"{{{field}}}" for field in FIELDS)
         if not fields <= set(FIELDS):
             raise InputError(f"--filename {self.text!r} names {{{min(fields - set(FIELDS))}}}; known are {known}")
@@ -84,6 +101,10 @@ class Template:
         if not parts or Path(self.text).is_absolute() or ".." in parts or self.text.endswith("/"):
             raise InputError(
                 f"--filename {self.text!r} is no place below --out; write it as {{track}}/{{stem}}.{{ext}}"
+            )
+        if not self.text.endswith(".{ext}"):
+            raise InputError(
+                f"--filename {self.text!r} does not end in .{{ext}}; write it as {{track}}/{{stem}}.{{ext}}"
             )
 
     def path(self, out: Path, track: str, stem: str, extension: str) -> Path:
@@ -97,10 +118,10 @@ def check(places: dict[Path, list[Path]]) -> None:
     twice = next((path for path, count in counts.items() if count > 1), None)
     if twice is not None:
         raise InputError(
-            f"more than one file would be written to {twice}: songs of the same name go into different --out folders, "
-            "and --filename must hold {stem}, and {track} if there are several songs"
+            f"more than one file would be written to {shown(twice)}: songs of the same name go into different --out "
+            "folders, and --filename must hold {stem}, and {track} if there are several songs"
         )
     given = {os.path.realpath(song) for song in places}
     for path in counts:
         if os.path.realpath(path) in given:
-            raise InputError(f"{path} is one of the songs themselves; choose another --out or --filename")
+            raise InputError(f"{shown(path)} is one of the songs themselves; choose another --out or --filename")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,6 +17,11 @@ from twinsep.progress import Report
 Separate = Callable[[np.ndarray], np.ndarray]
 
 
+#: Of a chunk, the least and the most; and what is the most of the others.
+SEGMENT_SECONDS = (0.1, 600)
+MOST_SHIFTS, MOST_CHUNKS = 100, 4096
+
+
 @dataclass(frozen=True)
 class Chunking:
     """How a song is cut up: chunks of ``segment`` samples that share the fraction ``overlap`` with the next one.
@@ -25,7 +29,7 @@ class Chunking:
     Of what two chunks share, the outer quarter of either is context: the model hears it and what it makes of it is
     discarded, since it knows least there. Over the half in the middle one fades into the other. ``shifts`` grids of
     chunks, each moved by a part of a step, are averaged. ``batch`` chunks go through the model at once. Raises
-    :class:`InputError` for an overlap outside [0, 0.95] and for counts below 1.
+    :class:`InputError` for an overlap outside [0, 0.95] and for counts below 1 or beyond reason.
     """
 
     segment: int
@@ -38,9 +42,9 @@ class Chunking:
             raise InputError(f"overlap {self.overlap} is not between 0 and 0.95")
         if self.segment < 1:
             raise InputError(f"a segment of {self.segment} samples is empty; give a longer one")
-        for name in ("shifts", "batch"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} {getattr(self, name)} is below 1; 1 is the least")
+        for name, most in (("shifts", MOST_SHIFTS), ("batch", MOST_CHUNKS)):
+            if not 1 <= getattr(self, name) <= most:
+                raise InputError(f"{name} {getattr(self, name)} is not between 1 and {most}")
 
     @property
     def hop(self) -> int:
@@ -74,13 +78,14 @@ class Chunking:
 def chunk_samples(config: Config, segment: float | None) -> int:
     """Samples of a chunk of ``segment`` seconds, the training segment's where none is given.
 
-    Raises :class:`InputError` for seconds that are no positive number.
+    Raises :class:`InputError` for seconds that are no number between those of :data:`SEGMENT_SECONDS`.
     """
     if segment is None:
         return config.segment_samples
-    if not 0 < segment < math.inf:
-        raise InputError(f"a segment of {segment} seconds is not possible; give a positive number")
-    return max(1, round(segment * config.model.sample_rate))
+    least, most = SEGMENT_SECONDS
+    if not least <= segment <= most:
+        raise InputError(f"a segment of {segment:g} seconds is not possible; give {least} to {most}")
+    return round(segment * config.model.sample_rate)
 
 
 def separate(
@@ -110,7 +115,7 @@ def stream(
     starts = chunking.starts(samples)
     heard = _cut(_mirrored(blocks, chunking.context), starts, chunking.segment)
     sums = _Sums(chunking.weights, samples)
-    batch, done = chunking.batch, 0
+    batch, done = min(chunking.batch, len(starts)), 0
     waiting: list[np.ndarray] = []
     while done < len(starts):
         waiting += islice(heard, max(0, batch - len(waiting)))

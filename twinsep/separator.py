@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
-from itertools import tee
 from pathlib import Path
 from typing import Any
 
@@ -116,8 +116,8 @@ class Separator:
         """
         rate = self.sample_rate
         inner = max(1, round(frames * rate / sample_rate))
-        song, heard = tee(blocks)
-        mixture, fed = tee(resampled(heard, sample_rate, rate, inner))
+        song, heard = _both(blocks)
+        mixture, fed = _both(resampled(heard, sample_rate, rate, inner))
         estimates = separation.stream(_of_channels(self.model), fed, inner, self.chunking, progress=progress)
         parts = (self._parts(piece, stems) for piece, stems in aligned(mixture, estimates))
         back = resampled(_flat(parts), rate, sample_rate, frames)
@@ -175,6 +175,24 @@ def _found(path_or_preset: str | Path) -> Checkpoint:
     path = Path(path_or_preset)
     found = checkpoint.read(path, prefixes=())
     return replace(found, tensors={}, provenance=pretrained.origin(path, found))
+
+
+def _both(blocks: Iterable[np.ndarray]) -> tuple[Iterator[np.ndarray], Iterator[np.ndarray]]:
+    """A stream twice, as ``itertools.tee`` gives it; that keeps up to 57 blocks which both have read."""
+    source = iter(blocks)
+    waiting: tuple[deque[np.ndarray], deque[np.ndarray]] = (deque(), deque())
+
+    def branch(own: deque[np.ndarray]) -> Iterator[np.ndarray]:
+        while True:
+            if not own:
+                block = next(source, None)
+                if block is None:
+                    return
+                for each in waiting:
+                    each.append(block)
+            yield own.popleft()
+
+    return branch(waiting[0]), branch(waiting[1])
 
 
 def complement(song: np.ndarray, stems: Stems, stem: str) -> np.ndarray:

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import twinsep
 from twinsep import audio, one_song, pictures, places, telling
+from twinsep.audio_writing import has
 from twinsep.errors import InputError, Interrupted, TwinsepError
+from twinsep.files import shown
 from twinsep.one_song import Encoding
 from twinsep.places import Song, Template
 from twinsep.separator import Separator
@@ -54,6 +56,7 @@ def run(given: list[Path], options: Options) -> None:
     :class:`Interrupted`, which says what is finished.
     """
     template = Template(options.filename)
+    _check_format(options)
     if options.two_stems and options.stem:
         raise InputError("--two-stems and --stem exclude each other; give one")
     if options.figure:
@@ -87,11 +90,12 @@ def _run(plans: dict[Song, dict[str, Path]], options: Options, separator: Separa
             )
         except KeyboardInterrupt as error:
             done = f"{len(finished)} of {len(plans)} songs are finished"
-            names = f" ({', '.join(song.track for song in finished)})" if finished else ""
+            names = f" ({_some(finished)})" if finished else ""
+            teller.interrupted(len(finished), len(plans))
             raise Interrupted(f"interrupted; {done}{names}; nothing half-written was left behind") from error
         except TwinsepError as error:
             failed.append(song)
-            if len(plans) == 1:
+            if len(plans) == 1 and not options.as_json:
                 raise
             teller.failed(song.path, str(error))
         else:
@@ -99,10 +103,21 @@ def _run(plans: dict[Song, dict[str, Path]], options: Options, separator: Separa
             teller.written(song.path, outcome)
     teller.ended(len(finished), len(plans))
     if failed:
-        names = ", ".join(song.path.name for song in failed[:5]) + (" …" if len(failed) > 5 else "")
         raise InputError(
-            f"{len(failed)} of {len(plans)} songs could not be separated: {names}; the reasons stand above"
+            f"{len(failed)} of {len(plans)} songs could not be separated: {_some(failed)}; the reasons stand above"
         )
+
+
+def _some(songs: list[Song]) -> str:
+    return ", ".join(shown(song.path.name) for song in songs[:5]) + (" …" if len(songs) > 5 else "")
+
+
+def _check_format(options: Options) -> None:
+    """Raise :class:`InputError` for a format that has no samples of the kind that was asked for."""
+    extension, subtype = options.extension, options.encoding.subtype
+    if extension and subtype and not has(f".{extension}", subtype):
+        what = "floating point" if subtype == "FLOAT" else f"{subtype[-2:]} bits a sample"
+        raise InputError(f"{extension.upper()} has no {what}; give --wav, or leave that out")
 
 
 def _stems(options: Options, separator: Separator) -> tuple[str, ...]:
@@ -115,9 +130,10 @@ def _stems(options: Options, separator: Separator) -> tuple[str, ...]:
 
 
 def plan(song: Song, options: Options, template: Template, stems: tuple[str, ...]) -> dict[str, Path]:
-    """Where a song's stems go, in its own format where that can be written, else WAV; and its picture."""
-    own = song.path.suffix.lower()
-    extension = options.extension or (own if own in audio.FORMATS else ".wav").lstrip(".")
+    """Where a song's stems go, in its own format where that can be written as asked, else WAV; and its picture."""
+    own, subtype = song.path.suffix.lower(), options.encoding.subtype
+    kept = own in audio.FORMATS and (subtype is None or has(own, subtype))
+    extension = options.extension or (own if kept else ".wav").lstrip(".")
     paths = {stem: template.path(options.out, song.track, stem, extension) for stem in stems}
     if options.figure:
         paths[places.PICTURE] = template.path(options.out, song.track, places.PICTURE, "png")

@@ -40,6 +40,9 @@ class Teller(Protocol):
     def failed(self, song: Path, sentence: str) -> None:
         """A song could not be done."""
 
+    def interrupted(self, finished: int, total: int) -> None:
+        """A person has had enough."""
+
     def ended(self, finished: int, total: int) -> None:
         """There are no more."""
 
@@ -58,6 +61,8 @@ class Bars:
     def begun(self, song: Path, number: int, total: int) -> tuple[Report, Report]:
         if total > 1 and self.all is None:
             self.all = self.progress.add_task("all songs", total=total)
+        if self.all is not None:
+            self.progress.update(self.all, completed=number - 1)
         if self.one is not None:
             self.progress.remove_task(self.one)
         name = shown(song.name if len(song.name) <= 40 else f"{song.name[:39]}…")
@@ -80,9 +85,14 @@ class Bars:
             self.say(f"{song}: {note}")
 
     def failed(self, song: Path, sentence: str) -> None:
-        self.say(sentence if str(song) in sentence else f"{song}: {sentence}")
+        self.say(sentence if shown(song) in sentence else f"{song}: {sentence}")
+
+    def interrupted(self, finished: int, total: int) -> None:
+        """The sentence at the end says it."""
 
     def ended(self, finished: int, total: int) -> None:
+        if self.all is not None:
+            self.progress.update(self.all, completed=total)
         if total > 1:
             self.say(f"{finished} of {total} songs separated")
 
@@ -107,6 +117,9 @@ class Lines:
 
     def failed(self, song: Path, sentence: str) -> None:
         _line("failed", song=str(song), sentence=sentence)
+
+    def interrupted(self, finished: int, total: int) -> None:
+        _line("interrupted", finished=finished, of=total)
 
     def ended(self, finished: int, total: int) -> None:
         _line("ended", finished=finished, of=total)
