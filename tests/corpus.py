@@ -81,6 +81,12 @@ def content(data: bytes, path: Path) -> None:
     path.write_bytes(data)
 
 
+def in_an_unknown_codec(path: Path) -> None:
+    """Sound that FFmpeg has no decoder for, such as a shop's that is locked to a player."""
+    M4A(path)
+    path.write_bytes(path.read_bytes().replace(b"mp4a", b"drmx").replace(b"esds", b"free"))
+
+
 LONG_NAME = "å" * 120 + ".wav"  # 244 bytes; a system takes 255
 M4A = partial(coded, container="ipod", codec="aac")
 MP3 = partial(wave, subtype="MPEG_LAYER_III", container="MP3")
@@ -165,6 +171,7 @@ BAD: dict[str, tuple[Maker, str]] = {
     "slow.wav": (partial(wave, rate=4000), "4000 Hz"),
     "fast.wav": (partial(wave, rate=384_000), "384000 Hz"),
     "silent film.mp4": (video_alone, "holds no sound"),
+    "locked.m4a": (in_an_unknown_codec, "cannot be read|holds no sound"),
     "missing.wav": (lambda _: None, "does not exist"),
     "dangling.wav": (lambda path: path.symlink_to("nowhere"), "does not exist"),
     "pipe.wav": (os.mkfifo, "not a regular file"),

@@ -1,5 +1,7 @@
 """Whole songs around models of a few lines: what comes out adds up, and what the model does not see is kept."""
 
+import weakref
+
 import numpy as np
 import pytest
 
@@ -242,3 +244,21 @@ def test_a_function_has_no_weights_to_save(tmp_path):
     with pytest.raises(InputError, match="no weights to save"):
         separator(identity).save_pretrained(tmp_path / "model")
     assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("rate", [8000, 44_100, 96_000])
+def test_blocks_are_let_go_once_they_are_read(rate):
+    """However long they last: at a low rate a block is many seconds."""
+    alive = []
+
+    def blocks():
+        for _ in range(80):
+            block = np.zeros((2, 10_000), np.float32)
+            alive.append(weakref.ref(block))
+            yield block
+            del block
+
+    most = 0
+    for _ in separator(identity, segment=5000).stream(blocks(), 800_000, rate):
+        most = max(most, sum(reference() is not None for reference in alive))
+    assert 1 < most <= 12

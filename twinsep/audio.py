@@ -80,14 +80,12 @@ class AudioInfo:
 
 @dataclass(frozen=True)
 class Scan:
-    """What decoding all of a file says: samples per channel, Hz, channels, whether the file holds floating-point
-    samples, and the largest magnitude, where full scale is 1."""
+    """What decoding all of a file says: samples per channel, Hz, channels, and whether its samples are floating-point."""
 
     frames: int
     sample_rate: int
     channels: int
     is_float: bool
-    peak: float
 
 
 # ---------------------------------------------------------------------------- reading
@@ -113,13 +111,12 @@ def scan(path: FilePath, *, most_channels: int = 2, report: Report | None = None
     advice = ", or separate the channels in pairs with --pairs" if most_channels == 2 else ""
     with _opened(path, most_channels=most_channels, advice=advice) as source:
         _of_a_handled_rate(source)
-        frames, peak = 0, 0.0
+        frames = 0
         for block in source.blocks():
             frames += block.shape[1]
-            peak = max(peak, float(np.abs(block).max()))
             if report:
                 report(frames, max(frames, source.expected))
-    return Scan(frames, source.sample_rate, source.channels, source.is_float, peak)
+    return Scan(frames, source.sample_rate, source.channels, source.is_float)
 
 
 def info(path: FilePath) -> AudioInfo:
