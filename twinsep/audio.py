@@ -80,7 +80,7 @@ class AudioInfo:
 
 @dataclass(frozen=True)
 class Scan:
-    """What decoding all of a file says: samples per channel, Hz, channels, and whether its samples are floating-point."""
+    """What decoding all of a file says: samples per channel, Hz, channels, and whether samples are floating-point."""
 
     frames: int
     sample_rate: int
