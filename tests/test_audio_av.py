@@ -108,7 +108,7 @@ def test_sound_comes_back_as_long_as_it_went_in_and_in_its_place(tmp_path, name)
     assert np.array_equal(np.concatenate(blocks, axis=1), sound)
     assert max(block.shape[1] for block in blocks) <= audio.BLOCK
     assert (source.frames in (None, FRAMES), source.is_float) == (True, name == "float.mkv")
-    assert audio.scan(path) == audio.Scan(FRAMES, rate, 2, source.is_float, float(np.abs(sound).max()))
+    assert audio.scan(path) == audio.Scan(FRAMES, rate, 2, source.is_float)
     assert audio.info(path) == audio.AudioInfo(FRAMES, rate, 2)
 
 
