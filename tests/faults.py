@@ -16,18 +16,16 @@ from pathlib import Path
 from typing import Any
 
 from conftest import write_song
-from killed_songs import Separation
 from survival import Process, difference, killed, step_of
 
 from twinsep import checkpoint, progress, provenance
 from twinsep.cli import guarded
 from twinsep.config import Config, preset
 from twinsep.files import write_json
-from twinsep.runs import BEST, LAST
+from twinsep.runs import LAST
 
 OUT = Path("results/faults.json")
 KILLS, RUNS = 15, 3  # of each framework: so many kills, spread over so many runs
-SEPARATIONS = 30  # killed, of each framework
 SECONDS = 120  # within which a run must notice that it cannot go on
 FRAMEWORKS = ("torch", "jax")
 #: The first step that fails; the last checkpoint is then at step 8.
@@ -190,17 +188,6 @@ class Faults:
             "held": status == 0 and same and "going on from previous.safetensors" in message,
         }
 
-    def separation_killed(self, framework: str) -> dict[str, Any]:
-        """``twinsep separate``, of twelve short songs, gets SIGKILL at random times while it writes."""
-        weights = self.out(framework, "whole") / BEST
-        ends = Separation(self.folder / f"{framework}-separation", weights, framework).killed(SEPARATIONS, seed=0)
-        return {
-            "kills": len(ends),
-            "whole stems left after each": [end["stems"] for end in ends],
-            "other files left": sum(end["other files"] for end in ends),
-            "held": not any(end["other files"] for end in ends),
-        }
-
     def restore_songs(self) -> None:
         make_songs(self.songs)
 
@@ -245,7 +232,6 @@ def main() -> None:
             faults.nan_batch,
             faults.worker_killed,
             faults.no_memory,
-            faults.separation_killed,
         )
         jobs = [partial(record, found, fault, framework) for framework in FRAMEWORKS for fault in tried]
         for done, job in enumerate(jobs):

@@ -484,7 +484,7 @@ def test_a_long_name_fits(separate, tmp_path):
 
 
 def test_a_killed_command_leaves_whole_files_alone(micro, tmp_path):
-    """Three kills; the stage ``faults`` makes thirty of each framework."""
+    """Three kills; the stage ``kills`` makes thirty."""
     from killed_songs import Separation
 
     from torch_impl.train import Trainer
