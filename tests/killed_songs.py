@@ -1,4 +1,4 @@
-"""Stage ``kills``: ``twinsep separate`` gets SIGKILL while it works; what its folder then holds. The tests use it too."""
+"""Stage ``kills``: ``twinsep separate`` gets SIGKILL while it works; what its folder then holds. Tests use it too."""
 
 from __future__ import annotations
 
@@ -98,8 +98,8 @@ def main() -> None:
         separation = Separation(Path(folder), Path(folder) / "tiny", "torch")
         ends = separation.killed(KILLS, 0, report)
     record = {
-        "what": "twinsep separate, of twelve short songs in WAV, FLAC and MP3, both stems, killed at random times; every "
-        "other time it writes over the stems of the time before",
+        "what": "twinsep separate, of twelve short songs in WAV, FLAC and MP3, both stems, killed at random times; "
+        "every other time it writes over the stems of the time before",
         "kills": len(ends),
         "whole stems of 24 left after each": [end["stems"] for end in ends],
         "other files left": sum(end["other files"] for end in ends),
