@@ -11,12 +11,13 @@ from typing import Any
 
 import numpy as np
 
+import twinsep
 from ablations import settings
-from twinsep import data, frameworks, metrics, progress, provenance
+from twinsep import data, metrics, progress, provenance
 from twinsep.cli import guarded
 from twinsep.files import write_json
 from twinsep.runs import BEST
-from twinsep.separation import Chunking, separate
+from twinsep.separation import separate
 
 OUT = Path("results/edges.json")
 SECONDS = 7  # of an excerpt, at most; there is a second of the song before it and after it
@@ -27,8 +28,8 @@ PLACES = ("first second", "middle second", "last second")
 def main() -> None:
     checkpoint = settings.RUNS / "torch-base-0" / BEST
     device = settings.profile()["device"]
-    model, config = frameworks.load(checkpoint, framework="torch", device=device)
-    chunking, rate = Chunking(config.segment_samples), config.model.sample_rate
+    separator = twinsep.load(checkpoint, device=device)
+    model, chunking, rate = separator.model, separator.chunking, separator.sample_rate
     songs = data.tracks(settings.data_root(), "test", sample_rate=rate)
     lost: dict[str, list[float]] = {place: [] for place in PLACES}
     with progress.bar("edges") as report:

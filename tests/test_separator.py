@@ -77,7 +77,7 @@ def test_stems_of_a_model_are_those_asked_of_it_and_what_they_leave(targets, res
 
 def test_names_and_complements():
     karaoke, band = separator(identity), separator(identity, targets=("drums", "bass", "other", "vocals"))
-    assert karaoke.names() == ("vocals", "instrumental")
+    assert karaoke.stems == ("vocals", "instrumental")
     assert karaoke.names("instrumental") == ("instrumental", "vocals")
     assert band.names("vocals") == ("vocals", "instrumental")
     assert band.names("instrumental") == ("instrumental", "vocals")

@@ -77,7 +77,7 @@ def read(path: str | Path, *, prefixes: tuple[str, ...] | None = None) -> Checkp
     if path.is_dir():
         from twinsep import pretrained  # which is written in terms of this module
 
-        return pretrained.read(path)
+        return pretrained.read(path, weights=prefixes is None or "model/" in prefixes)
     if not path.is_file():
         raise InputError(f"{path}: does not exist; give the .safetensors file that `twinsep train` wrote")
     try:

@@ -1,7 +1,6 @@
 """What ``twinsep demo`` does: a page in the browser that separates songs on this machine and keeps none of them."""
 
 # Annotations are evaluated here: Gradio reads them, and does not find names that a function imports.
-import contextlib
 import html
 import importlib.util
 import ipaddress
@@ -11,7 +10,6 @@ import socket
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +17,7 @@ from rich.console import Console
 
 import twinsep
 from twinsep import pictures, songs, telling
+from twinsep.environment import variables
 from twinsep.errors import InputError, TwinsepError
 from twinsep.workshop import Stopped, Workshop
 
@@ -54,7 +53,7 @@ def run(
     with telling.teller(as_json=False) as teller:
         weights = songs.chosen_checkpoint(checkpoint, teller)
         separator = twinsep.load(weights, framework, device=device)
-    with tempfile.TemporaryDirectory(prefix="twinsep-demo-") as folder, _environment(folder, host):
+    with tempfile.TemporaryDirectory(prefix="twinsep-demo-") as folder, variables(_environment(folder, host)):
         workshop = Workshop(separator, Path(folder))
         page = build(workshop, f"{weights.name} ({framework}, {device})")
         try:
@@ -235,19 +234,9 @@ def _address(host: str, port: int) -> str:
     return f"http://[{host}]:{port}/" if ":" in host else f"http://{host}:{port}/"
 
 
-@contextlib.contextmanager
-def _environment(folder: str, host: str) -> Iterator[None]:
+def _environment(folder: str, host: str) -> dict[str, str]:
     """Where Gradio keeps files, that it tells nobody of us, and that it asks no proxy for its own page."""
     values = {"GRADIO_TEMP_DIR": folder, "GRADIO_ANALYTICS_ENABLED": "False"}
     for name in ("no_proxy", "NO_PROXY"):
         values[name] = ",".join(filter(None, [os.environ.get(name), host, "localhost", "127.0.0.1"]))
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+    return values

@@ -19,11 +19,10 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from twinsep import data, frameworks, metrics, progress, systems
+from twinsep import data, metrics, progress, separator, systems
 from twinsep.config import Config, ModelConfig
 from twinsep.errors import InputError
 from twinsep.files import write_json
-from twinsep.separation import Chunking, chunk_samples
 from twinsep.systems import System
 
 Record = dict[str, Any]
@@ -164,9 +163,10 @@ def run(
     """The command: score a checkpoint, or a baseline under ``config``, and write ``metrics.json`` (every record)
     and ``summary.json`` (over tracks) into ``out``. Without ``splits`` those of :func:`twinsep.data.scored_splits`."""
     if config is None:
-        model, config = frameworks.load(system, framework=framework, device=device)
+        loaded = separator.load(system, framework, device=device, segment=segment, overlap=overlap)
+        config = loaded.config
         folder = config.data.root if root is None else str(root)
-        scored = systems.model_system(model, config.model, Chunking(chunk_samples(config, segment), overlap))
+        scored = systems.model_system(loaded.model, config.model, loaded.chunking)
     else:
         folder = config.data.root if root is None else str(root)
         with progress.bar("fitting" if system == "band_gain" else "preparing") as report:

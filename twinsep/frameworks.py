@@ -4,14 +4,9 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Callable
-from pathlib import Path
 from types import ModuleType
 
-import numpy as np
-
 from twinsep.allocator import keep_freed_memory
-from twinsep.config import Config
 from twinsep.errors import InputError
 
 #: framework -> the package of its twin.
@@ -61,14 +56,3 @@ def make_deterministic(framework: str) -> None:
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_deterministic_ops=true"
     if framework == "torch":
         twin(framework, "train").make_deterministic()
-
-
-def load(
-    path_or_preset: str | Path, *, framework: str, device: str
-) -> tuple[Callable[[np.ndarray], np.ndarray], Config]:
-    """A checkpoint's averaged model as a function on NumPy arrays, (b, 2, s) -> (b, stems, 2, s), and its
-    configuration; raises :class:`InputError` as the twin's own ``load`` does."""
-    package = twin(framework)
-    model = package.load(path_or_preset, device=device)
-    layers = twin(framework, "layers")
-    return layers.on_arrays(model, layers.device_named(device)), model.config

@@ -12,8 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from twinsep import checkpoint, pretrained, provenance
-from twinsep.checkpoint import Checkpoint
+from twinsep import checkpoint, provenance
 from twinsep.config import PRESETS
 from twinsep.errors import InputError
 from twinsep.frameworks import TWINS, twin
@@ -86,17 +85,13 @@ def _paths() -> list[Path]:
 
 def _checkpoint(path: Path) -> Record:
     try:
-        found = _read(path)
+        found = checkpoint.read(path, prefixes=())
         scores = _scores(path if path.is_dir() else path.parent)
     except InputError as error:
         return {"path": str(path), "error": _line(error)}
     model = found.config.model
     about = {"bands": model.bands, "mixer": model.mixer.kind, "d_model": model.d_model, "targets": list(model.targets)}
     return {"path": str(path), **about, "step": found.step, "scores": scores}
-
-
-def _read(path: Path) -> Checkpoint:
-    return pretrained.read(path) if path.is_dir() else checkpoint.read(path, prefixes=())
 
 
 def _scores(folder: Path) -> Record | None:

@@ -16,6 +16,7 @@ from twinsep import audio, pictures, tags
 from twinsep.audio_writing import MP3_BITRATES, Writer, writer
 from twinsep.errors import InputError
 from twinsep.files import shown, unnamed
+from twinsep.places import PICTURE
 from twinsep.progress import Report
 from twinsep.separator import Separator, complement
 
@@ -107,7 +108,7 @@ def separate(
             picture.write(panels.png(song.name))
     outcome.notes += sink.notes
     if figure:
-        outcome.paths["spectrograms"] = figure
+        outcome.paths[PICTURE] = figure
     return outcome
 
 

@@ -53,8 +53,8 @@ def write(folder: str | Path, made: Checkpoint) -> None:
         raise InputError(f"cannot write {shown(folder)}: {reason(error)}") from error
 
 
-def read(folder: str | Path) -> Checkpoint:
-    """What :func:`write` wrote, the weights under ``model/``.
+def read(folder: str | Path, *, weights: bool = True) -> Checkpoint:
+    """What :func:`write` wrote, the weights under ``model/`` if they are asked for.
 
     Raises :class:`InputError` for a folder without the two files, a configuration that is not twinsep's or that this
     version does not know, and weights that are cut short or not float32.
@@ -70,8 +70,8 @@ def read(folder: str | Path) -> Checkpoint:
         config = from_dict({name: values[name] for name in _SECTIONS if name in values})
     except InputError as error:
         raise InputError(f"{shown(path)}: {error}") from error
-    weights = _weights(Path(folder) / WEIGHTS)
-    return Checkpoint(config, {f"model/{n}": w for n, w in weights.items()}, step, provenance=origin)
+    tensors = {f"model/{n}": w for n, w in _weights(Path(folder) / WEIGHTS).items()} if weights else {}
+    return Checkpoint(config, tensors, step, provenance=origin)
 
 
 def origin(path: Path, found: Checkpoint) -> dict[str, Any]:

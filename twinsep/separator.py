@@ -79,11 +79,9 @@ class Separator:
         """The model's, in Hz; songs of other rates are resampled on the way to it, and estimates on the way back."""
         return self.config.model.sample_rate
 
-    def names(self, wanted: str | None = None) -> tuple[str, ...]:
-        """The stems, or of ``wanted`` and what it leaves: "vocals" → ("vocals", "instrumental"), "drums" → ("drums",
+    def names(self, wanted: str) -> tuple[str, str]:
+        """``wanted`` and what it leaves: "vocals" → ("vocals", "instrumental"), "drums" → ("drums",
         "no_drums"). Raises :class:`InputError` for a stem that the model does not give."""
-        if wanted is None:
-            return self.stems
         if wanted in self.stems:
             rest = COMPLEMENTS.get(wanted, f"no_{wanted}")
         elif wanted == "instrumental" and "vocals" in self.stems:

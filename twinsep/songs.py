@@ -157,6 +157,7 @@ def _load(options: Options, teller: telling.Teller) -> Separator:
 
 
 def chosen_checkpoint(given: Path | None, teller: telling.Teller) -> Path:
+    """The one given, or the base run's, which is named; raises :class:`InputError` where there is neither."""
     if given is not None:
         return given
     for folder in (Path(), Path(__file__).parent.parent):

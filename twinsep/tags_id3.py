@@ -16,6 +16,7 @@ from mutagen.id3 import COMM, ID3, TIPL, TXXX, UFID, USLT, Encoding, Frame, Fram
 
 Field = tuple[str, list[str]]
 
+_NO_LANGUAGE = "XXX"  # ID3's word for a language that is not known
 _NAMES = {
     "GRP1": "grouping",
     "MVNM": "movementname",
@@ -201,9 +202,9 @@ def _frames(name: str, values: list[str]) -> Iterable[Frame]:
 def _own_frame(name: str, values: list[str]) -> Any:
     """The frame ID3 has for the field, which may not hold all values or not as they are; or none."""
     if name == "lyrics":
-        return USLT(encoding=Encoding.UTF8, lang="XXX", desc="", text=values[0])
+        return USLT(encoding=Encoding.UTF8, lang=_NO_LANGUAGE, desc="", text=values[0])
     if re.fullmatch("comment(:.+)?", name, re.DOTALL):
-        return COMM(encoding=Encoding.UTF8, lang="XXX", desc=name[len("comment:") :], text=values)
+        return COMM(encoding=Encoding.UTF8, lang=_NO_LANGUAGE, desc=name[len("comment:") :], text=values)
     if name == "musicbrainz_trackid":
         return UFID(owner=_MUSICBRAINZ, data=values[0].encode("ascii", "replace"))
     kind = _FRAMES.get(name)

@@ -8,11 +8,12 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import contextmanager
 from typing import TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from twinsep.environment import variables
 
 T = TypeVar("T")
 _THREAD_COUNTS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
@@ -41,7 +42,9 @@ def _finished(work: Callable[[T], None], jobs: Sequence[T], workers: int) -> Ite
         return
     # Spawned, as a fork would copy the locks of threads that it does not copy.
     context = multiprocessing.get_context("spawn")
-    with _one_thread_each(), ProcessPoolExecutor(workers, context, _start) as pool:
+    # One BLAS thread each: the processes already take every core.
+    one_thread = variables(dict.fromkeys(_THREAD_COUNTS, "1"))
+    with one_thread, ProcessPoolExecutor(workers, context, _start) as pool:
         futures = [pool.submit(work, job) for job in jobs]
         try:
             for future in as_completed(futures):
@@ -62,18 +65,3 @@ def _start() -> None:
 def _follow(parent: multiprocessing.process.BaseProcess) -> None:
     parent.join()
     os._exit(1)
-
-
-@contextmanager
-def _one_thread_each() -> Iterator[None]:
-    """Processes started inside use one BLAS thread: they already take every core."""
-    before = {name: os.environ.get(name) for name in _THREAD_COUNTS}
-    os.environ.update(dict.fromkeys(_THREAD_COUNTS, "1"))
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
