@@ -132,3 +132,15 @@ def test_the_paper_says_which_row_is_lowest_and_whose_score_falls():
     said = " ".join(SOURCE.split())
     assert "the row without SI-SDR, `magnitude-band`, suggests, which is the lowest" in said
     assert "uSDR falls under the magnitude by itself too" in said
+
+
+def test_readme_says_what_the_second_processor_and_an_hour_came_to():
+    said = " ".join(README.split())
+    record = json.loads((ROOT / "results/second_processor.json").read_text())
+    usdr = record["summary"]["test"]["instrumental"]["usdr"]
+    assert f"it ended at a mean uSDR of {usdr['mean']:.2f} dB, median {usdr['median']:.2f}" in said
+    assert f"moved the mean uSDR from 6.83 to {usdr['mean']:.2f}" in said
+    assert record["run"]["commit"].startswith("82d0391")
+    songs = json.loads((ROOT / "results/bench/length.json").read_text())["songs"]
+    peaks = {song["seconds"]: song["peak_mib"] for song in songs if song["framework"] == "torch"}
+    assert f"an hour takes {peaks[3600]:.0f} MiB, two minutes {peaks[120]:.0f}" in said
