@@ -22,7 +22,7 @@ from jax_impl.layers import (
     flip,
     pad_axis,
     sigmoid,
-    silu,
+    silu_gate,
 )
 from twinsep.config import ModelConfig
 from twinsep.matrices import REFERENCE_TIME_TOKENS, pool_matrix, summary_matrix
@@ -39,7 +39,7 @@ class SwiGLU(Module):
 
     def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
         n = self.norm(x)
-        return x + self.w3(self.w1(n) * silu(self.w2(n)))
+        return x + self.w3(silu_gate(self.w1(n), self.w2(n)))
 
 
 class Bidirectional(Module):

@@ -214,6 +214,11 @@ def _mean(x: Array) -> Array:
     return (x @ jnp.full(x.shape[-1], 1 / x.shape[-1], x.dtype))[..., None]
 
 
+def silu_gate(a: Float[Array, "*s"], b: Float[Array, "*s"]) -> Float[Array, "*s"]:
+    """a ⊙ silu(b)."""
+    return a * silu(b)
+
+
 class DepthwiseConv1d(nnx.Module):
     """Depthwise convolution over the length: (b, l, d) -> (b, l, d).
 

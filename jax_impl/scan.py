@@ -8,8 +8,9 @@ Every function takes u, delta (b, l, e), delta after softplus; A (e, n), negativ
 or None for no gate; and gives y (b, l, e).
 """
 
+from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,9 +18,11 @@ from jax import Array
 from jax.nn import sigmoid, silu
 from jaxtyping import Float
 
-#: Frames of the state in memory at a time. In sequence the fastest is what stays in a CPU's cache.
-CHUNK = {"sequential": 10, "associative": 32}
-GROUP = 1 << 20  # bytes that the states of one frame may take; sequences beyond it are computed in groups
+#: Frames of the state in memory at a time. In sequence they are written out one by one: more take longer to compile.
+CHUNK = {"sequential": 8, "associative": 32}
+#: Bytes that the states of one frame may take; sequences beyond it are computed in groups. In sequence the fastest is
+#: what stays in a CPU's cache.
+GROUP = {"sequential": 1 << 19, "associative": 1 << 20}
 
 
 def selective_scan(
@@ -39,8 +42,8 @@ def selective_scan(
     check_inputs(u, delta, A, B, C, D, z)
     dtype = jnp.float64 if u.dtype == jnp.float64 else jnp.float32
     inputs: list[Any] = [x if x is None else x.astype(dtype) for x in (u, delta, A, B, C, D, z)]
-    # One frame after another is the least work, and a CPU has no more lanes than the state has numbers: with gradients
-    # it takes 0.3 to 0.6 of the associative form's time (results/bench/scan.json). Elsewhere nothing was measured yet.
+    # One frame after another is the least work, and a CPU has no more lanes than the state has numbers: see
+    # results/bench/scan.json. Elsewhere nothing was measured yet.
     frames = "sequential" if jax.default_backend() == "cpu" else "associative"
     return selective_scan_chunked(*inputs, frames=frames).astype(u.dtype)
 
@@ -88,7 +91,7 @@ def selective_scan_chunked(
     ``jax.lax.associative_scan`` ("associative"). The inputs must have one dtype, float32 or float64.
     """
     check_inputs(u, delta, A, B, C, D, z)
-    group = _group(u.shape[0], A.size * A.dtype.itemsize)
+    group = _group(u.shape[0], A.size * A.dtype.itemsize, GROUP[frames])
     if group == u.shape[0]:
         return _chunked_scan(frames, u, delta, A, B, C, D, z)
 
@@ -103,11 +106,12 @@ def selective_scan_chunked(
     return y.reshape(u.shape)
 
 
-def _group(sequences: int, size: int) -> int:
-    """Sequences to compute together: all, or a divisor for which their states of one frame stay within GROUP bytes."""
-    if sequences * size <= GROUP:
+def _group(sequences: int, size: int, most: int) -> int:
+    """Sequences to compute together: all, or a divisor for which their states of one frame stay within ``most``
+    bytes."""
+    if sequences * size <= most:
         return sequences
-    return max(k for k in range(1, sequences + 1) if sequences % k == 0 and k * size <= max(GROUP, size))
+    return max(k for k in range(1, sequences + 1) if sequences % k == 0 and k * size <= max(most, size))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -121,18 +125,16 @@ def _chunked_scan(
 def _forward(
     frames: str, u: Array, delta: Array, A: Array, B: Array, C: Array, D: Array, z: Array | None
 ) -> tuple[Array, Any]:
-    length, size, starts = _chunks(frames, u)
+    length, size = u.shape[1], _chunk_size(frames, u.shape[1])
+    A_t = A.T  # here and not within: XLA would fuse the transposition into every exponential
 
-    def chunk(carry: tuple[Array, Array], start: Array) -> tuple[tuple[Array, Array], Array]:
-        h, y = carry
-        u_c, delta_c, B_c, C_c = (_cut(x, start, size) for x in inputs)
-        _, states = _chunk_states(frames, u_c, delta_c, A, B_c, h)
-        return (states[-1], _put(y, jnp.einsum("lben,lbn->lbe", states, C_c), start)), h
+    def chunk(h: Array, inputs: tuple[Array, ...]) -> tuple[Array, tuple[Array, Array]]:
+        after, y = WAYS[frames].forward(h, A_t, *inputs)
+        return after, (y, h)
 
-    inputs = [_filled(x, size) for x in (u, delta, B, C)]
-    h = jnp.zeros((u.shape[0], *A.shape), u.dtype)
-    (_, y), boundaries = jax.lax.scan(chunk, (h, jnp.zeros_like(inputs[0])), starts)
-    y = y[:, :length] + D * u
+    h = jnp.zeros((u.shape[0], *A_t.shape), u.dtype)  # (b, n, e): what one vector instruction takes lies side by side
+    _, (y, boundaries) = jax.lax.scan(chunk, h, tuple(_in_chunks(x, size) for x in (u, delta, B, C)))
+    y = _together(y, length) + D * u
     return (y if z is None else y * silu(z)), (u, delta, A, B, C, D, z, boundaries, None if z is None else y)
 
 
@@ -143,87 +145,145 @@ def _backward(frames: str, saved: Any, dy: Array) -> tuple[Array | None, ...]:
         gate = sigmoid(z)
         # d silu(z)/dz = σ(z) (1 + z (1 − σ(z)))
         dz, dy = dy * y * gate * (1 + z * (1 - gate)), dy * z * gate
-    length, size, starts = _chunks(frames, u)
+    length, size, A_t = u.shape[1], _chunk_size(frames, u.shape[1]), A.T
 
-    def chunk(carry: tuple[Array, Array, list[Array]], inputs: tuple[Array, Array]) -> tuple[Any, None]:
-        dh, dA, gradients = carry  # dh = a_{t+1} ∂h_{t+1} of the first frame after the chunk
-        start, h = inputs
-        u_c, delta_c, B_c, C_c, dy_c = (_cut(x, start, size) for x in whole)
-        decay, states = _chunk_states(frames, u_c, delta_c, A, B_c, h)
-        dC = jnp.einsum("lben,lbe->lbn", states, dy_c)
-        # ∂h_t = C_t ∂y_t + a_{t+1} ∂h_{t+1}: the same recurrence from the last frame to the first
-        inflow = dy_c[..., None] * C_c[:, :, None, :]
-        inflow = inflow.at[-1].add(dh)
-        dstates = _scan(frames, jnp.roll(decay, -1, 0), inflow, reverse=True)
-        dB = jnp.einsum("lben,lbe->lbn", dstates, delta_c * u_c)
-        dh_B = jnp.einsum("lben,lbn->lbe", dstates, B_c)
-        dstates = dstates * decay
-        # ∂s_t = ∂h_t a_t h_{t−1} for s_t = Δ_t A
-        ds = dstates * jnp.concatenate([h[None], states[:-1]])
-        # A sum and not a product of matrices: XLA fuses it, which takes a fifth off the whole backward pass.
-        dA = dA + (ds * delta_c[..., None]).sum((0, 1))
-        ddelta = jnp.einsum("lben,en->lbe", ds, A) + u_c * dh_B
-        found = (delta_c * dh_B, ddelta, dB, dC)
-        return (dstates[0], dA, [_put(x, part, start) for x, part in zip(gradients, found, strict=True)]), None
+    def chunk(carry: tuple[Array, Array], inputs: tuple[Array, ...]) -> tuple[tuple[Array, Array], list[Array]]:
+        dh, dA = carry  # dh = a_{t+1} ∂h_{t+1} of the first frame after the chunk
+        dh, dA_of_chunk, found = WAYS[frames].backward(dh, inputs[0], A_t, *inputs[1:])
+        return (dh, dA + dA_of_chunk), found
 
-    whole = [_filled(x, size) for x in (u, delta, B, C, dy)]
-    start = (jnp.zeros_like(boundaries[0]), jnp.zeros_like(A), [jnp.zeros_like(x) for x in whole[:4]])
-    (_, dA, gradients), _ = jax.lax.scan(chunk, start, (starts, boundaries), reverse=True)
-    du, ddelta, dB, dC = (x[:, :length] for x in gradients)
-    return du + D * dy, ddelta, dA, dB, dC, (dy * u).sum((0, 1)), dz
+    start = (jnp.zeros_like(boundaries[0]), jnp.zeros_like(A_t))
+    inputs = (boundaries, *(_in_chunks(x, size) for x in (u, delta, B, C, dy)))
+    (_, dA), found = jax.lax.scan(chunk, start, inputs, reverse=True)
+    du, ddelta, dB, dC = (_together(x, length) for x in found)
+    return du + D * dy, ddelta, dA.T, dB, dC, (dy * u).sum((0, 1)), dz
 
 
 _chunked_scan.defvjp(_forward, _backward)
 
 
-def _chunks(frames: str, u: Array) -> tuple[int, int, Array]:
-    """(length, frames of a chunk, first frame of each): a size that divides the length if one is near CHUNK[frames]."""
-    length, wanted = u.shape[1], CHUNK[frames]
+def _chunk_size(frames: str, length: int) -> int:
+    """Frames of a chunk: a number that divides the length if one is near CHUNK[frames]."""
+    wanted = CHUNK[frames]
     fitting = [size for size in range(wanted // 2, 2 * wanted + 1) if length % size == 0]
-    size = min(fitting, key=lambda size: abs(size - wanted), default=wanted)
-    return length, size, jnp.arange(0, length, size)
+    return min(fitting, key=lambda size: abs(size - wanted), default=wanted)
 
 
-def _filled(x: Array, size: int) -> Array:
-    """x with zeros after it up to whole chunks: Δ = 0 leaves the state as it is."""
-    rest = -x.shape[1] % size
-    return jnp.pad(x, ((0, 0), (0, rest), (0, 0))) if rest else x
+def _in_chunks(x: Array, size: int) -> Array:
+    """(b, l, k) as (chunks, size, b, k), the last one filled with zeros: Δ = 0 leaves the state as it is."""
+    b, l, k = x.shape
+    rest = -l % size
+    whole = jnp.pad(x, ((0, 0), (0, rest), (0, 0))) if rest else x
+    return whole.reshape(b, -1, size, k).transpose(1, 2, 0, 3)
 
 
-def _cut(x: Array, start: Array, size: int) -> Array:
-    """Frames [start, start + size) of (b, l, …) as (size, b, …): one chunk turned at a time, never a copy of all."""
-    return jax.lax.dynamic_slice_in_dim(x, start, size, 1).swapaxes(0, 1)
+def _together(x: Array, length: int) -> Array:
+    """The inverse of :func:`_in_chunks`."""
+    chunks, size, b, k = x.shape
+    return x.reshape(chunks * size, b, k)[:length].swapaxes(0, 1)
 
 
-def _put(x: Array, part: Array, start: Array) -> Array:
-    """The inverse of :func:`_cut`, in place where XLA can."""
-    return jax.lax.dynamic_update_slice_in_dim(x, part.swapaxes(0, 1), start, 1)
+# ---------------------------------------------------------------------------- one chunk
+#
+# The state h is (b, n, e) here and A (n, e); u, delta, dy are (frames, b, e) and B, C (frames, b, n). Backward, per
+# channel and state, with ∂h_t = C_t ∂y_t + a_{t+1} ∂h_{t+1}:
+#   ∂C_t = h_t ∂y_t, ∂B_t = ∂h_t Δ_t u_t, ∂s_t = ∂h_t a_t h_{t−1} for s_t = Δ_t A, ∂A = Σ_t ∂s_t Δ_t,
+#   ∂u_t = Δ_t ∂h_t·B_t, ∂Δ_t = ∂s_t·A + u_t ∂h_t·B_t
 
 
-def _chunk_states(frames: str, u: Array, delta: Array, A: Array, B: Array, h: Array) -> tuple[Array, Array]:
-    """The decays and the states (frames, b, e, n) of one chunk that begins after the state h (b, e, n)."""
-    decay = jnp.exp(delta[..., None] * A)
-    inflow = (delta * u)[..., None] * B[:, :, None, :]
-    return decay, _scan(frames, decay, inflow.at[0].add(decay[0] * h))
+def _step(h: Array, A: Array, u: Array, delta: Array, B: Array) -> tuple[Array, Array]:
+    """a_t and h_t of the state before."""
+    decay = jnp.exp(delta[:, None, :] * A)
+    return decay, decay * h + (delta * u)[:, None, :] * B[:, :, None]
 
 
-def _scan(frames: str, a: Array, x: Array, *, reverse: bool = False) -> Array:
+def _sequential(h: Array, A: Array, u: Array, delta: Array, B: Array, C: Array) -> tuple[Array, Array]:
+    """The state after the chunk, and C_t · h_t (frames, b, e). Written out frame by frame, a loop would stop XLA from
+    fusing a frame into one pass over the state."""
+    y = []
+    for t in range(len(u)):
+        _, h = _step(h, A, u[t], delta[t], B[t])
+        y.append((h * C[t][:, :, None]).sum(1))
+    return h, jnp.stack(y)
+
+
+def _sequential_backward(
+    dh: Array, h: Array, A: Array, u: Array, delta: Array, B: Array, C: Array, dy: Array
+) -> tuple[Array, Array, list[Array]]:
+    """a_t ∂h_t of the first frame, ∂A, and ∂u, ∂Δ, ∂B, ∂C of all; ``h`` is the state before the chunk."""
+    states, decays = [h], []
+    for t in range(len(u)):
+        decay, h = _step(h, A, u[t], delta[t], B[t])
+        decays.append(decay)
+        states.append(h)
+    dA = jnp.zeros_like(A)
+    found: list[tuple[Array, ...]] = []
+    for t in reversed(range(len(u))):
+        dh = dh + dy[t][:, None, :] * C[t][:, :, None]
+        dC = jnp.einsum("bne,be->bn", states[t + 1], dy[t])
+        dB = jnp.einsum("bne,be->bn", dh, delta[t] * u[t])
+        dh_B = (dh * B[t][:, :, None]).sum(1)
+        dh = dh * decays[t]
+        ds = dh * states[t]
+        dA = dA + (ds * delta[t][:, None, :]).sum(0)
+        found.insert(0, (delta[t] * dh_B, (ds * A).sum(1) + u[t] * dh_B, dB, dC))
+    return dh, dA, [jnp.stack(parts) for parts in zip(*found, strict=True)]
+
+
+def _associative(h: Array, A: Array, u: Array, delta: Array, B: Array, C: Array) -> tuple[Array, Array]:
+    """The same by ``jax.lax.associative_scan`` over the frames, all of whose states (frames, b, n, e) then exist."""
+    _, states = _states(h, A, u, delta, B)
+    return states[-1], jnp.einsum("lbne,lbn->lbe", states, C)
+
+
+def _associative_backward(
+    dh: Array, h: Array, A: Array, u: Array, delta: Array, B: Array, C: Array, dy: Array
+) -> tuple[Array, Array, list[Array]]:
+    decay, states = _states(h, A, u, delta, B)
+    # The same recurrence from the last frame to the first.
+    inflow = (dy[:, :, None, :] * C[..., None]).at[-1].add(dh)
+    dstates = _scan(jnp.roll(decay, -1, 0), inflow, reverse=True)
+    dC = jnp.einsum("lbne,lbe->lbn", states, dy)
+    dB = jnp.einsum("lbne,lbe->lbn", dstates, delta * u)
+    dh_B = jnp.einsum("lbne,lbn->lbe", dstates, B)
+    dstates = dstates * decay
+    ds = dstates * jnp.concatenate([h[None], states[:-1]])
+    # A sum and not a product of matrices: XLA fuses it, which takes a fifth off the whole backward pass.
+    dA = (ds * delta[:, :, None, :]).sum((0, 1))
+    ddelta = jnp.einsum("lbne,ne->lbe", ds, A) + u * dh_B
+    return dstates[0], dA, [delta * dh_B, ddelta, dB, dC]
+
+
+def _states(h: Array, A: Array, u: Array, delta: Array, B: Array) -> tuple[Array, Array]:
+    """The decays and the states (frames, b, n, e) of one chunk that begins after the state h."""
+    decay = jnp.exp(delta[:, :, None, :] * A)
+    inflow = (delta * u)[:, :, None, :] * B[..., None]
+    return decay, _scan(decay, inflow.at[0].add(decay[0] * h))
+
+
+def _scan(a: Array, x: Array, *, reverse: bool = False) -> Array:
     """x_t ← x_t + a_t x_{t−1} along the first axis, for all t; a_0 is not used. ``reverse``: from the last frame.
 
     Products of decays only, never their inverses: nothing overflows however strong the decay.
     """
-    if frames == "associative":
 
-        def combine(first: tuple[Array, Array], then: tuple[Array, Array]) -> tuple[Array, Array]:
-            return then[0] * first[0], then[1] + then[0] * first[1]
+    def combine(first: tuple[Array, Array], then: tuple[Array, Array]) -> tuple[Array, Array]:
+        return then[0] * first[0], then[1] + then[0] * first[1]
 
-        return jax.lax.associative_scan(combine, (a, x), reverse=reverse)[1]
+    return jax.lax.associative_scan(combine, (a, x), reverse=reverse)[1]
 
-    def frame(h: Array, inputs: tuple[Array, Array]) -> tuple[Array, Array]:
-        h = inputs[1] + inputs[0] * h
-        return h, h
 
-    return jax.lax.scan(frame, jnp.zeros_like(x[0]), (a, x), reverse=reverse)[1]
+class Way(NamedTuple):
+    """How the frames of a chunk are computed."""
+
+    forward: Callable[..., tuple[Array, Array]]
+    backward: Callable[..., tuple[Array, Array, list[Array]]]
+
+
+WAYS = {
+    "sequential": Way(_sequential, _sequential_backward),
+    "associative": Way(_associative, _associative_backward),
+}
 
 
 def check_inputs(u: Array, delta: Array, A: Array, B: Array, C: Array, D: Array, z: Array | None) -> None:

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import types
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -327,3 +328,19 @@ def test_a_repository_that_cannot_be_fetched_is_one_sentence(hub, tmp_path, monk
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(InputError, match=r"a/b is no folder here; give one, or .*pip install huggingface_hub"):
         pretrained.fetched("a/b")
+
+
+def test_jax_keeps_what_it_compiles_and_uses_whole_vectors(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "not there yet"))
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    monkeypatch.setenv("XLA_FLAGS", "--mine")
+    twin("jax")
+    twin("jax")
+    assert os.environ["XLA_FLAGS"] == "--mine --xla_cpu_prefer_vector_width=512"
+    kept = Path(os.environ["JAX_COMPILATION_CACHE_DIR"])
+    assert kept.parent == tmp_path / "not there yet/twinsep/xla"  # one folder for each kind of processor
+    monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_prefer_vector_width=256")
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "mine")
+    twin("jax")
+    assert os.environ["XLA_FLAGS"] == "--xla_cpu_prefer_vector_width=256"
+    assert os.environ["JAX_COMPILATION_CACHE_DIR"] == "mine"

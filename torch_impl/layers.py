@@ -198,10 +198,24 @@ class RMSNorm(nn.Module):
 
 def rms_norm(x: Float[Tensor, "... d"], weight: Float[Tensor, "*w d"], eps: float = EPS) -> Float[Tensor, "... d"]:
     """x / sqrt(mean(x²) + eps) · weight over the last axis; ``weight`` broadcasts."""
+    kernels = cpu_kernels() if weight.ndim == 1 and _dense(x, weight) else None
+    if kernels is not None:
+        return kernels.rms_norm(x, weight, eps)
     # In float32 whatever the compute type: a mean of squares overflows float16.
     wide = x if x.dtype == torch.float64 else x.float()
     scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
     return (wide * scale * weight).to(x.dtype)
+
+
+def silu_gate(a: Float[Tensor, "*s"], b: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
+    """a ⊙ silu(b)."""
+    kernels = cpu_kernels() if _dense(a, b) else None
+    return a * silu(b) if kernels is None else kernels.silu_gate(a, b)
+
+
+def _dense(x: Tensor, other: Tensor) -> bool:
+    """Whether our own kernels for the CPU take these two."""
+    return x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64) and other.dtype == x.dtype
 
 
 class DepthwiseConv1d(nn.Module):

@@ -5,10 +5,9 @@ from __future__ import annotations
 import contextlib
 import ctypes
 
-#: Parameters of glibc's mallopt(3).
-M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
-#: The largest that M_MMAP_THRESHOLD may be.
-LARGEST = 32 << 20
+#: Parameters of glibc's mallopt(3), and what they are set to: no block is mapped by itself, the heap is never trimmed
+#: and grows by 32 MiB.
+SETTINGS = {-4: 0, -1: 2**31 - 1, -2: 32 << 20}  # M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD
 
 
 def keep_freed_memory() -> None:
@@ -20,6 +19,5 @@ def keep_freed_memory() -> None:
     """
     with contextlib.suppress(AttributeError, OSError, TypeError):
         mallopt = ctypes.CDLL(None).mallopt
-        mallopt(M_MMAP_THRESHOLD, LARGEST)
-        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
-        mallopt(M_TOP_PAD, LARGEST)
+        for parameter, value in SETTINGS.items():
+            mallopt(parameter, value)

@@ -242,7 +242,7 @@ def _presets() -> dict[str, Config]:
     faults: dict[str, Any] = {"bands": "reference68", "memory_alignment": "reference"}
     paper: dict[str, Any] = {"d_model": 256, "n_heads": 4, "n_enc": 4, "n_bottleneck": 6, "n_dec": 4}
     large: dict[str, Any] = {"d_model": 384, "n_heads": 8, "n_enc": 2, "n_bottleneck": 4, "n_dec": 2, "hop": 512}
-    small: dict[str, Any] = {"d_model": 88, "n_heads": 4, "n_enc": 2, "n_bottleneck": 4, "n_dec": 2, "hop": 512}
+    small: dict[str, Any] = {"d_model": 96, "n_heads": 4, "n_enc": 1, "n_bottleneck": 4, "n_dec": 2, "hop": 512}
     tiny: dict[str, Any] = {"d_model": 16, "n_heads": 2, "n_enc": 1, "n_bottleneck": 2, "n_dec": 1, "hop": 512}
     return {
         "reference": Config(ModelConfig(**paper, **faults), reference_mix),

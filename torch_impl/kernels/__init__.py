@@ -20,6 +20,7 @@ def cpu_kernels() -> Any:
         from torch_impl.kernels import (  # noqa: F401 (they register operators)
             attention_numba,
             depthwise_numba,
+            pointwise_numba,
             selective_scan_numba,
         )
     except ImportError as error:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numba
+import numpy as np
 from llvmlite import ir  # type: ignore[import-untyped]
 from numba import types
 from numba.core import cgutils
@@ -80,6 +81,17 @@ def inlined(function):
     return numba.njit(nogil=True, forceinline=True, error_model="numpy", boundscheck=False)(function)
 
 
+@inlined
+def aligned(size, like):
+    """An array of `size` elements of the dtype of `like`, whatever is in it, that begins with a line of the cache.
+
+    NumPy's may begin in the middle of one, and then every vector lies in two.
+    """
+    buffer = np.empty(size + BYTES // like.itemsize, like.dtype)
+    start = -buffer.ctypes.data % BYTES // like.itemsize
+    return buffer[start : start + size]
+
+
 class Lanes(types.Type):
     """Numba's type of a vector of `width` floats of `dtype`."""
 
@@ -131,6 +143,23 @@ def store(_typing, array, index, value):  # noqa: ARG001
         return context.get_dummy_value()
 
     return types.void(array, types.intp, Lanes(array.dtype)), generate
+
+
+@intrinsic
+def prefetch(_typing, array, index):  # noqa: ARG001
+    """Have the line of the cache fetched that array[index] is in; nothing happens where there is no such memory."""
+
+    def generate(context, builder, signature, arguments):
+        data = cgutils.create_struct_proxy(signature.args[0])(context, builder, arguments[0]).data
+        pointer = builder.bitcast(builder.gep(data, [arguments[1]]), ir.IntType(8).as_pointer())
+        integer = ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [pointer.type, integer, integer, integer])
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch")
+        # to read, to be kept in all levels, data
+        builder.call(function, [pointer, *(ir.Constant(integer, value) for value in (0, 3, 1))])
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp), generate
 
 
 @intrinsic

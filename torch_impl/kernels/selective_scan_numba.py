@@ -18,10 +18,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from torch_impl.kernels.lanes import BYTES, compiled, exp2, fold, halves, inlined, load, splat, store
+from torch_impl.kernels.lanes import BYTES, aligned, compiled, exp2, fold, halves, inlined, load, prefetch, splat, store
+from torch_impl.kernels.memory import strided
 from torch_impl.kernels.threads import in_parallel
 
 CHUNK = 32  # frames between stored states; with 8 or 16 the backward was slower by a half and a tenth
+AHEAD = 6  # frames, of what is fetched into the cache while one is computed: rows lie too far apart for the machine
+# to see by itself which will be next
 GROUPS = 64  # of sequences, each with its own sums for the gradients of A and D
 SERIAL = 1 << 17  # below this many state updates (0.03 ms) a second thread costs more than it saves
 LOG2E, LN2 = 1 / log(2), log(2)  # exp(x) = 2^(x log2 e)
@@ -33,13 +36,14 @@ def _sigmoid(x, one, minus_log2e):
 
 
 @compiled
-def _forward(u, delta, A, B, C, D, z, y, states, shape, keep, start, stop):
-    """Sequence and vector number start … stop − 1 of the forward. All arrays flat; A is `_tiled`, times log2 e."""
+def _forward(u, delta, A, B, C, D, z, y, states, shape, gate, keep, start, stop):
+    """Sequence and vector number start … stop − 1 of the forward. All arrays flat; A is `_tiled`, times log2 e; `gate`
+    are the strides of z, which may be a part of a wider array."""
     _, l, e, n = shape
     width = BYTES // u.itemsize
     one, minus_log2e = splat(u.dtype.type(1)), splat(u.dtype.type(-LOG2E))
     stored = (l - 1) // CHUNK
-    h = np.empty(n * width, u.dtype)
+    h = aligned(n * width, u)
     for task in range(start, stop):
         sequence, channel = task // (e // width), task % (e // width) * width
         h[:] = 0
@@ -51,6 +55,13 @@ def _forward(u, delta, A, B, C, D, z, y, states, shape, keep, start, stop):
                     store(states, (row + i) * e + channel, load(h, i * width))
             row = sequence * l + t
             here = row * e + channel
+            ahead = here + AHEAD * e
+            prefetch(u, ahead)
+            prefetch(delta, ahead)
+            prefetch(y, ahead)
+            here_z = sequence * gate[0] + t * gate[1] + channel
+            if z.size > 0:
+                prefetch(z, here_z + AHEAD * gate[1])
             delta_t, u_t = load(delta, here), load(u, here)
             delta_u, y_t = delta_t * u_t, skip * u_t
             for i in range(n):
@@ -60,20 +71,30 @@ def _forward(u, delta, A, B, C, D, z, y, states, shape, keep, start, stop):
                 store(h, i * width, h_i)
                 y_t = y_t + h_i * splat(C[row * n + i])
             if z.size > 0:
-                z_t = load(z, here)
+                z_t = load(z, here_z)
                 y_t = y_t * (z_t * _sigmoid(z_t, one, minus_log2e))
             store(y, here, y_t)
 
 
 @inlined
-def _replay(dy, u, delta, A, B, C, D, z, dz, shape, row, frames, channel, h, a, g):
+def _replay(dy, u, delta, A, B, C, D, z, dz, shape, gate, row, frames, channel, h, a, g):
     """Run one chunk again: h gets the states (h[0] is given), a the decays, g the gradient of y before the gate."""
-    _, _, e, n = shape
+    _, l, e, n = shape
     width = BYTES // u.itemsize
     one, minus_log2e = splat(u.dtype.type(1)), splat(u.dtype.type(-LOG2E))
     skip = load(D, channel)
+    row_z = row // l * gate[0] + row % l * gate[1]
     for t in range(frames):
-        here = (row + t) * e + channel
+        here, here_z = (row + t) * e + channel, row_z + t * gate[1] + channel
+        ahead, ahead_z = here + AHEAD * e, here_z + AHEAD * gate[1]
+        if t + AHEAD >= frames:  # those of the next vector of channels
+            ahead, ahead_z = ahead + width - frames * e, ahead_z + width - frames * gate[1]
+        prefetch(u, ahead)
+        prefetch(delta, ahead)
+        prefetch(dy, ahead)
+        if z.size > 0:
+            prefetch(z, ahead_z)
+            prefetch(dz, ahead)
         delta_t, u_t, dy_t = load(delta, here), load(u, here), load(dy, here)
         delta_u, y_t = delta_t * u_t, skip * u_t
         for i in range(n):
@@ -85,7 +106,7 @@ def _replay(dy, u, delta, A, B, C, D, z, dz, shape, row, frames, channel, h, a, 
             y_t = y_t + h_i * splat(C[(row + t) * n + i])
         if z.size > 0:
             # d silu(z)/dz = s (1 + z (1 − s)), s = sigmoid(z)
-            z_t = load(z, here)
+            z_t = load(z, here_z)
             s_t = _sigmoid(z_t, one, minus_log2e)
             store(dz, here, dy_t * y_t * (s_t * (one + z_t * (one - s_t))))
             dy_t = dy_t * (z_t * s_t)
@@ -105,6 +126,8 @@ def _reverse(u, delta, A, B, C, D, du, ddelta, dA, dD, shape, row, frames, chann
     skip, dskip = load(D, channel), load(dD, channel)
     for t in range(frames - 1, -1, -1):
         here = (row + t) * e + channel
+        prefetch(du, here - AHEAD * e)
+        prefetch(ddelta, here - AHEAD * e)
         delta_t, u_t, g_t = load(delta, here), load(u, here), load(g, t * width)
         delta_u, dh_B, ds_A = delta_t * u_t, zero, zero
         for i in range(n):
@@ -124,14 +147,14 @@ def _reverse(u, delta, A, B, C, D, du, ddelta, dA, dD, shape, row, frames, chann
 
 
 @compiled
-def _backward(dy, u, delta, A, B, C, D, z, states, du, ddelta, dA, dB, dC, dD, dz, shape, start, stop):
+def _backward(dy, u, delta, A, B, C, D, z, states, du, ddelta, dA, dB, dC, dD, dz, shape, gate, start, stop):
     """Groups start … stop − 1 of the sequences. dA (groups, e, n; `_tiled`) and dD (groups, e) hold zeros at first."""
     b, l, e, n = shape
     width = BYTES // u.itemsize
     groups, chunks = dD.size // e, (l - 1) // CHUNK + 1
-    h, a = np.empty((CHUNK + 1) * n * width, u.dtype), np.empty(CHUNK * n * width, u.dtype)
-    g, dBC = np.empty(CHUNK * width, u.dtype), np.empty(CHUNK * n * width, u.dtype)
-    dh, dA_one, dD_one = np.empty(n * e, u.dtype), np.empty(n * e, u.dtype), np.empty(e, u.dtype)
+    h, a = aligned((CHUNK + 1) * n * width, u), aligned(CHUNK * n * width, u)
+    g, dBC = aligned(CHUNK * width, u), aligned(CHUNK * n * width, u)
+    dh, dA_one, dD_one = aligned(n * e, u), aligned(n * e, u), aligned(e, u)
     for group in range(start, stop):
         for sequence in range(group * b // groups, (group + 1) * b // groups):
             dh[:] = 0
@@ -148,7 +171,7 @@ def _backward(dy, u, delta, A, B, C, D, z, states, du, ddelta, dA, dB, dC, dD, d
                         state = (sequence * (chunks - 1) + chunk - 1) * n
                         for i in range(n):
                             store(h, i * width, load(states, (state + i) * e + channel))
-                    _replay(dy, u, delta, A, B, C, D, z, dz, shape, row, frames, channel, h, a, g)
+                    _replay(dy, u, delta, A, B, C, D, z, dz, shape, gate, row, frames, channel, h, a, g)
                     _reverse(
                         u, delta, A, B, C, D, du, ddelta, dA_one, dD_one, shape, row, frames, channel, h, a, g, dh, dBC
                     )
@@ -192,17 +215,22 @@ def forward(
     whole = _whole(e, u)
     y, states = u.new_empty(b, l, whole), _states(u, A, keep)
     if y.numel():
-        arrays = _inputs(u, delta, A, B, C, D, z)
+        arrays, gate = _inputs(u, delta, A, B, C, D, z)
         tasks = y[:, 0].numel() * u.element_size() // BYTES
-        in_parallel(_forward, tasks, _threads(y.numel() * n), *arrays, _flat(y), _flat(states), (b, l, whole, n), keep)
+        outputs = (_flat(y), _flat(states))
+        in_parallel(_forward, tasks, _threads(y.numel() * n), *arrays, *outputs, (b, l, whole, n), gate, keep)
     return _trim(y, e), states
 
 
-def _inputs(u, delta, A, B, C, D, z) -> tuple[np.ndarray, ...]:
+def _inputs(u, delta, A, B, C, D, z) -> tuple[tuple[np.ndarray, ...], tuple[int, ...]]:
+    """The inputs as flat arrays, and the strides of the last, z, which is copied only where it must be."""
     whole = _whole(u.shape[-1], u)
-    gate = _flat(u.new_empty(0)) if z is None else _flat(z, whole)
+    gate, strides = _flat(u.new_empty(0)), tuple[int, ...]((0, 0))
+    if z is not None:
+        padded = z if z.shape[-1] == whole else pad(z, (0, whole - z.shape[-1]))
+        gate, strides = strided(padded)
     decay = _flat(_tiled(A * LOG2E, whole))
-    return _flat(u, whole), _flat(delta, whole), decay, _flat(B), _flat(C), _flat(D, whole), gate
+    return (_flat(u, whole), _flat(delta, whole), decay, _flat(B), _flat(C), _flat(D, whole), gate), strides
 
 
 def _trim(x: Tensor, channels: int) -> Tensor:
@@ -238,16 +266,17 @@ def backward(
     dz = u.new_empty(0, 0, 0) if z is None else torch.empty_like(du)
     dB, dC = u.new_empty(b, l, n), u.new_empty(b, l, n)
     # The sums per group are NumPy's: to add up so few numbers PyTorch would wake, and wait for, its other threads.
-    arrays = (_flat(dy, whole), *_inputs(u, delta, A, B, C, D, z), _flat(states))
-    dA = np.zeros((groups, *_tiled(A, whole).shape), arrays[0].dtype)
-    dD = np.zeros((groups, whole), arrays[0].dtype)
+    dtype = _flat(u.new_empty(0)).dtype
+    dA, dD = np.zeros((groups, *_tiled(A, whole).shape), dtype), np.zeros((groups, whole), dtype)
     if du.numel():
+        inputs, gate = _inputs(u, delta, A, B, C, D, z)
+        arrays = (_flat(dy, whole), *inputs, _flat(states))
         gradients = (_flat(du), _flat(ddelta), dA.reshape(-1), _flat(dB), _flat(dC), dD.reshape(-1), _flat(dz))
-        in_parallel(_backward, groups, _threads(du.numel() * n), *arrays, *gradients, (b, l, whole, n))
-    dA = dA.sum(0, dtype=np.float64).swapaxes(1, 2).reshape(whole, n)[:e]
-    dD = dD.sum(0, dtype=np.float64)[:e]
-    dA_sum, dD_sum = (torch.from_numpy(x.astype(arrays[0].dtype)) for x in (dA, dD))
-    return _trim(du, e), _trim(ddelta, e), dA_sum, dB, dC, dD_sum, _trim(dz, e)
+        in_parallel(_backward, groups, _threads(du.numel() * n), *arrays, *gradients, (b, l, whole, n), gate)
+    dA_sum = dA.sum(0, dtype=np.float64).swapaxes(1, 2).reshape(whole, n)[:e].astype(dtype)
+    dD_sum = dD.sum(0, dtype=np.float64)[:e].astype(dtype)
+    sums = torch.from_numpy(dA_sum), torch.from_numpy(dD_sum)
+    return _trim(du, e), _trim(ddelta, e), sums[0], dB, dC, sums[1], _trim(dz, e)
 
 
 @backward.register_fake

@@ -1,0 +1,228 @@
+"""RMSNorm and the gate of SwiGLU on a CPU, each in one pass over memory, forward and backward.
+
+    rms_norm(x, w) = w ⊙ x r, r = (mean(x²) + eps)^(−1/2) over the last axis        gate(a, b) = a ⊙ silu(b)
+
+As tensor operations they are five and two passes, and each of them takes as long as memory does to hand over what it
+reads. The backward computes r, or silu, again instead of keeping it. No result depends on the number of threads: the
+gradient of w is summed over at most GROUPS fixed groups of rows, and these in order.
+"""
+
+from math import log, prod, sqrt
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from torch_impl.kernels.lanes import BYTES, aligned, compiled, exp2, load, splat, store, total
+from torch_impl.kernels.memory import rows
+from torch_impl.kernels.threads import in_parallel
+
+GROUPS = 64  # of rows, each with its own sum for the gradient of w
+SERIAL = 1 << 17  # below this many numbers (0.1 ms) a second thread costs more than it saves
+BLOCK = 1 << 12  # numbers of a gate that are one piece of work
+LOG2E = 1 / log(2)  # exp(x) = 2^(x log2 e)
+
+
+@compiled
+def _norm(x, w, y, eps, d, shape, strides, start, stop):
+    """Rows start … stop − 1 of y, side by side; those of x lie where `shape` and `strides` (three axes) say."""
+    width = BYTES // x.itemsize
+    whole = d // width * width
+    zero = splat(x.dtype.type(0))
+    for row in range(start, stop):
+        k, j = row // shape[2], row % shape[2]
+        here = k // shape[1] * strides[0] + k % shape[1] * strides[1] + j * strides[2]
+        squares, rest = zero, x.dtype.type(0)
+        for i in range(0, whole, width):
+            x_i = load(x, here + i)
+            squares = squares + x_i * x_i
+        for i in range(whole, d):
+            rest += x[here + i] * x[here + i]
+        r = x.dtype.type(1) / x.dtype.type(sqrt((total(squares) + rest) / x.dtype.type(d) + eps))
+        r_lanes = splat(r)
+        for i in range(0, whole, width):
+            store(y, row * d + i, load(x, here + i) * r_lanes * load(w, i))
+        for i in range(whole, d):
+            y[row * d + i] = x[here + i] * r * w[i]
+
+
+@compiled
+def _norm_backward(dy, x, w, dx, dw, eps, d, count, shape, strides, start, stop):
+    """Groups start … stop − 1 of the rows, of dy side by side. With g = w ⊙ ∂y:
+
+    ∂x = r g − x r³ mean(g ⊙ x), ∂w = Σ ∂y ⊙ x r. dw (groups, d) holds zeros at first.
+    """
+    width = BYTES // x.itemsize
+    whole = d // width * width
+    zero = splat(x.dtype.type(0))
+    groups = dw.size // d
+    one = aligned(d, x)
+    for group in range(start, stop):
+        one[:] = 0
+        for row in range(group * count // groups, (group + 1) * count // groups):
+            k, j = row // shape[2], row % shape[2]
+            here = k // shape[1] * strides[0] + k % shape[1] * strides[1] + j * strides[2]
+            squares, products = zero, zero
+            rest_squares, rest_products = x.dtype.type(0), x.dtype.type(0)
+            for i in range(0, whole, width):
+                x_i = load(x, here + i)
+                squares = squares + x_i * x_i
+                products = products + load(dy, row * d + i) * load(w, i) * x_i
+            for i in range(whole, d):
+                rest_squares += x[here + i] * x[here + i]
+                rest_products += dy[row * d + i] * w[i] * x[here + i]
+            r = x.dtype.type(1) / x.dtype.type(sqrt((total(squares) + rest_squares) / x.dtype.type(d) + eps))
+            c = (total(products) + rest_products) / x.dtype.type(d) * r * r * r  # in this order nothing underflows
+            r_lanes, c_lanes = splat(r), splat(c)
+            for i in range(0, whole, width):
+                x_i, dy_i = load(x, here + i), load(dy, row * d + i)
+                store(dx, row * d + i, r_lanes * (load(w, i) * dy_i) - c_lanes * x_i)
+                store(one, i, load(one, i) + dy_i * (x_i * r_lanes))
+            for i in range(whole, d):
+                dx[row * d + i] = r * (w[i] * dy[row * d + i]) - c * x[here + i]
+                one[i] += dy[row * d + i] * (x[here + i] * r)
+        dw[group * d : (group + 1) * d] += one
+
+
+@compiled
+def _gate(a, b, y, start, stop):
+    """Blocks start … stop − 1 of BLOCK numbers each."""
+    width = BYTES // a.itemsize
+    one, minus_log2e = splat(a.dtype.type(1)), splat(a.dtype.type(-LOG2E))
+    last = aligned(3 * width, a)
+    for at in range(start * BLOCK, min(stop * BLOCK, a.size), width):
+        room = a.size - at
+        if room >= width:
+            b_i = load(b, at)
+            store(y, at, load(a, at) * (b_i / (one + exp2(minus_log2e * b_i))))
+        else:
+            last[:room], last[width : width + room] = a[at:], b[at:]
+            b_i = load(last, width)
+            store(last, 0, load(last, 0) * (b_i / (one + exp2(minus_log2e * b_i))))
+            y[at:] = last[:room]
+
+
+@compiled
+def _gate_backward(dy, a, b, da, db, start, stop):
+    """∂a = ∂y ⊙ silu(b), ∂b = ∂y ⊙ a ⊙ s (1 + b (1 − s)) with s = sigmoid(b)."""
+    width = BYTES // a.itemsize
+    one, minus_log2e = splat(a.dtype.type(1)), splat(a.dtype.type(-LOG2E))
+    last = aligned(3 * width, a)
+    for at in range(start * BLOCK, min(stop * BLOCK, a.size), width):
+        room = a.size - at
+        if room >= width:
+            dy_i, a_i, b_i = load(dy, at), load(a, at), load(b, at)
+            s = one / (one + exp2(minus_log2e * b_i))
+            store(da, at, dy_i * (b_i * s))
+            store(db, at, dy_i * a_i * (s * (one + b_i * (one - s))))
+        else:
+            last[:room], last[width : width + room], last[2 * width : 2 * width + room] = dy[at:], a[at:], b[at:]
+            dy_i, a_i, b_i = load(last, 0), load(last, width), load(last, 2 * width)
+            s = one / (one + exp2(minus_log2e * b_i))
+            store(last, 0, dy_i * (b_i * s))
+            store(last, width, dy_i * a_i * (s * (one + b_i * (one - s))))
+            da[at:], db[at:] = last[:room], last[width : width + room]
+
+
+def _threads(numbers: int) -> int:
+    return 1 if numbers < SERIAL else torch.get_num_threads()
+
+
+def _flat(x: Tensor) -> np.ndarray:
+    return x.detach().contiguous().numpy().reshape(-1)
+
+
+# ---------------------------------------------------------------------------- RMSNorm
+
+
+@torch.library.custom_op("twinsep::rms_norm", mutates_args=(), device_types="cpu")
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """y like x (…, d), contiguous, from x of at most four axes and weight (d,), all float32 or all float64."""
+    y = x.new_empty(x.shape)
+    if y.numel():
+        flat, shape, strides = rows(x)
+        eps_typed = flat.dtype.type(eps)
+        arrays = (flat, _flat(weight), y.numpy().reshape(-1), eps_typed, x.shape[-1], shape, strides)
+        in_parallel(_norm, prod(shape), _threads(y.numel()), *arrays)
+    return y
+
+
+@rms_norm.register_fake
+def _(x, weight, eps):  # noqa: ARG001
+    return x.new_empty(x.shape)
+
+
+@torch.library.custom_op("twinsep::rms_norm_backward", mutates_args=(), device_types="cpu")
+def rms_norm_backward(dy: Tensor, x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """The gradients of x and weight."""
+    dx, dweight, d = x.new_empty(x.shape), weight.new_zeros(weight.shape), x.shape[-1]
+    if dx.numel():
+        flat, shape, strides = rows(x)
+        count = prod(shape)
+        # The sums per group are NumPy's: to add up so few numbers PyTorch would wake, and wait for, its other threads.
+        groups = min(count, GROUPS)
+        dw = np.zeros((groups, d), flat.dtype)
+        arrays = (_flat(dy), flat, _flat(weight), dx.numpy().reshape(-1), dw.reshape(-1), flat.dtype.type(eps))
+        in_parallel(_norm_backward, groups, _threads(dx.numel()), *arrays, d, count, shape, strides)
+        dweight.numpy()[:] = dw.sum(0, dtype=np.float64)
+    return dx, dweight
+
+
+@rms_norm_backward.register_fake
+def _(dy, x, weight, eps):  # noqa: ARG001
+    return x.new_empty(x.shape), weight.new_empty(weight.shape)
+
+
+def _save_norm(ctx, inputs, output) -> None:  # noqa: ARG001
+    x, weight, ctx.eps = inputs
+    ctx.save_for_backward(x, weight)
+
+
+def _norm_gradients(ctx, dy):
+    x, weight = ctx.saved_tensors  # read once: under checkpoint a second reading is an error
+    return *rms_norm_backward(dy, x, weight, ctx.eps), None
+
+
+rms_norm.register_autograd(_norm_gradients, setup_context=_save_norm)
+
+
+# ---------------------------------------------------------------------------- the gate of SwiGLU
+
+
+@torch.library.custom_op("twinsep::silu_gate", mutates_args=(), device_types="cpu")
+def silu_gate(a: Tensor, b: Tensor) -> Tensor:
+    """y, contiguous, from a and b of one shape, both float32 or both float64."""
+    y = a.new_empty(a.shape)
+    in_parallel(_gate, -(-a.numel() // BLOCK), _threads(a.numel()), _flat(a), _flat(b), y.numpy().reshape(-1))
+    return y
+
+
+@silu_gate.register_fake
+def _(a, b):  # noqa: ARG001
+    return a.new_empty(a.shape)
+
+
+@torch.library.custom_op("twinsep::silu_gate_backward", mutates_args=(), device_types="cpu")
+def silu_gate_backward(dy: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """The gradients of a and b."""
+    da, db = a.new_empty(a.shape), b.new_empty(b.shape)
+    arrays = (_flat(dy), _flat(a), _flat(b), da.numpy().reshape(-1), db.numpy().reshape(-1))
+    in_parallel(_gate_backward, -(-a.numel() // BLOCK), _threads(a.numel()), *arrays)
+    return da, db
+
+
+@silu_gate_backward.register_fake
+def _(dy, a, b):  # noqa: ARG001
+    return a.new_empty(a.shape), b.new_empty(b.shape)
+
+
+def _save_gate(ctx, inputs, output) -> None:  # noqa: ARG001
+    ctx.save_for_backward(*inputs)
+
+
+def _gate_gradients(ctx, dy):
+    a, b = ctx.saved_tensors
+    return silu_gate_backward(dy, a, b)
+
+
+silu_gate.register_autograd(_gate_gradients, setup_context=_save_gate)
