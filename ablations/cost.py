@@ -15,10 +15,10 @@ from pathlib import Path
 from ablations import settings
 from torch_impl.kernels import operations
 from twinsep import progress, provenance
+from twinsep.benchmarks.workers import Worker
 from twinsep.cli import guarded
 from twinsep.config import from_dict, preset
 from twinsep.files import write_json
-from twinsep.workers import Worker
 
 OUT = Path("results/cost.json")
 WARMUPS, REPETITIONS = 2, 15

@@ -216,7 +216,7 @@ def _sequential_backward(
         decay, h = _step(h, A, u[t], delta[t], B[t])
         decays.append(decay)
         states.append(h)
-    dA = jnp.zeros_like(A)
+    dA = jnp.zeros_like(dh)  # summed over sequences at the end: one pass over them instead of one a frame
     found: list[tuple[Array, ...]] = []
     for t in reversed(range(len(u))):
         dh = dh + dy[t][:, None, :] * C[t][:, :, None]
@@ -225,9 +225,9 @@ def _sequential_backward(
         dh_B = (dh * B[t][:, :, None]).sum(1)
         dh = dh * decays[t]
         ds = dh * states[t]
-        dA = dA + (ds * delta[t][:, None, :]).sum(0)
+        dA = dA + ds * delta[t][:, None, :]
         found.insert(0, (delta[t] * dh_B, (ds * A).sum(1) + u[t] * dh_B, dB, dC))
-    return dh, dA, [jnp.stack(parts) for parts in zip(*found, strict=True)]
+    return dh, dA.sum(0), [jnp.stack(parts) for parts in zip(*found, strict=True)]
 
 
 def _associative(h: Array, A: Array, u: Array, delta: Array, B: Array, C: Array) -> tuple[Array, Array]:

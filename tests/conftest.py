@@ -10,7 +10,9 @@ import tempfile
 # it, and what one process or test has compiled the others find; the programs are slower, and compute the same. Read
 # when JAX starts, in the processes that tests start too.
 if "PYTEST_XDIST_WORKER" not in os.environ:
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false"
+    # Vectors as long as twinsep asks for: what is imported first decides, and all processes are to compute the same.
+    flags = "--xla_cpu_use_fusion_emitters=false --xla_cpu_prefer_vector_width=512"
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}"
     os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="twinsep-xla-")
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"

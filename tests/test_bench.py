@@ -8,11 +8,25 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from twinsep import bench, cli, feeding, lengths, speed, workers
+from twinsep import bench, cli
+from twinsep.benchmarks import (
+    Options,
+    block,
+    feeding,
+    growth,
+    length,
+    memory,
+    prepared,
+    scan,
+    separate,
+    step,
+    workers,
+)
+from twinsep.benchmarks.subject import Subject
+from twinsep.benchmarks.workers import MIB, Watch, Worker
 from twinsep.config import preset
 from twinsep.errors import InputError, TwinsepError
 from twinsep.frameworks import twin
-from twinsep.workers import MIB, Subject, Watch, Worker
 
 #: A model of thousands of weights on a third of a second.
 MICRO = {
@@ -46,9 +60,11 @@ class Scripted:
 
     def ask(self, method, **_):
         self.asked.append((self.framework, method))
-        if method == "system":
-            return {"parameters": 1000, "chunk_s": 2.0}
-        if method == "roofline":
+        if method in ("system", "network"):
+            return {"parameters": 1000, "chunk_s": 2.0, "first_call_s": 1.0}
+        if method == "scans":
+            return ["mambapy"]
+        if method == "rates":
             return {"matrix_flop_per_s": 10.0, "exponentials_per_s": 5.0, "copied_bytes_per_s": 1.0}
         if method == "operations":
             return {"flop_per_audio_second": 20.0, "exponentials_per_audio_second": 15.0}
@@ -61,12 +77,12 @@ class Scripted:
 def asked(monkeypatch):
     """The questions put to workers that only note them."""
     monkeypatch.setattr(Scripted, "asked", [], raising=False)
-    monkeypatch.setattr(bench, "Worker", Scripted)
-    monkeypatch.setattr(feeding, "Worker", Scripted)
-    monkeypatch.setattr(speed, "Worker", Scripted)
-    monkeypatch.setattr(lengths, "SECONDS", (1, 2))
-    monkeypatch.setattr(lengths, "BARS", {(2, 1): 1.5})
-    monkeypatch.setattr(lengths, "_separated", lambda *_: {"wall_s": 2.0, "peak_mib": 100.0})
+    for module in (block, feeding, growth, memory, scan, separate, step):
+        monkeypatch.setattr(module, "Worker", Scripted)
+    monkeypatch.setattr(length, "SECONDS", (1, 2))
+    monkeypatch.setattr(growth, "SONGS", (1,))
+    monkeypatch.setattr(length, "BARS", {(2, 1): 1.5})
+    monkeypatch.setattr(length, "separated", lambda *_: {"wall_s": 2.0, "peak_mib": 100.0})
     for name, value in {"SONGS": 1, "SECONDS": 1, "EXAMPLES": 2}.items():
         monkeypatch.setattr(feeding, name, value)
     return Scripted.asked
@@ -89,7 +105,9 @@ def call(monkeypatch, capsys, tmp_path):
 
 def test_frameworks_alternate_and_first_calls_and_warm_ups_do_not_count(asked):
     done = []
-    record = bench.twins(bench.Options(preset("tiny"), 1, 3), lambda *counts: done.append(counts))
+    options = Options({"this": preset("tiny")}, 1, 3)
+    whole = step.measure(options, lambda *counts: done.append(counts))
+    record = whole["configurations"]["this"]
     both = ["torch", "jax"]
     sequence = ["open", *2 * ["step"], *2 * ["separate"], "peak", *3 * ["step"], *3 * ["separate"], "peak", "last_loss"]
     assert asked == [(f, work) for work in sequence for f in both] + [("jax", "killed"), ("torch", "killed")]
@@ -110,14 +128,18 @@ def test_frameworks_alternate_and_first_calls_and_warm_ups_do_not_count(asked):
     assert record["step"]["ratio_of_minima"] == round(14 / 13, 3)
     assert record["peak_memory_mib"]["first calls and warm-ups"] == {"torch": 11.0, "jax": 12.0}
     assert done == [(n, 20) for n in range(1, 21)]
+    assert [(f["what"], f["value"]) for f in whole["figures"]] == [
+        ("training step of this, of its time in PyTorch", 1.067),
+        ("separation of this, of its time in PyTorch", 1.048),
+    ]
 
 
 def test_memory_stands_beside_the_bar_and_the_state(asked):
-    record = bench.memory(bench.Options(preset("tiny"), 0, 1), lambda *_: None)
+    record = memory.measure(Options({}, 0, 1), lambda *_: None)
     assert asked == [(f, what) for f in ("torch", "jax") for what in ("layer", "killed")]
     assert record["below_bar"] == {"torch": True, "jax": False}
     assert record["materialised_state_mib"] == round(68 * 690 * 512 * 32 * 4 / MIB, 1)
-    assert bench.BAR_MB == 1500
+    assert memory.BAR_MB == 1500
 
 
 @pytest.mark.usefixtures("asked")
@@ -125,12 +147,15 @@ def test_the_command_writes_a_record_each_and_prints_them(call, tmp_path):
     status, printed, said = call("--repetitions", 2, "--set", "training.segment_seconds=0.5")
     assert status == 0, said
     written = {path.stem: json.loads(path.read_text()) for path in (tmp_path / "work/results/bench").iterdir()}
-    assert written.keys() == bench.BENCHMARKS.keys() == {"twins", "memory", "scan", "feeding", "length", "speed"}
+    named = {"scan", "block", "step", "separate", "growth", "memory", "length", "feeding"}
+    assert written.keys() == bench.BENCHMARKS.keys() == named
     for name, record in written.items():
         assert {"load_average_at_start", "cores", "command", "commit", "device", "versions"} <= record.keys()
         assert name in printed
-    assert written["twins"]["configuration"]["training"]["segment_seconds"] == 0.5
-    assert len(written["twins"]["step"]["jax"]["times_s"]) == 2
+    stepped = written["step"]["configurations"]
+    assert stepped.keys() == {"tiny", "small"}
+    assert stepped["small"]["configuration"]["training"]["segment_seconds"] == 0.5
+    assert len(stepped["tiny"]["step"]["jax"]["times_s"]) == 2
 
 
 @pytest.mark.usefixtures("asked")
@@ -142,7 +167,7 @@ def test_one_benchmark_by_name(call, tmp_path):
 def test_bad_arguments_end_in_a_sentence_before_anything_is_measured(call, asked, tmp_path):
     (tmp_path / "file").write_text("")
     for arguments, sentence in [
-        (("pace",), "unknown benchmark 'pace'; known: twins, memory, scan"),
+        (("pace",), "unknown benchmark 'pace'; known: scan, block, step"),
         (("--repetitions", 0), "0 repetitions"),
         (("--warmups=-1",), "-1 warm-ups"),
         (("--preset", "huge"), "unknown preset 'huge'"),
@@ -169,7 +194,7 @@ def test_a_missing_framework_ends_in_a_sentence(call, monkeypatch, tmp_path):
     """In the workers Python looks here first, and this JAX cannot be imported."""
     (tmp_path / "jax.py").write_text("raise ModuleNotFoundError('no JAX', name='jax')")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, (tmp_path, Path(__file__).parent.parent))))
-    monkeypatch.setattr(bench, "TWINS", {"jax": "jax_impl"})
+    monkeypatch.setattr(memory, "TWINS", {"jax": "jax_impl"})
     status, _, said = call("memory")
     assert status == 2
     assert "framework jax needs the package jax; install it with: pip install 'twinsep[jax]'" in said
@@ -230,7 +255,7 @@ def test_both_twins_compute_the_same_layer():
     mixer = {"kind": "mamba", "d_state": 4, "expand": 2}
     model = preset("paper").override({"model": {"d_model": 8, "mixer": mixer}}).model
     found = {}
-    for framework, prepare in (("torch", workers._layer_in_torch), ("jax", workers._layer_in_jax)):
+    for framework, prepare in (("torch", prepared.layer_in_torch), ("jax", prepared.layer_in_jax)):
         module = twin(framework, "mixers").build(model)
         twin(framework, "layers").initialise(module, 0)
         found[framework] = prepare(module, x, dy)()()
@@ -254,20 +279,179 @@ def test_a_watch_sees_a_peak_that_is_over():
 
 @pytest.mark.parametrize("framework", ["torch", "jax"])
 @pytest.mark.parametrize("backward", [False, True])
-def test_a_scan_is_timed(framework, backward):
+def test_every_way_to_scan_gives_the_same(framework, backward):
     ways = ["default", "definition"] + ["sequential", "associative"] * (framework == "jax")
-    for way in ways:
-        assert Subject(framework).scan([2, 12, 3, 2], way, backward, repetitions=1) > 0
+    results = [prepared.scan(framework, [2, 12, 3, 2], way, backward)() for way in ways]
+    for other in results[1:]:
+        for x, y in zip(results[0] if backward else results[:1], other if backward else [other], strict=True):
+            np.testing.assert_allclose(np.asarray(y), np.asarray(x), rtol=1e-4, atol=1e-5)
 
 
-def test_every_way_stands_beside_the_kernel(asked):
-    record = bench.scan(bench.Options(preset("tiny"), 0, 1), lambda *_: None)
-    rows = bench.BENCHMARKS["scan"].rows(record)
-    assert len(rows) == len(bench.SCANS) * 5  # three ways forward, two of them backward
-    first = rows[0]
-    assert first[0] == "(72, 259, 32, 8), sequential, forward (s)"
-    assert first[1] == {"torch": 1.0, "jax": 3.0}
-    assert asked.count(("torch", "scan")) == 2 * len(bench.SCANS)
+@pytest.mark.parametrize("framework", ["torch", "jax"])
+@pytest.mark.parametrize("backward", [False, True])
+def test_a_block_is_that_of_the_network(framework, backward):
+    """With every mixer; frame after frame Mamba gives what its kernel does."""
+    config = preset("tiny").override(MICRO)
+    for kind in ("mamba", "conv"):
+        chosen = config.override({"model": {"mixer": {"kind": kind}}}).to_dict()
+        y = prepared.block(framework, chosen, 6, backward)()
+        assert (y[0] if backward else y).shape == (1, 18, 6, 8)
+    if framework == "torch" and not backward:
+        module = twin("torch", "mixers.mamba")
+        kept = module.selective_scan
+        by_kernel = prepared.block("torch", config.to_dict(), 6, backward)()
+        try:
+            looped = prepared.block("torch", config.to_dict(), 6, backward, looped=True)()
+        finally:
+            module.selective_scan = kept
+        np.testing.assert_allclose(looped.numpy(), by_kernel.numpy(), rtol=1e-4, atol=1e-5)
+
+
+def test_what_is_prepared_is_called_and_watched():
+    subject = Subject("torch")
+    assert subject.prepare("scan", "scan", shape=[2, 12, 3, 2], way="default", backward=True) > 0
+    assert subject.call("scan") > 0
+    assert 0 <= subject.peak_of("scan") < 50
+    subject.forget()
+    with pytest.raises(KeyError):
+        subject.call("scan")
+
+
+def test_scans_are_in_turns_and_beside_their_exponentials(asked):
+    record = scan.measure(Options({}, 0, 1), lambda *_: None)
+    questions = [what for _, what in asked]
+    # Four shapes; five rounds each of the machine's rate and of all ways.
+    small, large = len(scan.asked(scan.SMALL, ["mambapy"])), len(scan.asked(scan.LARGE, ["mambapy"]))
+    assert (small, large) == (11, 8)  # at the large one nothing that keeps every state
+    assert questions[: 1 + small + 1 + small] == ["scans", *small * ["prepare"], "rates", *small * ["call"]]
+    assert questions.count("rates") == 4 * scan.REPETITIONS
+    assert record["left_out"].endswith("more than 1 GiB")
+    first = record["times"][0]
+    assert (first["shape"], first["framework"], first["way"], first["backward"]) == (
+        scan.TINY,
+        "torch",
+        "default",
+        False,
+    )
+    # 5 exponentials a second, the scripted machine's rate; the answers are the numbers of the questions.
+    assert first["exponentials_s"] == 72 * 259 * 32 * 8 / 5
+    assert first["times_s"] == [14.0, 26.0, 38.0, 50.0, 62.0]
+    assert first["median_s"] == 38.0
+    peers = [t for t in record["times"] if t["way"] == "mambapy"]
+    assert [tuple(t["shape"]) for t in peers] == [s for s in scan.SHAPES if s != scan.LARGE for _ in range(2)]
+    assert [m["shape"] for m in record["memory"][::2]] == [(68, 690, 512, 32), (68, 690, 512, 64), (68, 345, 512, 32)]
+    assert len(record["figures"]) == 4 + 2 + 2
+    assert len(scan.rows(record)) == len(record["times"]) + 3 + 8
+
+
+def test_the_figures_of_the_scan():
+    key = {"median_s": 1.0, "times_the_exponentials": 1.9}
+    times = [
+        {"shape": scan.LARGE, "framework": framework, "way": way, "backward": backward, **key}
+        for framework, way in (("torch", "default"), ("jax", "sequential"))
+        for backward in (False, True)
+    ]
+    times[3]["times_the_exponentials"] = 15.1
+    times += [
+        {"shape": scan.SMALL, "framework": "torch", "way": way, "backward": False, "median_s": seconds}
+        for way, seconds in (("default", 0.5), ("definition", 1.9))
+    ]
+    memory_found = [{"framework": "torch", "what": "as it is", "shape": [68, 690, 512, 32], "peak_mib": 667.0}]
+    found = scan.figures(times, memory_found)
+    assert [(f["value"], f["reached"]) for f in found] == [
+        (1.9, True),
+        (1.9, True),
+        (1.9, True),
+        (15.1, False),
+        (3.8, False),  # no mambapy, no figure
+        (699.4, True),
+    ]
+
+
+def test_another_packages_scan_gives_what_ours_does(monkeypatch, tmp_path):
+    """A function as mamba_ssm's file has one, among what cannot be imported."""
+    scans = twin("torch", "baselines.scans")
+    with pytest.raises(InputError, match="unknown scan 'pace'; known: default, definition, mambapy, mamba_ssm"):
+        scans.scan_of("pace")
+    monkeypatch.setenv(scans.SOURCES, str(tmp_path))
+    with pytest.raises(InputError, match="set TWINSEP_MAMBA_SSM to the folder that holds mamba_ssm/"):
+        scans.scan_of("mamba_ssm")
+    path = tmp_path / "mamba_ssm/ops/selective_scan_interface.py"
+    path.parent.mkdir(parents=True)
+    path.write_text(
+        "import selective_scan_cuda\n"
+        "def selective_scan_ref(u, delta, A, B, C, D=None, z=None):\n"
+        "    h, ys = 0, []\n"
+        "    for t in range(u.shape[2]):\n"
+        "        h = torch.exp(delta[:, :, t, None] * A) * h + (delta * u)[:, :, t, None] * B[:, None, :, t]\n"
+        "        ys.append((h * C[:, None, :, t]).sum(-1))\n"
+        "    y = torch.stack(ys, 2) + u * rearrange(D, 'd -> d 1')\n"
+        "    return y * F.silu(z)\n"
+    )
+    assert "mamba_ssm" in scans.available()
+    theirs, ours = (prepared.scan("torch", [2, 9, 3, 2], way, True)() for way in ("mamba_ssm", "default"))
+    for x, y in zip(theirs, ours, strict=True):
+        np.testing.assert_allclose(y.numpy(), x.numpy(), rtol=1e-4, atol=1e-6)
+
+
+def test_a_mambapy_that_is_missing_is_named_with_the_command_that_installs_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "mambapy", None)
+    monkeypatch.setitem(sys.modules, "mambapy.mamba", None)
+    with pytest.raises(
+        InputError, match=r"mambapy needs the package mambapy\S*; install it with: pip install 'twinsep"
+    ):
+        twin("torch", "baselines.scans").scan_of("mambapy")
+
+
+def test_mambapys_scan_is_ours():
+    pytest.importorskip("mambapy")
+    theirs, ours = (prepared.scan("torch", [2, 16, 3, 2], way, True)() for way in ("mambapy", "default"))
+    for x, y in zip(theirs, ours, strict=True):
+        np.testing.assert_allclose(y.numpy(), x.numpy(), rtol=1e-4, atol=1e-5)
+
+
+def test_blocks_of_every_mixer_are_in_turns(asked):
+    record = block.measure(Options({}, 0, 1), lambda *_: None)
+    kinds = [t["mixer"] for t in record["times"]]
+    assert set(kinds) == {"mamba", "mamba2", "transformer", "lstm", "conv", block.LOOP}
+    assert kinds.count("mamba") == 4
+    assert kinds.count(block.LOOP) == 2
+    assert asked.count(("torch", "call")) == 6 * 2 * block.REPETITIONS
+    assert len(block.rows(record)) == 6 * 2
+
+
+def test_what_grows_is_all_that_changes(asked, monkeypatch):
+    configurations = []
+
+    class Noting(Scripted):
+        def ask(self, method, **arguments):
+            if method == "network":
+                configurations.append((arguments["config"], arguments["seconds"]))
+            return super().ask(method)
+
+    monkeypatch.setattr(growth, "Worker", Noting)
+    record = growth.measure(Options({}, 0, 1), lambda *_: None)
+    cases = [(axis, value) for axis, (values, _) in growth.AXES.items() for value in values]
+    assert [(x["axis"], x["value"]) for x in record["chunks"][::2]] == cases
+    plain = preset("tiny").to_dict()["model"]
+    for (axis, value), (config, seconds) in zip(cases, configurations[::2], strict=True):
+        changed = {key for key, x in config["model"].items() if plain[key] != x}
+        if axis == "seconds of a chunk":
+            assert (seconds, changed) == (value, set())
+        else:
+            assert seconds == growth.SECONDS
+            assert changed <= {{"width D": "d_model", "bands K": "bands", "states N": "mixer"}[axis]}
+    assert [song["seconds"] for song in record["songs"]] == [1, 1]
+    assert len(growth.rows(record)) == 2 * len(cases) + 2
+    assert all(killed == "killed" for _, killed in asked[6::7])
+
+
+def test_the_network_of_a_configuration():
+    subject = Subject("torch")
+    opened = subject.network(preset("tiny").override(MICRO).to_dict(), 0.2)
+    assert opened["first_call_s"] > 0
+    assert subject.chunk_of_noise.shape == (1, 2, 8820)
+    assert subject.chunk() > 0
 
 
 # ---------------------------------------------------------------------------- lengths and speed
@@ -275,8 +459,8 @@ def test_every_way_stands_beside_the_kernel(asked):
 
 def test_the_cost_of_a_length_is_that_of_a_real_separation(monkeypatch):
     for name, value in {"SECONDS": (1, 2), "BARS": {(2, 1): 1.2}, "TWINS": ("torch",)}.items():
-        monkeypatch.setattr(lengths, name, value)
-    record = lengths.measure(lambda *_: None)
+        monkeypatch.setattr(length, name, value)
+    record = length.measure(Options({}, 0, 1), lambda *_: None)
     assert [song["seconds"] for song in record["songs"]] == [1, 2]
     for song in record["songs"]:
         assert song["wall_s"] > 0.5
@@ -285,18 +469,18 @@ def test_the_cost_of_a_length_is_that_of_a_real_separation(monkeypatch):
     assert ratio["torch"] == round(record["songs"][1]["peak_mib"] / record["songs"][0]["peak_mib"], 4)
 
 
-def test_the_figures_of_speed():
-    seconds = {"tiny": 0.1, "small": 1.0, "paper": 7.0, **dict.fromkeys(speed.OTHERS, 2.0)}
+def test_the_figures_of_separation():
+    seconds = {"tiny": 0.1, "small": 1.0, "paper": 7.0, **dict.fromkeys(separate.OTHERS, 2.0)}
     systems = [
         {"framework": f, "system": name, "seconds_per_audio_second": seconds[name] * (1 + (f == "jax"))}
-        for f, name in speed.SYSTEMS
+        for f, name in separate.SYSTEMS
     ]
     counts = {"flop_per_audio_second": 20.0, "exponentials_per_audio_second": 15.0}
-    counted = {name: counts for name in speed.PRESETS}
-    found = speed.figures(systems, {"matrix_flop_per_s": 10.0, "exponentials_per_s": 5.0}, counted)
+    found = separate.figures(systems, {"matrix_flop_per_s": 10.0, "exponentials_per_s": 5.0}, {"paper": counts})
     # 20/10 + 15/5 seconds at the machine's best, against 7; bs-roformer 2; JAX twice PyTorch.
     assert [f["value"] for f in found] == [1.4, 3.5, 0.5, 0.5, 0.1, 2.0, 2.0]
     assert [f["reached"] for f in found] == [True, False, True, True, True, False, False]
+    assert [f["framework"] for f in found] == [*5 * ["torch"], *2 * ["jax"]]
 
 
 def test_the_counts_and_limits_of_a_real_machine(monkeypatch):
@@ -304,9 +488,10 @@ def test_the_counts_and_limits_of_a_real_machine(monkeypatch):
     opened = subject.system("tiny")
     assert opened["parameters"] == 235_444
     assert subject.chunk() > 0
-    roofline = subject.roofline()
-    assert roofline["matrix_flop_per_s"] > 1e9
-    assert 1e7 < roofline["exponentials_per_s"] < roofline["matrix_flop_per_s"]
+    rates = subject.rates()
+    assert rates["matrix_flop_per_s"] > 1e9
+    assert 1e7 < rates["exponentials_per_s"] < rates["matrix_flop_per_s"]
+    assert rates["copied_bytes_per_s"] > 1e8
     with Worker("torch") as worker:  # whose types are not checked: it counts on tensors that are none
         counted = worker.ask("operations", name="tiny")
     assert 0 < counted["exponentials_per_audio_second"] < counted["flop_per_audio_second"]

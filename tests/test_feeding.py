@@ -4,7 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from twinsep import audio, bench, feeding
+from twinsep import audio, bench
+from twinsep.benchmarks import Options, feeding
 from twinsep.config import preset
 
 SIZES = {"SONGS": 2, "SECONDS": 1, "EXAMPLES": 3}
@@ -50,7 +51,7 @@ def test_loader_and_steps_stand_beside_each_other(monkeypatch):
     training = {"segment_seconds": 0.5, "batch_size": 4}
     config = preset("tiny").override({"training": training, "data": {"exclude": ["x"]}})
     done = []
-    record = bench.BENCHMARKS["feeding"].measure(bench.Options(config, 1, 1), lambda *counts: done.append(counts))
+    record = bench.BENCHMARKS["feeding"].measure(Options({"this": config}, 1, 1), lambda *counts: done.append(counts))
     assert record["configuration"]["training"]["batch_size"] == 1
     assert record["step_audio_s_per_s"] == {"torch": 5.0, "jax": 2.5}
     assert record["loader_audio_s_per_s"] == {"wav": 0.375, "flac": 0.037}  # the last of three counts
@@ -72,6 +73,6 @@ def test_loader_and_steps_stand_beside_each_other(monkeypatch):
 def test_either_format_is_fed_quickly_enough_to_tell(monkeypatch):
     monkeypatch.setattr(feeding, "TARGET", 0)
     config = preset("tiny").override({"training": {"segment_seconds": 0.1}})
-    record = feeding.measure(config, 0, 2, lambda *_: None)
+    record = feeding.measure(Options({"this": config}, 0, 2), lambda *_: None)
     assert all(speed > 0 for speed in record["loader_audio_s_per_s"].values())
     assert record["reaches_target"] == {"wav": {"torch": True, "jax": True}, "flac": {"torch": True, "jax": True}}

@@ -112,7 +112,7 @@ MUTANTS = {
         "Bidirectional",
         replaced(blocks, "concatenate", lambda f: lambda x, axis: f(x[::-1], axis)),
     ),
-    "ReLU for SiLU": ("mamba", "SwiGLU", replaced(blocks, "silu", lambda _: torch.relu)),
+    "ReLU for SiLU": ("mamba", "SwiGLU", replaced(blocks, "silu_gate", lambda _: lambda a, b: a * torch.relu(b))),
     "eps 1e-5": (
         "mamba",
         "SwiGLU",

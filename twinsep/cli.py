@@ -312,7 +312,8 @@ def convert(
 @app.command()
 def bench(
     benchmarks: Annotated[
-        list[str] | None, typer.Argument(help="twins, memory, scan, feeding, length, speed; or all.")
+        list[str] | None,
+        typer.Argument(help="scan, block, step, separate, growth, memory, length, feeding; or all."),
     ] = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for <benchmark>.json.")] = Path("results/bench"),
     config: ConfigFile = None,
@@ -321,8 +322,9 @@ def bench(
     warmups: Annotated[int, typer.Option(help="Calls after the first that do not count.")] = 2,
     repetitions: Annotated[int, typer.Option(help="Calls that count.")] = 15,
 ) -> None:
-    """Time PyTorch and JAX in turns on the CPU (preset tiny by default); time the scan, measure a layer's memory."""
-    chosen = _configuration(config, preset or (None if config else "tiny"), settings, None)
+    """Time PyTorch, JAX and other systems in turns on the CPU, and measure memory; tiny and small by default."""
+    names = [preset] if preset or config else ["tiny", "small"]
+    chosen = {name or str(config): _configuration(config, name, settings, None) for name in names}
     from twinsep import bench as command
 
     command.run(benchmarks or [], command.Options(chosen, warmups, repetitions), out)

@@ -14,6 +14,7 @@ import numpy as np
 
 from twinsep import audio, pictures, tags
 from twinsep.audio_writing import MP3_BITRATES, Writer, writer
+from twinsep.background import ahead, behind
 from twinsep.errors import InputError
 from twinsep.files import shown, unnamed
 from twinsep.places import PICTURE
@@ -97,12 +98,12 @@ def separate(
         picture = stack.enter_context(unnamed(figure, overwrite=overwrite)) if figure else None
         sink = stack.enter_context(_sink(song, writers, encoding.clip))
         source = stack.enter_context(audio.opened(song, most_channels=most_channels))
-        blocks = _as_found(source, found)
-        pieces = separator.stream(blocks, found.frames, found.sample_rate, progress=report)
-        for mixture, stems in pieces:
-            sink.write({stem: complement(mixture, stems, stem) for stem in writers})
-            if panels:
-                panels.push(mixture, *(complement(mixture, stems, stem) for stem in ("instrumental", "vocals")))
+        # Decoders and encoders work while the model does; the model in this thread, which Ctrl-C reaches.
+        with ahead(_as_found(source, found)) as blocks, behind(sink.write) as write:
+            for mixture, stems in separator.stream(blocks, found.frames, found.sample_rate, progress=report):
+                write({stem: complement(mixture, stems, stem) for stem in writers})
+                if panels:
+                    panels.push(mixture, *(complement(mixture, stems, stem) for stem in ("instrumental", "vocals")))
         sink.finish()
         if panels and picture:
             picture.write(panels.png(song.name))

@@ -48,7 +48,10 @@ PACKAGES = {
         lambda package: package.MoisesLight(**package.configs["paper_small"]), "moises_light", 6 * RATE, "6 s"
     ),
     "htdemucs": Package(
-        lambda package: package.HTDemucs(["drums", "bass", "other", "vocals"], segment=7.8),
+        # what its released weights were trained with, 41,984,456 of them
+        lambda package: package.HTDemucs(
+            ["drums", "bass", "other", "vocals"], segment=7.8, bottom_channels=512, dconv_mode=3
+        ),
         "demucs.htdemucs",
         round(7.8 * RATE),
         "7.8 s, the length its released weights are bound to",

@@ -22,7 +22,7 @@ from torch_impl.kernels.lanes import BYTES, aligned, compiled, exp2, fold, halve
 from torch_impl.kernels.memory import strided
 from torch_impl.kernels.threads import in_parallel
 
-CHUNK = 32  # frames between stored states; with 8 or 16 the backward was slower by a half and a tenth
+CHUNK = 32  # frames between stored states, at least; with 8 or 16 the backward was slower by a half and a tenth
 AHEAD = 6  # frames, of what is fetched into the cache while one is computed: rows lie too far apart for the machine
 # to see by itself which will be next
 GROUPS = 64  # of sequences, each with its own sums for the gradients of A and D
@@ -39,18 +39,18 @@ def _sigmoid(x, one, minus_log2e):
 def _forward(u, delta, A, B, C, D, z, y, states, shape, gate, keep, start, stop):
     """Sequence and vector number start … stop − 1 of the forward. All arrays flat; A is `_tiled`, times log2 e; `gate`
     are the strides of z, which may be a part of a wider array."""
-    _, l, e, n = shape
+    _, l, e, n, every = shape
     width = BYTES // u.itemsize
     one, minus_log2e = splat(u.dtype.type(1)), splat(u.dtype.type(-LOG2E))
-    stored = (l - 1) // CHUNK
+    stored = (l - 1) // every
     h = aligned(n * width, u)
     for task in range(start, stop):
         sequence, channel = task // (e // width), task % (e // width) * width
         h[:] = 0
         skip = load(D, channel)
         for t in range(l):
-            if keep and t > 0 and t % CHUNK == 0:
-                row = (sequence * stored + t // CHUNK - 1) * n
+            if keep and t > 0 and t % every == 0:
+                row = (sequence * stored + t // every - 1) * n
                 for i in range(n):
                     store(states, (row + i) * e + channel, load(h, i * width))
             row = sequence * l + t
@@ -79,7 +79,7 @@ def _forward(u, delta, A, B, C, D, z, y, states, shape, gate, keep, start, stop)
 @inlined
 def _replay(dy, u, delta, A, B, C, D, z, dz, shape, gate, row, frames, channel, h, a, g):
     """Run one chunk again: h gets the states (h[0] is given), a the decays, g the gradient of y before the gate."""
-    _, l, e, n = shape
+    _, l, e, n, _ = shape
     width = BYTES // u.itemsize
     one, minus_log2e = splat(u.dtype.type(1)), splat(u.dtype.type(-LOG2E))
     skip = load(D, channel)
@@ -120,7 +120,7 @@ def _reverse(u, delta, A, B, C, D, du, ddelta, dA, dD, shape, row, frames, chann
     ∂C_t = h_t g_t, ∂B_t = ∂h_t Δ_t u_t (both summed over channels), ∂s_t = ∂h_t a_t h_{t−1}, ∂A = Σ_t ∂s_t Δ_t,
     ∂u_t = Δ_t ∂h_t·B_t + D g_t, ∂Δ_t = ∂s_t·A + u_t ∂h_t·B_t, ∂D = Σ_t g_t u_t.
     """
-    _, _, e, n = shape
+    _, _, e, n, _ = shape
     width = BYTES // u.itemsize
     ln2, zero = splat(u.dtype.type(LN2)), splat(u.dtype.type(0))
     skip, dskip = load(D, channel), load(dD, channel)
@@ -149,11 +149,11 @@ def _reverse(u, delta, A, B, C, D, du, ddelta, dA, dD, shape, row, frames, chann
 @compiled
 def _backward(dy, u, delta, A, B, C, D, z, states, du, ddelta, dA, dB, dC, dD, dz, shape, gate, start, stop):
     """Groups start … stop − 1 of the sequences. dA (groups, e, n; `_tiled`) and dD (groups, e) hold zeros at first."""
-    b, l, e, n = shape
+    b, l, e, n, every = shape
     width = BYTES // u.itemsize
-    groups, chunks = dD.size // e, (l - 1) // CHUNK + 1
-    h, a = aligned((CHUNK + 1) * n * width, u), aligned(CHUNK * n * width, u)
-    g, dBC = aligned(CHUNK * width, u), aligned(CHUNK * n * width, u)
+    groups, chunks = dD.size // e, (l - 1) // every + 1
+    h, a = aligned((every + 1) * n * width, u), aligned(every * n * width, u)
+    g, dBC = aligned(every * width, u), aligned(every * n * width, u)
     dh, dA_one, dD_one = aligned(n * e, u), aligned(n * e, u), aligned(e, u)
     for group in range(start, stop):
         for sequence in range(group * b // groups, (group + 1) * b // groups):
@@ -162,8 +162,8 @@ def _backward(dy, u, delta, A, B, C, D, z, states, du, ddelta, dA, dB, dC, dD, d
             dA_one[:] = 0
             dD_one[:] = 0
             for chunk in range(chunks - 1, -1, -1):
-                frames = min(CHUNK, l - chunk * CHUNK)
-                row = sequence * l + chunk * CHUNK
+                frames = min(every, l - chunk * every)
+                row = sequence * l + chunk * every
                 dBC[:] = 0
                 for channel in range(0, e, width):
                     h[: n * width] = 0
@@ -181,6 +181,11 @@ def _backward(dy, u, delta, A, B, C, D, z, states, du, ddelta, dA, dB, dC, dD, d
                 dA[group * n * e + i] += dA_one[i]
             for i in range(e):
                 dD[group * e + i] += dD_one[i]
+
+
+def _chunk(n: int) -> int:
+    """Frames between stored states: with as many as there are states they never take more memory than u does."""
+    return max(CHUNK, n)
 
 
 def _threads(updates: int) -> int:
@@ -218,7 +223,9 @@ def forward(
         arrays, gate = _inputs(u, delta, A, B, C, D, z)
         tasks = y[:, 0].numel() * u.element_size() // BYTES
         outputs = (_flat(y), _flat(states))
-        in_parallel(_forward, tasks, _threads(y.numel() * n), *arrays, *outputs, (b, l, whole, n), gate, keep)
+        in_parallel(
+            _forward, tasks, _threads(y.numel() * n), *arrays, *outputs, (b, l, whole, n, _chunk(n)), gate, keep
+        )
     return _trim(y, e), states
 
 
@@ -239,7 +246,7 @@ def _trim(x: Tensor, channels: int) -> Tensor:
 
 def _states(u: Tensor, A: Tensor, keep: bool) -> Tensor:
     (b, l, e), n = u.shape, A.shape[1]
-    return u.new_empty((b, max(l - 1, 0) // CHUNK, n, _whole(e, u)) if keep else (0,))
+    return u.new_empty((b, max(l - 1, 0) // _chunk(n), n, _whole(e, u)) if keep else (0,))
 
 
 @forward.register_fake
@@ -272,7 +279,7 @@ def backward(
         inputs, gate = _inputs(u, delta, A, B, C, D, z)
         arrays = (_flat(dy, whole), *inputs, _flat(states))
         gradients = (_flat(du), _flat(ddelta), dA.reshape(-1), _flat(dB), _flat(dC), dD.reshape(-1), _flat(dz))
-        in_parallel(_backward, groups, _threads(du.numel() * n), *arrays, *gradients, (b, l, whole, n), gate)
+        in_parallel(_backward, groups, _threads(du.numel() * n), *arrays, *gradients, (b, l, whole, n, _chunk(n)), gate)
     dA_sum = dA.sum(0, dtype=np.float64).swapaxes(1, 2).reshape(whole, n)[:e].astype(dtype)
     dD_sum = dD.sum(0, dtype=np.float64)[:e].astype(dtype)
     sums = torch.from_numpy(dA_sum), torch.from_numpy(dD_sum)

@@ -8,11 +8,11 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from twinsep import audio, one_song
+from twinsep.benchmarks import Options, Record, Row
 from twinsep.errors import TwinsepError
 from twinsep.frameworks import TWINS
 from twinsep.one_song import Encoding
@@ -27,15 +27,15 @@ RATE = 44_100
 _MIB = 1 << 20
 
 
-def measure(report: Report) -> dict[str, Any]:
+def measure(_options: Options, report: Report) -> Record:
     """Wall seconds and peak resident MiB of a process that separates white noise of each length, stereo, 16-bit WAV in
     and out, both stems, a :data:`PRESET` model with weights as drawn; of each framework."""
-    found: list[dict[str, Any]] = []
+    found: list[Record] = []
     with tempfile.TemporaryDirectory() as folder:
         for length in SECONDS:
-            song = _noise(Path(folder) / "song.wav", length)
+            song = noise_song(Path(folder) / "song.wav", length)
             for framework in TWINS:
-                found.append({"seconds": length, "framework": framework, **_separated(song, Path(folder), framework)})
+                found.append({"seconds": length, "framework": framework, **separated(song, Path(folder), framework)})
                 report(len(found), len(SECONDS) * len(TWINS))
     peaks = {(x["framework"], x["seconds"]): x["peak_mib"] for x in found}
     ratios = [
@@ -46,7 +46,7 @@ def measure(report: Report) -> dict[str, Any]:
     return {"preset": PRESET, "songs": found, "peak_memory_ratios": ratios}
 
 
-def rows(record: dict[str, Any]) -> list[tuple[str, dict[str, float]]]:
+def rows(record: Record) -> list[Row]:
     """The record as rows of a table."""
     table = []
     for length in sorted({x["seconds"] for x in record["songs"]}):
@@ -59,7 +59,8 @@ def rows(record: dict[str, Any]) -> list[tuple[str, dict[str, float]]]:
     return table
 
 
-def _noise(path: Path, seconds: int) -> Path:
+def noise_song(path: Path, seconds: int) -> Path:
+    """White noise in stereo, written to ``path``."""
     rng = np.random.default_rng(0)
     with audio.writer(path, RATE, 2, subtype="PCM_16") as sound:
         for _ in range(seconds):
@@ -67,9 +68,10 @@ def _noise(path: Path, seconds: int) -> Path:
     return path
 
 
-def _separated(song: Path, out: Path, framework: str) -> dict[str, float]:
+def separated(song: Path, out: Path, framework: str) -> dict[str, float]:
+    """Wall seconds and peak resident MiB of a process that writes both stems of ``song`` into ``out``."""
     began = time.monotonic()
-    arguments = [sys.executable, "-m", "twinsep.lengths", str(song), str(out), framework]
+    arguments = [sys.executable, "-m", "twinsep.benchmarks.length", str(song), str(out), framework]
     process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)

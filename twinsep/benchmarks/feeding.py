@@ -12,14 +12,14 @@ import statistics
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 from twinsep import audio
 from twinsep.batches import TrainingBatches
-from twinsep.config import SOURCES, Config
+from twinsep.benchmarks import Options, Record, Row
+from twinsep.benchmarks.workers import Worker, noise
+from twinsep.config import SOURCES
 from twinsep.frameworks import TWINS
 from twinsep.progress import Report
-from twinsep.workers import Worker, noise
 
 #: The loader should be so many times as quick as the step.
 TARGET = 5
@@ -30,13 +30,16 @@ EXAMPLES = 40
 FORMATS = ("wav", "flac")
 
 
-def measure(config: Config, warmups: int, repetitions: int, report: Report) -> dict[str, Any]:
+def measure(options: Options, report: Report) -> Record:
     """Audio seconds per second of the loader, without workers, and of the twins' steps; batch 1, white noise.
 
     Files were written just before, so that they come from the memory of the system: decoding is measured, no disk.
-    The medians of ``repetitions``, after one more than ``warmups`` that do not count.
+    Of the first configuration asked for; medians of ``repetitions``, after one more than ``warmups`` that do not count.
     """
-    config = config.override({"training": {"batch_size": 1}, "data": {"workers": 0, "exclude": []}})
+    _, warmups, repetitions = options
+    config = next(iter(options.configs.values())).override(
+        {"training": {"batch_size": 1}, "data": {"workers": 0, "exclude": []}}
+    )
     rounds = 1 + warmups + repetitions
     done = itertools.count(1)
     total = rounds * (len(FORMATS) + len(TWINS))
@@ -81,8 +84,8 @@ def measure(config: Config, warmups: int, repetitions: int, report: Report) -> d
     }
 
 
-def rows(record: dict[str, Any]) -> list[tuple[str, dict[str, float]]]:
-    """What a person reads of it, as in :data:`twinsep.bench.Row`."""
+def rows(record: Record) -> list[Row]:
+    """The record as rows of a table."""
     loader, target = record["loader_audio_s_per_s"], record["target"]
     return [
         ("training step (audio s/s)", record["step_audio_s_per_s"]),

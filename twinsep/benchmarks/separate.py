@@ -1,4 +1,4 @@
-"""``twinsep bench speed``: how quickly the presets separate on this machine's CPU, beside its limits and other systems.
+"""``twinsep bench separate``: how quickly the presets separate on a CPU, beside its limits and other systems.
 
 All have random weights, equal threads and batch 1, and chunks of the length that each was made for, without overlap.
 """
@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import statistics
-from typing import Any
 
+from twinsep.benchmarks import Options, Record, Row, figure, figure_rows
+from twinsep.benchmarks.workers import Worker
 from twinsep.progress import Report
-from twinsep.workers import Worker
 
 PRESETS = ("tiny", "small", "paper")
 #: Of other packages, see ``torch_impl/baselines/packages.py``.
@@ -21,24 +21,23 @@ SYSTEMS = (
 )
 WARMUPS, REPETITIONS = 1, 3
 
-Record = dict[str, Any]
 
-
-def measure(report: Report) -> Record:
+def measure(_options: Options, report: Report) -> Record:
     """Seconds of a chunk of every system, each in a process of its own, in turns; medians, by second of audio, and the
-    figures that they are to reach."""
+    figures that they are to reach. The machine's limits are measured in every turn too, as they are not constant."""
     total = (WARMUPS + REPETITIONS) * len(SYSTEMS)
     with contextlib.ExitStack() as stack:
         workers = {system: stack.enter_context(Worker(system[0])) for system in SYSTEMS}
         opened = {system: worker.ask("system", name=system[1]) for system, worker in workers.items()}
         first = workers["torch", PRESETS[0]]
-        roofline = first.ask("roofline")
         counted = {name: first.ask("operations", name=name) for name in PRESETS}
         times: dict[tuple[str, str], list[float]] = {system: [] for system in SYSTEMS}
+        rates: list[dict[str, float]] = []
         for turn in range(WARMUPS + REPETITIONS):
             for done, (system, worker) in enumerate(workers.items(), 1):
                 times[system].append(worker.ask("chunk"))
                 report(turn * len(SYSTEMS) + done, total)
+            rates.append(first.ask("rates"))
     systems = [
         {
             "framework": framework,
@@ -51,42 +50,38 @@ def measure(report: Report) -> Record:
         }
         for framework, name in SYSTEMS
     ]
-    record = {"warmups": WARMUPS, "repetitions": REPETITIONS, "roofline": roofline, "counted": counted}
+    roofline = {name: statistics.median(turn[name] for turn in rates[WARMUPS:]) for name in rates[0]}
+    record = {"warmups": WARMUPS, "repetitions": REPETITIONS, "roofline": roofline, "rates": rates, "counted": counted}
     return record | {"systems": systems, "figures": figures(systems, roofline, counted)}
 
 
 def figures(systems: list[Record], roofline: Record, counted: Record) -> list[Record]:
-    """Each as {what, value, bar, reached}."""
+    """What the presets have to reach."""
     speed = {(s["framework"], s["system"]): s["seconds_per_audio_second"] for s in systems}
     ours = {name: speed["torch", name] for name in PRESETS}
-    limits = {
-        name: c["flop_per_audio_second"] / roofline["matrix_flop_per_s"]
-        + c["exponentials_per_audio_second"] / roofline["exponentials_per_s"]
-        for name, c in counted.items()
-    }
-    asked = [
-        (
-            "paper, of the time its operations and exponentials take at the machine's best",
-            ours["paper"] / limits["paper"],
-            1.5,
-        ),
-        ("paper, of the time of bs-roformer", ours["paper"] / speed["torch", "bs-roformer"], 0.85),
-        (
-            "small, of the time of moises-light paper_large",
-            ours["small"] / speed["torch", "moises-light paper_large"],
-            1.0,
-        ),
-        ("small, of the time of htdemucs", ours["small"] / speed["torch", "htdemucs"], 1.0),
-        ("tiny, of the time the song takes to play", ours["tiny"], 0.15),
-        *((f"{name} in JAX, of its time in PyTorch", speed["jax", name] / ours[name], 1.7) for name in PRESETS[:2]),
+    limit = (
+        counted["paper"]["flop_per_audio_second"] / roofline["matrix_flop_per_s"]
+        + counted["paper"]["exponentials_per_audio_second"] / roofline["exponentials_per_s"]
+    )
+    what = "paper, of the time its operations and exponentials take at the machine's best"
+    found = [figure("torch", what, ours["paper"] / limit, 1.5)]
+    for name, other, bar in (
+        ("paper", "bs-roformer", 0.85),
+        ("small", "moises-light paper_large", 1.0),
+        ("small", "htdemucs", 1.0),
+    ):
+        found.append(figure("torch", f"{name}, of the time of {other}", ours[name] / speed["torch", other], bar))
+    found.append(figure("torch", "tiny, of the time the song takes to play", ours["tiny"], 0.15))
+    return found + [
+        figure("jax", f"{name} in JAX, of its time in PyTorch", speed["jax", name] / ours[name], 1.7)
+        for name in PRESETS[:2]
     ]
-    return [{"what": what, "value": round(value, 3), "bar": bar, "reached": value <= bar} for what, value, bar in asked]
 
 
-def rows(record: Record) -> list[tuple[str, dict[str, float]]]:
+def rows(record: Record) -> list[Row]:
     """The record as rows of a table."""
     table: dict[str, dict[str, float]] = {}
     for s in record["systems"]:
         name = f"{s['system']}, {s['parameters'] / 1e6:.2f} M: s per s of audio"
         table.setdefault(name, {})[s["framework"]] = s["seconds_per_audio_second"]
-    return [*table.items(), *((f"{f['what']} (bar {f['bar']})", {"torch": f["value"]}) for f in record["figures"])]
+    return [*table.items(), *figure_rows(record)]

@@ -1,0 +1,63 @@
+"""``twinsep bench block``: a dual-path block with each mixer in it, forward and with gradients."""
+
+from __future__ import annotations
+
+import contextlib
+import statistics
+
+from twinsep.benchmarks import Options, Record, Row
+from twinsep.benchmarks.workers import Worker
+from twinsep.config import preset
+from twinsep.frameworks import TWINS
+from twinsep.mixers import MIXERS
+from twinsep.progress import Report
+
+#: Whose width and bands the block has; three seconds of frames.
+PRESET, FRAMES = "small", 259
+#: Mamba with the scan's definition in the place of its kernel, in PyTorch.
+LOOP = "mamba, frame after frame"
+REPETITIONS = 5
+
+
+def measure(_options: Options, report: Report) -> Record:
+    """Medians of interleaved calls, in seconds, after one that compiles."""
+    keys = [(framework, kind) for kind in MIXERS for framework in TWINS] + [("torch", LOOP)]
+    found: dict[tuple[str, str, bool], list[float]] = {}
+    first: dict[tuple[str, str, bool], float] = {}
+    with contextlib.ExitStack() as stack:
+        workers = {key: stack.enter_context(Worker(key[0])) for key in keys}
+        for done, (key, worker) in enumerate(workers.items(), 1):
+            looped = key[1] == LOOP
+            kind = "mamba" if looped else key[1]
+            config = preset(PRESET).override({"model": {"mixer": {"kind": kind}}}).to_dict()
+            for backward in (False, True):
+                arguments = {"config": config, "frames": FRAMES, "backward": backward, "looped": looped}
+                first[*key, backward] = worker.ask("prepare", name=str(backward), kind="block", **arguments)
+                found[*key, backward] = []
+            report(done, len(keys) + REPETITIONS)
+        for turn in range(REPETITIONS):
+            for framework, kind, backward in found:
+                seconds = workers[framework, kind].ask("call", name=str(backward))
+                found[framework, kind, backward].append(seconds)
+            report(len(keys) + turn + 1, len(keys) + REPETITIONS)
+    times = [
+        {
+            "framework": framework,
+            "mixer": kind,
+            "backward": backward,
+            "first_call_s": first[framework, kind, backward],
+            "median_s": round(statistics.median(seconds), 6),
+            "times_s": seconds,
+        }
+        for (framework, kind, backward), seconds in found.items()
+    ]
+    return {"preset": PRESET, "frames": FRAMES, "repetitions": REPETITIONS, "times": times}
+
+
+def rows(record: Record) -> list[Row]:
+    """The record as rows of a table."""
+    table: dict[str, dict[str, float]] = {}
+    for t in record["times"]:
+        name = f"{t['mixer']}, forward{' and backward' * t['backward']} (s)"
+        table.setdefault(name, {})[t["framework"]] = t["median_s"]
+    return list(table.items())

@@ -1,0 +1,46 @@
+"""``twinsep bench memory``: what one mixer layer takes at its peak."""
+
+from __future__ import annotations
+
+import math
+
+from twinsep.benchmarks import Options, Record, Row
+from twinsep.benchmarks.workers import MIB, Worker
+from twinsep.frameworks import TWINS
+from twinsep.progress import Report
+
+#: (sequences, length, d_model) in and out; E = expand · d_model channels, N = d_state.
+LAYER = {"sequences": 68, "length": 690, "d_model": 256, "d_state": 32, "expand": 2}
+#: What forward and backward of that layer may take, in MB of 10⁶ bytes.
+BAR_MB = 1500
+
+
+def measure(_options: Options, report: Report) -> Record:
+    """Peak memory in MiB of forward and backward of one ``mamba`` mixer layer, gradients for input and weights."""
+    found = {}
+    for done, framework in enumerate(TWINS, 1):
+        with Worker(framework) as worker:
+            found[framework] = worker.ask("layer", sizes=LAYER)
+        report(done, len(TWINS))
+    state = 4 * math.prod(LAYER.values())  # bytes of float32 (b, l, e, n)
+    return {
+        "layer": {"mixer": "mamba", **LAYER},
+        **{key: {framework: found[framework][key] for framework in TWINS} for key in found["torch"]},
+        "subtracted": "what was resident before the run: the process with its imports, the weights, the input, the "
+        "gradient at the output and the compiled program; for the compiler the same without the program",
+        "bar_mb": BAR_MB,
+        "bar_mib": round(BAR_MB * 1e6 / MIB, 1),
+        "below_bar": {framework: x["peak_mib"] * MIB < BAR_MB * 1e6 for framework, x in found.items()},
+        "materialised_state_mib": round(state / MIB, 1),
+    }
+
+
+def rows(record: Record) -> list[Row]:
+    """The record as rows of a table."""
+    peaks, bar, state = (record[key] for key in ("peak_mib", "bar_mib", "materialised_state_mib"))
+    return [
+        ("forward and backward (MiB)", peaks),
+        (f"the same, of the bar of {bar:.0f} MiB", {framework: x / bar for framework, x in peaks.items()}),
+        (f"the same, of a state of {state:.0f} MiB", {framework: x / state for framework, x in peaks.items()}),
+        ("compiler (MiB)", record["compiler_peak_mib"]),
+    ]

@@ -1,0 +1,90 @@
+"""``twinsep bench step``: a training step and a separation in PyTorch and in JAX, in turns on the same cores."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import statistics
+from collections.abc import Callable
+
+from twinsep.benchmarks import Options, Record, Row, figure, figure_rows
+from twinsep.benchmarks.workers import Worker
+from twinsep.config import Config
+from twinsep.frameworks import TWINS
+from twinsep.progress import Report
+
+WORK = {"step": "training step", "separate": "separation"}
+#: What JAX may take of PyTorch's time.
+BAR = 1.7
+
+
+def measure(options: Options, report: Report) -> Record:
+    """Seconds of a training step and of the separation of one segment, batch 1, white noise; peak memory in MiB."""
+    rounds = 1 + options.warmups + options.repetitions
+    done, total = itertools.count(1), rounds * len(WORK) * len(TWINS) * len(options.configs)
+    found = {name: _of(config, options, lambda: report(next(done), total)) for name, config in options.configs.items()}
+    figures = [
+        figure("jax", f"{WORK[work]} of {name}, of its time in PyTorch", record[work]["ratio_of_medians"], BAR)
+        for name, record in found.items()
+        for work in WORK
+    ]
+    counts = {"warmups": options.warmups, "repetitions": options.repetitions}
+    return {"batch": 1, **counts, "configurations": found, "figures": figures}
+
+
+def _of(config: Config, options: Options, report: Callable[[], None]) -> Record:
+    """A first call compiles: in JAX always, in PyTorch the Numba kernels where no earlier run left them on disk."""
+
+    def interleaved(work: str, times: int) -> dict[str, list[float]]:
+        answers: dict[str, list[float]] = {framework: [] for framework in workers}
+        for _ in range(times):
+            for framework, worker in workers.items():
+                answers[framework].append(worker.ask(work))
+                report()
+        return answers
+
+    with contextlib.ExitStack() as stack:
+        workers = {framework: stack.enter_context(Worker(framework)) for framework in TWINS}
+        settings = {framework: w.ask("open", config=config.to_dict()) for framework, w in workers.items()}
+        first = {work: interleaved(work, 1 + options.warmups) for work in WORK}
+        compiling = {framework: w.ask("peak") for framework, w in workers.items()}
+        times = {work: interleaved(work, options.repetitions) for work in WORK}
+        repeating = {framework: w.ask("peak") for framework, w in workers.items()}
+        losses = {framework: w.ask("last_loss") for framework, w in workers.items()}
+    return {
+        "configuration": config.to_dict(),
+        "hash": config.hash,
+        "setting": settings,
+        **{work: _timing(first[work], times[work]) for work in WORK},
+        "peak_memory_mib": {"first calls and warm-ups": compiling, "repetitions": repeating},
+        "last_loss": losses,
+    }
+
+
+def _timing(first: dict[str, list[float]], times: dict[str, list[float]]) -> Record:
+    medians, minima = ({f: reduce(t) for f, t in times.items()} for reduce in (statistics.median, min))
+    each = {
+        framework: {
+            "first_call_s": first[framework][0],
+            "median_s": round(medians[framework], 6),
+            "minimum_s": minima[framework],
+            "times_s": times[framework],
+        }
+        for framework in times
+    }
+    ratios = {"ratio_of_medians": medians, "ratio_of_minima": minima}
+    return each | {name: round(x["jax"] / x["torch"], 3) for name, x in ratios.items()}
+
+
+def rows(record: Record) -> list[Row]:
+    """The record as rows of a table."""
+    numbers = {"median": "median_s", "minimum": "minimum_s", "first call": "first_call_s"}
+    table: list[Row] = []
+    for name, found in record["configurations"].items():
+        table += [
+            (f"{name}, {what}, {number} (s)", {framework: found[work][framework][key] for framework in TWINS})
+            for work, what in WORK.items()
+            for number, key in numbers.items()
+        ]
+        table += [(f"{name}, peak memory, {when} (MiB)", peaks) for when, peaks in found["peak_memory_mib"].items()]
+    return table + figure_rows(record)
