@@ -64,6 +64,8 @@ class Scripted:
             return {"parameters": 1000, "chunk_s": 2.0, "first_call_s": 1.0}
         if method == "scans":
             return ["mambapy"]
+        if method == "missing_packages":
+            return ["htdemucs"]
         if method == "rates":
             return {"matrix_flop_per_s": 10.0, "exponentials_per_s": 5.0, "copied_bytes_per_s": 1.0}
         if method == "operations":
@@ -498,3 +500,20 @@ def test_the_counts_and_limits_of_a_real_machine(monkeypatch):
     monkeypatch.setitem(sys.modules, "bs_roformer", None)
     with pytest.raises(InputError, match=r"needs the package \w+; install it with: pip install 'twinsep\[peers\]'"):
         subject.system("bs-roformer")
+
+
+def test_a_package_that_is_missing_is_left_out_and_named(asked):
+    record = separate.measure(Options({}, 0, 1), lambda *_: None)
+    assert record["not_installed"] == ["htdemucs"]
+    assert "htdemucs" not in {s["system"] for s in record["systems"]}
+    assert not any("htdemucs" in f["what"] for f in record["figures"])
+    assert asked.count(("torch", "chunk")) == 6 * (separate.WARMUPS + separate.REPETITIONS)
+
+
+def test_missing_packages_are_those_that_cannot_be_imported(monkeypatch):
+    packages = twin("torch", "baselines.packages")
+    for name in ("bs_roformer", "moises_light", "demucs"):
+        monkeypatch.setitem(sys.modules, name, None)
+    assert packages.missing() == list(packages.PACKAGES)
+    monkeypatch.setattr(packages, "_installed", lambda module: module != "demucs")
+    assert packages.missing() == ["htdemucs"]

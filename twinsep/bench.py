@@ -52,7 +52,7 @@ def run(names: Sequence[str], options: Options, out: Path) -> None:
         with progress.bar(name) as report:
             record = BENCHMARKS[name].measure(options, report)
         machine = {"load_average_at_start": load_average, "cores": cores()}
-        write_json(out / f"{name}.json", {**record, **machine, **provenance.describe("cpu")})
+        write_json(out / f"{name}.json", {**record, **machine, **provenance.describe("cpu", provenance.PEERS)})
         _print(name, BENCHMARKS[name].rows(record))
         Console(stderr=True).print(f"wrote {out / name}.json", soft_wrap=True)
 

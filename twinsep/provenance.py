@@ -9,22 +9,25 @@ import platform
 import resource
 import subprocess
 import sys
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 _LIBRARIES = ("twinsep", "numpy", "scipy", "torch", "numba", "jax", "flax", "optax", "grain", "museval")
+#: Named only where something is measured beside them.
+PEERS = ("bs-roformer", "demucs", "mambapy", "moises-light")
 
 
-def describe(device: str) -> dict[str, Any]:
-    """What a committed number has to name, as JSON types."""
+def describe(device: str, libraries: Sequence[str] = ()) -> dict[str, Any]:
+    """What a committed number has to name, as JSON types, the versions of more ``libraries`` where installed."""
     return {
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "commit": commit(),
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "device": device if device != "cpu" else f"cpu, {os.cpu_count()} cores, {processor()}",
         "platform": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
-        "versions": {name: v for name in _LIBRARIES if (v := _version(name))},
+        "versions": {name: v for name in (*_LIBRARIES, *libraries) if (v := _version(name))},
     }
 
 

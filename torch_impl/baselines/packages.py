@@ -6,7 +6,7 @@ length it was made for. None of them is in the requirements; ``pip install 'twin
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -57,6 +57,18 @@ PACKAGES = {
         "7.8 s, the length its released weights are bound to",
     ),
 }
+
+
+def missing() -> list[str]:
+    """Those whose package is not installed."""
+    return [name for name, entry in PACKAGES.items() if not _installed(entry.module.partition(".")[0])]
+
+
+def _installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ValueError:  # hidden on purpose
+        return False
 
 
 def build(name: str, seed: int = 0) -> nn.Module:

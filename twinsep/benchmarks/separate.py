@@ -24,19 +24,21 @@ WARMUPS, REPETITIONS = 1, 3
 
 def measure(_options: Options, report: Report) -> Record:
     """Seconds of a chunk of every system, each in a process of its own, in turns; medians, by second of audio, and the
-    figures that they are to reach. The machine's limits are measured in every turn too, as they are not constant."""
-    total = (WARMUPS + REPETITIONS) * len(SYSTEMS)
+    figures that they are to reach. Packages that are not installed are left out, and named. The machine's limits are measured in every turn too, as they are not constant."""
     with contextlib.ExitStack() as stack:
-        workers = {system: stack.enter_context(Worker(system[0])) for system in SYSTEMS}
+        first = stack.enter_context(Worker("torch"))
+        missing = first.ask("missing_packages")
+        asked = [system for system in SYSTEMS if system[1] not in missing]
+        total = (WARMUPS + REPETITIONS) * len(asked)
+        workers = {system: stack.enter_context(Worker(system[0])) for system in asked}
         opened = {system: worker.ask("system", name=system[1]) for system, worker in workers.items()}
-        first = workers["torch", PRESETS[0]]
         counted = {name: first.ask("operations", name=name) for name in PRESETS}
-        times: dict[tuple[str, str], list[float]] = {system: [] for system in SYSTEMS}
+        times: dict[tuple[str, str], list[float]] = {system: [] for system in asked}
         rates: list[dict[str, float]] = []
         for turn in range(WARMUPS + REPETITIONS):
             for done, (system, worker) in enumerate(workers.items(), 1):
                 times[system].append(worker.ask("chunk"))
-                report(turn * len(SYSTEMS) + done, total)
+                report(turn * len(asked) + done, total)
             rates.append(first.ask("rates"))
     systems = [
         {
@@ -48,10 +50,11 @@ def measure(_options: Options, report: Report) -> Record:
                 statistics.median(times[framework, name][WARMUPS:]) / opened[framework, name]["chunk_s"], 5
             ),
         }
-        for framework, name in SYSTEMS
+        for framework, name in asked
     ]
     roofline = {name: statistics.median(turn[name] for turn in rates[WARMUPS:]) for name in rates[0]}
     record = {"warmups": WARMUPS, "repetitions": REPETITIONS, "roofline": roofline, "rates": rates, "counted": counted}
+    record["not_installed"] = missing
     return record | {"systems": systems, "figures": figures(systems, roofline, counted)}
 
 
@@ -70,7 +73,8 @@ def figures(systems: list[Record], roofline: Record, counted: Record) -> list[Re
         ("small", "moises-light paper_large", 1.0),
         ("small", "htdemucs", 1.0),
     ):
-        found.append(figure("torch", f"{name}, of the time of {other}", ours[name] / speed["torch", other], bar))
+        if ("torch", other) in speed:
+            found.append(figure("torch", f"{name}, of the time of {other}", ours[name] / speed["torch", other], bar))
     found.append(figure("torch", "tiny, of the time the song takes to play", ours["tiny"], 0.15))
     return found + [
         figure("jax", f"{name} in JAX, of its time in PyTorch", speed["jax", name] / ours[name], 1.7)

@@ -84,6 +84,10 @@ class Subject:
         """Other packages' scans that are here, in PyTorch."""
         return twin("torch", "baselines.scans").available()
 
+    def missing_packages(self) -> list[str]:
+        """Other systems whose packages are not installed, in PyTorch."""
+        return twin("torch", "baselines.packages").missing()
+
     def operations(self, name: str) -> dict[str, float]:
         """What is counted of a preset in PyTorch."""
         return twin("torch", "kernels.operations").of_model(PRESETS[name])
