@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import time
 from collections.abc import Callable
 from typing import Any
@@ -50,15 +51,16 @@ class Subject:
         self.trainer.separate(self.batch["mixture"])
         return round(time.perf_counter() - started, 6)
 
-    def system(self, name: str) -> dict[str, Any]:
+    def system(self, name: str, kept: bool = True) -> dict[str, Any]:
         """Make a separator with random weights, a preset's or, in PyTorch, another package's; and a chunk of noise of
-        the length it was made for."""
+        the length it was made for. Without ``kept`` the process is left as it is when a user imports that package."""
         if name in PRESETS:
             model, layers = twin(self.framework).load(name), twin(self.framework, "layers")
             self.separator = layers.on_arrays(model, layers.device_named("cpu"))
             samples, parameters = PRESETS[name].segment_samples, model.parameter_count
         else:
-            packages = twin(self.framework, "baselines.packages")
+            name_of_module = "torch_impl.baselines.packages"
+            packages = twin("torch", "baselines.packages") if kept else importlib.import_module(name_of_module)
             samples = packages.PACKAGES[name].samples
             self.separator, parameters = packages.on_arrays(name)
         self.chunk_of_noise = noise(1, 2, samples, seed=0)
