@@ -144,3 +144,37 @@ def test_readme_says_what_the_second_processor_and_an_hour_came_to():
     songs = json.loads((ROOT / "results/bench/length.json").read_text())["songs"]
     peaks = {song["seconds"]: song["peak_mib"] for song in songs if song["framework"] == "torch"}
     assert f"an hour takes {peaks[3600]:.0f} MiB, two minutes {peaks[120]:.0f}" in said
+
+
+def test_readme_says_what_a_second_of_audio_takes():
+    record = json.loads((ROOT / "results/bench/separate.json").read_text())
+    assert "Xeon" in record["device"]
+    rows = dict(re.findall(r"^\| (\S.*?) \| (\d+\.\d\d M \| .*?) \|$", README, re.MULTILINE))
+    for s in record["systems"]:
+        name = f"`{s['system']}`" if s["system"] in record["counted"] else s["system"]
+        weights, torch, jax = (cell.strip() for cell in rows[name].split("|"))
+        assert weights == f"{s['parameters'] / 1e6:.2f} M"
+        cell = jax if s["framework"] == "jax" else torch
+        number = f"{s['seconds_per_audio_second']:.3g}"
+        if name in record["counted"] or not s["keeps_freed_memory"] or s["framework"] == "jax":
+            assert cell.split()[0] == number
+        else:
+            assert cell.startswith(f"{number} s") or cell.endswith(f"({number})")
+    bs = {
+        s["keeps_freed_memory"]: s["seconds_per_audio_second"]
+        for s in record["systems"]
+        if s["system"] == "bs-roformer"
+    }
+    assert bs[True] < bs[False] / 2
+
+
+def test_the_table_of_costs_is_that_of_the_records():
+    table = (TABLES / "bench.md").read_text()
+    for name in ("scan", "step", "separate"):
+        for f in json.loads((ROOT / f"results/bench/{name}.json").read_text())["figures"]:
+            (line,) = (
+                line
+                for line in table.splitlines()
+                if line.startswith(f"| {f['what']} | ") and f"{f['value']:g}" in line
+            )
+            assert line.endswith("| yes |" if f["reached"] else "| **no** |")
