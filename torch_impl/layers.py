@@ -37,10 +37,30 @@ exp = torch.exp
 flip = torch.flip
 sigmoid = torch.sigmoid
 silu = F.silu
-softplus = F.softplus
 split = torch.split
 tanh = torch.tanh
 zeros_like = torch.zeros_like
+
+
+class _Softplus(torch.autograd.Function):
+    """Keeps what comes out for the backward pass, as what uses it keeps that too; PyTorch's own keeps what came in."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        y = F.softplus(x)
+        ctx.save_for_backward(y)
+        return y
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> Tensor:
+        (y,) = ctx.saved_tensors
+        return -torch.expm1(-y) * dy  # σ(x) = 1 − exp(−softplus(x))
+
+
+def softplus(x: Tensor) -> Tensor:
+    """log(1 + exp(x))."""
+    return _Softplus.apply(x)
 
 
 class Parameter(nn.Parameter):
