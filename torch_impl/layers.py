@@ -42,27 +42,6 @@ tanh = torch.tanh
 zeros_like = torch.zeros_like
 
 
-class _Softplus(torch.autograd.Function):
-    """Keeps what comes out for the backward pass, as what uses it keeps that too; PyTorch's own keeps what came in."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        y = F.softplus(x)
-        ctx.save_for_backward(y)
-        return y
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, dy: Tensor) -> Tensor:
-        (y,) = ctx.saved_tensors
-        return -torch.expm1(-y) * dy  # σ(x) = 1 − exp(−softplus(x))
-
-
-def softplus(x: Tensor) -> Tensor:
-    """log(1 + exp(x))."""
-    return _Softplus.apply(x)
-
-
 class Parameter(nn.Parameter):
     """A weight that knows how it starts and whether weight decay applies to it."""
 
@@ -178,6 +157,27 @@ def rematerialised(function, *inputs):
     if not torch.is_grad_enabled():
         return function(*inputs)
     return checkpoint(function, *inputs, use_reentrant=False)
+
+
+class _Softplus(torch.autograd.Function):
+    """Keeps what comes out for the backward pass, as what uses it keeps that too; PyTorch's own keeps what came in."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        y = F.softplus(x)
+        ctx.save_for_backward(y)
+        return y
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> Tensor:
+        (y,) = ctx.saved_tensors
+        return -torch.expm1(-y) * dy  # σ(x) = 1 − exp(−softplus(x))
+
+
+def softplus(x: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
+    """log(1 + exp(x))."""
+    return _Softplus.apply(x)
 
 
 def full_precision(function):
