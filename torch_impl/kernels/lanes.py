@@ -297,3 +297,9 @@ _arithmetic(operator.add, "fadd")
 _arithmetic(operator.sub, "fsub")
 _arithmetic(operator.mul, "fmul")
 _arithmetic(operator.truediv, "fdiv")
+
+
+@inlined
+def sigmoid(x, one, minus_log2e):
+    """1 / (1 + exp(−x)), of vectors; the other two are those of 1 and −log2 e."""
+    return one / (one + exp2(minus_log2e * x))

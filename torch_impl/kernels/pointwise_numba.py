@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from torch_impl.kernels.lanes import BYTES, aligned, compiled, exp2, load, splat, store, total
+from torch_impl.kernels.lanes import BYTES, aligned, compiled, inlined, load, sigmoid, splat, store, total
 from torch_impl.kernels.memory import rows
 from torch_impl.kernels.threads import in_parallel
 
@@ -23,6 +23,19 @@ BLOCK = 1 << 12  # numbers of a gate that are one piece of work
 LOG2E = 1 / log(2)  # exp(x) = 2^(x log2 e)
 
 
+@inlined
+def _start(row, shape, strides):
+    """Where a row of x begins."""
+    outer, inner = row // shape[2], row % shape[2]
+    return outer // shape[1] * strides[0] + outer % shape[1] * strides[1] + inner * strides[2]
+
+
+@inlined
+def _reciprocal(squares, rest, d, eps):
+    """One over the root of the mean of d squares, summed in a vector and in a number, plus eps; d and eps as wide."""
+    return sqrt(d / (total(squares) + rest + d * eps))
+
+
 @compiled
 def _norm(x, w, y, eps, d, shape, strides, start, stop):
     """Rows start … stop − 1 of y, side by side; those of x lie where `shape` and `strides` (three axes) say."""
@@ -30,15 +43,14 @@ def _norm(x, w, y, eps, d, shape, strides, start, stop):
     whole = d // width * width
     zero = splat(x.dtype.type(0))
     for row in range(start, stop):
-        k, j = row // shape[2], row % shape[2]
-        here = k // shape[1] * strides[0] + k % shape[1] * strides[1] + j * strides[2]
+        here = _start(row, shape, strides)
         squares, rest = zero, x.dtype.type(0)
         for i in range(0, whole, width):
             x_i = load(x, here + i)
             squares = squares + x_i * x_i
         for i in range(whole, d):
             rest += x[here + i] * x[here + i]
-        r = x.dtype.type(1) / x.dtype.type(sqrt((total(squares) + rest) / x.dtype.type(d) + eps))
+        r = _reciprocal(squares, rest, x.dtype.type(d), eps)
         r_lanes = splat(r)
         for i in range(0, whole, width):
             store(y, row * d + i, load(x, here + i) * r_lanes * load(w, i))
@@ -60,8 +72,7 @@ def _norm_backward(dy, x, w, dx, dw, eps, d, count, shape, strides, start, stop)
     for group in range(start, stop):
         one[:] = 0
         for row in range(group * count // groups, (group + 1) * count // groups):
-            k, j = row // shape[2], row % shape[2]
-            here = k // shape[1] * strides[0] + k % shape[1] * strides[1] + j * strides[2]
+            here = _start(row, shape, strides)
             squares, products = zero, zero
             rest_squares, rest_products = x.dtype.type(0), x.dtype.type(0)
             for i in range(0, whole, width):
@@ -71,7 +82,7 @@ def _norm_backward(dy, x, w, dx, dw, eps, d, count, shape, strides, start, stop)
             for i in range(whole, d):
                 rest_squares += x[here + i] * x[here + i]
                 rest_products += dy[row * d + i] * w[i] * x[here + i]
-            r = x.dtype.type(1) / x.dtype.type(sqrt((total(squares) + rest_squares) / x.dtype.type(d) + eps))
+            r = _reciprocal(squares, rest_squares, x.dtype.type(d), eps)
             c = (total(products) + rest_products) / x.dtype.type(d) * r * r * r  # in this order nothing underflows
             r_lanes, c_lanes = splat(r), splat(c)
             for i in range(0, whole, width):
@@ -84,6 +95,18 @@ def _norm_backward(dy, x, w, dx, dw, eps, d, count, shape, strides, start, stop)
         dw[group * d : (group + 1) * d] += one
 
 
+@inlined
+def _gated(a, b, one, minus_log2e):
+    return a * (b * sigmoid(b, one, minus_log2e))
+
+
+@inlined
+def _gate_slope(a, b, one, minus_log2e):
+    """a silu'(b): d silu(b)/db = s (1 + b (1 − s)), s = sigmoid(b)."""
+    s = sigmoid(b, one, minus_log2e)
+    return a * (s * (one + b * (one - s)))
+
+
 @compiled
 def _gate(a, b, y, start, stop):
     """Blocks start … stop − 1 of BLOCK numbers each."""
@@ -93,18 +116,16 @@ def _gate(a, b, y, start, stop):
     for at in range(start * BLOCK, min(stop * BLOCK, a.size), width):
         room = a.size - at
         if room >= width:
-            b_i = load(b, at)
-            store(y, at, load(a, at) * (b_i / (one + exp2(minus_log2e * b_i))))
+            store(y, at, _gated(load(a, at), load(b, at), one, minus_log2e))
         else:
             last[:room], last[width : width + room] = a[at:], b[at:]
-            b_i = load(last, width)
-            store(last, 0, load(last, 0) * (b_i / (one + exp2(minus_log2e * b_i))))
+            store(last, 0, _gated(load(last, 0), load(last, width), one, minus_log2e))
             y[at:] = last[:room]
 
 
 @compiled
 def _gate_backward(dy, a, b, da, db, start, stop):
-    """∂a = ∂y ⊙ silu(b), ∂b = ∂y ⊙ a ⊙ s (1 + b (1 − s)) with s = sigmoid(b)."""
+    """∂a = ∂y ⊙ silu(b), ∂b = ∂y ⊙ a ⊙ silu'(b)."""
     width = BYTES // a.itemsize
     one, minus_log2e = splat(a.dtype.type(1)), splat(a.dtype.type(-LOG2E))
     last = aligned(3 * width, a)
@@ -112,15 +133,13 @@ def _gate_backward(dy, a, b, da, db, start, stop):
         room = a.size - at
         if room >= width:
             dy_i, a_i, b_i = load(dy, at), load(a, at), load(b, at)
-            s = one / (one + exp2(minus_log2e * b_i))
-            store(da, at, dy_i * (b_i * s))
-            store(db, at, dy_i * a_i * (s * (one + b_i * (one - s))))
+            store(da, at, _gated(dy_i, b_i, one, minus_log2e))
+            store(db, at, _gate_slope(dy_i * a_i, b_i, one, minus_log2e))
         else:
             last[:room], last[width : width + room], last[2 * width : 2 * width + room] = dy[at:], a[at:], b[at:]
             dy_i, a_i, b_i = load(last, 0), load(last, width), load(last, 2 * width)
-            s = one / (one + exp2(minus_log2e * b_i))
-            store(last, 0, dy_i * (b_i * s))
-            store(last, width, dy_i * a_i * (s * (one + b_i * (one - s))))
+            store(last, 0, _gated(dy_i, b_i, one, minus_log2e))
+            store(last, width, _gate_slope(dy_i * a_i, b_i, one, minus_log2e))
             da[at:], db[at:] = last[:room], last[width : width + room]
 
 
@@ -137,7 +156,7 @@ def _flat(x: Tensor) -> np.ndarray:
 
 @torch.library.custom_op("twinsep::rms_norm", mutates_args=(), device_types="cpu")
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """y like x (…, d), contiguous, from x of at most four axes and weight (d,), all float32 or all float64."""
+    """y like x (…, d), contiguous, from x and weight (d,), all float32 or all float64."""
     y = x.new_empty(x.shape)
     if y.numel():
         flat, shape, strides = rows(x)

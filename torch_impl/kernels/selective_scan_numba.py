@@ -18,7 +18,20 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from torch_impl.kernels.lanes import BYTES, aligned, compiled, exp2, fold, halves, inlined, load, prefetch, splat, store
+from torch_impl.kernels.lanes import (
+    BYTES,
+    aligned,
+    compiled,
+    exp2,
+    fold,
+    halves,
+    inlined,
+    load,
+    prefetch,
+    sigmoid,
+    splat,
+    store,
+)
 from torch_impl.kernels.memory import strided
 from torch_impl.kernels.threads import in_parallel
 
@@ -28,11 +41,6 @@ AHEAD = 6  # frames, of what is fetched into the cache while one is computed: ro
 GROUPS = 64  # of sequences, each with its own sums for the gradients of A and D
 SERIAL = 1 << 17  # below this many state updates (0.03 ms) a second thread costs more than it saves
 LOG2E, LN2 = 1 / log(2), log(2)  # exp(x) = 2^(x log2 e)
-
-
-@inlined
-def _sigmoid(x, one, minus_log2e):
-    return one / (one + exp2(minus_log2e * x))
 
 
 @compiled
@@ -72,7 +80,7 @@ def _forward(u, delta, A, B, C, D, z, y, states, shape, gate, keep, start, stop)
                 y_t = y_t + h_i * splat(C[row * n + i])
             if z.size > 0:
                 z_t = load(z, here_z)
-                y_t = y_t * (z_t * _sigmoid(z_t, one, minus_log2e))
+                y_t = y_t * (z_t * sigmoid(z_t, one, minus_log2e))
             store(y, here, y_t)
 
 
@@ -107,7 +115,7 @@ def _replay(dy, u, delta, A, B, C, D, z, dz, shape, gate, row, frames, channel, 
         if z.size > 0:
             # d silu(z)/dz = s (1 + z (1 − s)), s = sigmoid(z)
             z_t = load(z, here_z)
-            s_t = _sigmoid(z_t, one, minus_log2e)
+            s_t = sigmoid(z_t, one, minus_log2e)
             store(dz, here, dy_t * y_t * (s_t * (one + z_t * (one - s_t))))
             dy_t = dy_t * (z_t * s_t)
         store(g, t * width, dy_t)
