@@ -23,7 +23,7 @@ from twinsep.errors import InputError, TwinsepError
 
 MIB = 1 << 20
 #: Variables of the environment that change what is measured.
-VARIABLES = ("OMP_NUM_THREADS", "GOMP_SPINCOUNT", "MKL_NUM_THREADS", "XLA_FLAGS", "NPROC", "JAX_COMPILATION_CACHE_DIR")
+VARIABLES = ("OMP_NUM_THREADS", "GOMP_SPINCOUNT", "MKL_NUM_THREADS", "XLA_FLAGS", "NPROC")
 
 
 class Worker:
