@@ -344,3 +344,15 @@ def test_jax_keeps_what_it_compiles_and_uses_whole_vectors(monkeypatch, tmp_path
     twin("jax")
     assert os.environ["XLA_FLAGS"] == "--xla_cpu_prefer_vector_width=256"
     assert os.environ["JAX_COMPILATION_CACHE_DIR"] == "mine"
+
+
+def test_without_a_home_nothing_is_kept(monkeypatch):
+    def none():
+        raise RuntimeError("could not determine the home folder")
+
+    monkeypatch.setattr(Path, "home", none)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    monkeypatch.setenv("XLA_FLAGS", "")
+    twin("jax")
+    assert "JAX_COMPILATION_CACHE_DIR" not in os.environ

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib
 import os
@@ -48,11 +49,12 @@ def _prepare_xla() -> None:
     if "xla_cpu_prefer_vector_width" not in flags:
         # By default vectors are half as long as AVX-512's, which takes a tenth longer.
         os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_prefer_vector_width=512".strip()
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    existing = next(path for path in (home, *home.parents) if path.exists())
-    if os.access(existing, os.W_OK):
-        kept = home / "twinsep" / "xla" / hashlib.sha256(_processor().encode()).hexdigest()[:16]
-        os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(kept))
+    with contextlib.suppress(OSError, RuntimeError):  # no home, or none that may be looked into: nothing is kept
+        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        existing = next(path for path in (home, *home.parents) if path.exists())
+        if os.access(existing, os.W_OK):
+            kept = home / "twinsep" / "xla" / hashlib.sha256(_processor().encode()).hexdigest()[:16]
+            os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(kept))
 
 
 def _processor() -> str:
