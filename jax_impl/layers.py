@@ -167,7 +167,7 @@ def linear(
 ) -> Float[Array, "... o"]:
     """x Wᵀ + b in the compute type."""
     x, weight = _in_compute_type(x, weight)
-    y = x @ weight.T
+    y = (x.reshape(-1, x.shape[-1]) @ weight.T).reshape(*x.shape[:-1], len(weight))
     return y if bias is None else y + _in_compute_type(bias)[0]
 
 
