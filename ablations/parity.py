@@ -28,12 +28,16 @@ LOUD = 0.1  # noise at which gradients are measured too, and held to nothing
 DRAWS = 5  # of noise at each level, of which the worst is written down
 STEPS = 10
 CURVE_STEPS = 100
+#: Mixers whose networks are compared once more without JAX's kernels: with these, scan and attention on a CPU are
+#: PyTorch's loops.
+SHARED = ("mamba", "transformer")
 
 
 def main() -> None:
     cases = twins.cases()
     modules: dict[str, Any] = defaultdict(lambda: defaultdict(dict))
     networks: dict[str, Any] = {}
+    own: dict[str, Any] = defaultdict(dict)
     with progress.bar("parity") as report:
         for done, (name, model) in enumerate(cases.items()):
             networks[name] = {}
@@ -46,6 +50,8 @@ def main() -> None:
                         worst = modules[module][dtype]
                         worst[key] = max(worst.get(key, 0.0), distance(found, wanted, prefix))
                 networks[name][dtype] = _network(config, dtype)
+                if name.split(";")[0] in SHARED:
+                    own[name][dtype] = _network(config, dtype, kernels=False)
             report(done + 1, len(cases))
     first = configuration(next(iter(cases.values())))
     steps = {}
@@ -60,6 +66,7 @@ def main() -> None:
             "draws": DRAWS,
             "modules": _rounded(modules),
             "networks": _rounded(networks),
+            "networks, JAX's own operations": _rounded(own),
             "steps": steps,
             "curve": training_curves(first, CURVE_STEPS),
             "song": {"snr_db": round(song_snr(first), 1), "bar": SONG_SNR_DB},
@@ -75,9 +82,10 @@ def compute_in(dtype: str) -> None:
     jax.config.update("jax_disable_most_optimizations", dtype == "float64")
 
 
-def _network(config: Config, dtype: str) -> dict[str, Any]:
+def _network(config: Config, dtype: str, *, kernels: bool = True) -> dict[str, Any]:
     draws = [(rms, seed) for rms in (QUIET, LOUD) for seed in range(DRAWS)]
-    found, wanted = twins.network_in_jax(config, dtype, draws), twins.network_in_torch(config, dtype, draws)
+    found = twins.network_in_jax(config, dtype, draws, kernels=kernels)
+    wanted = twins.network_in_torch(config, dtype, draws)
     both = list(zip(found, wanted, strict=True))
     quiet, loud = both[:DRAWS], both[DRAWS:]
     leaf, apart = max((twins.worst_leaf(*pair) for pair in quiet), key=lambda found: found[1])

@@ -6,6 +6,7 @@ weights and inputs, a distance is ‖a − b‖ / ‖b‖ with b PyTorch's; inpu
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from functools import reduce
@@ -18,6 +19,7 @@ import torch
 
 import jax_impl
 import torch_impl
+from jax_impl.kernels import own_operations
 from twinsep import init, losses
 from twinsep.config import Config, preset
 from twinsep.mixers import MIXERS
@@ -279,8 +281,8 @@ def network_in_torch(config: Config, dtype: str, draws: Draws = ((QUIET, 0),)) -
     return out
 
 
-def network_in_jax(config: Config, dtype: str, draws: Draws = ((QUIET, 0),)) -> list[Arrays]:
-    """The same."""
+def network_in_jax(config: Config, dtype: str, draws: Draws = ((QUIET, 0),), *, kernels: bool = True) -> list[Arrays]:
+    """The same; without ``kernels`` by JAX's own operations, as the loops of those for a CPU are PyTorch's too."""
     functional = jax_impl.train.Functional(jax_impl.unet.Separator(config))
     weights = {name: jnp.asarray(w, dtype) for name, w in weights_of(config).items()}
 
@@ -296,6 +298,7 @@ def network_in_jax(config: Config, dtype: str, draws: Draws = ((QUIET, 0),)) -> 
     out = []
     for rms, seed in draws:
         mixture, target = (jnp.asarray(x) for x in signals(config, dtype, rms=rms, seed=seed))
-        (total, estimate), (gradients, dx) = jax.device_get(derivative(weights, mixture, target))
+        with contextlib.nullcontext() if kernels else own_operations():
+            (total, estimate), (gradients, dx) = jax.device_get(derivative(weights, mixture, target))
         out.append({"y": estimate, "loss": total, "d input": dx} | {f"d {name}": g for name, g in gradients.items()})
     return out

@@ -20,6 +20,7 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Complex, Float
 
+from jax_impl.kernels import cpu_kernels
 from twinsep import init, provenance
 from twinsep.errors import InputError
 
@@ -27,6 +28,8 @@ from twinsep.errors import InputError
 jax.config.update("jax_default_matmul_precision", "highest")
 
 EPS = 1e-6
+#: Features of a head up to which our own kernel is used on a CPU, as in the twin.
+NARROW = 32
 Position = Callable[[Array], Array]
 
 Module = nnx.Module
@@ -97,7 +100,8 @@ def machine() -> dict[str, Any]:
     devices = {"cpu": provenance.processor()}
     if jax.default_backend() != "cpu":
         devices[jax.default_backend()] = ", ".join(device.device_kind for device in jax.devices())
-    scan = {kind: "sequential" if kind == "cpu" else "associative" for kind in devices}
+    on_cpu = "JAX's operations, one frame after another" if cpu_kernels() is None else "Numba kernel"
+    scan = {kind: on_cpu if kind == "cpu" else "JAX's associative scan" for kind in devices}
     return {"devices": devices, "threads": os.cpu_count(), "scan": scan}
 
 
@@ -379,6 +383,10 @@ def attention(
 ) -> Float[Array, "b h l e"]:
     """softmax(q kᵀ / √e) v (Vaswani et al. 2017, arXiv 1706.03762, eq. 1)."""
     dtype = q.dtype
+    narrow = q.shape[-1] <= NARROW and dtype in (jnp.float32, jnp.float64) and dtype == k.dtype == v.dtype
+    kernels = cpu_kernels() if narrow and _compute_type.get() is None and jax.default_backend() == "cpu" else None
+    if kernels is not None:
+        return kernels.attention(*(x.swapaxes(1, 2) for x in (q, k, v))).swapaxes(1, 2)
     q, k, v = _in_compute_type(q / q.shape[-1] ** 0.5, k, v)
     wide = jnp.promote_types(q.dtype, jnp.float32)
     scores = jnp.matmul(q, k.mT, preferred_element_type=wide)

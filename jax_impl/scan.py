@@ -18,6 +18,8 @@ from jax import Array
 from jax.nn import sigmoid, silu
 from jaxtyping import Float
 
+from jax_impl.kernels import cpu_kernels
+
 #: Frames of the state in memory at a time. In sequence they are written out one by one: more take longer to compile.
 CHUNK = {"sequential": 8, "associative": 32}
 #: Bytes that the states of one frame may take; sequences beyond it are computed in groups. In sequence the fastest is
@@ -42,9 +44,13 @@ def selective_scan(
     check_inputs(u, delta, A, B, C, D, z)
     dtype = jnp.float64 if u.dtype == jnp.float64 else jnp.float32
     inputs: list[Any] = [x if x is None else x.astype(dtype) for x in (u, delta, A, B, C, D, z)]
-    # One frame after another is the least work, and a CPU has no more lanes than the state has numbers: see
+    on_cpu = jax.default_backend() == "cpu"
+    kernels = cpu_kernels() if on_cpu else None
+    if kernels is not None:
+        return kernels.selective_scan(*inputs).astype(u.dtype)
+    # Without it one frame after another is the least work, as a CPU has no more lanes than the state has numbers: see
     # results/bench/scan.json. Elsewhere nothing was measured yet.
-    frames = "sequential" if jax.default_backend() == "cpu" else "associative"
+    frames = "sequential" if on_cpu else "associative"
     return selective_scan_chunked(*inputs, frames=frames).astype(u.dtype)
 
 

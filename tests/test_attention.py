@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from torch.utils.checkpoint import checkpoint
 
 from torch_impl import kernels, layers
-from torch_impl.kernels import attention_numba as kernel
 from torch_impl.layers import MultiHeadAttention, attention, initialise
+from twinsep.kernels import attention as kernel
 
 NAMES = ("o", "q", "k", "v")
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}  # of the largest value

@@ -48,16 +48,20 @@ def test_each_module_forward_and_backward(case, names, dtype):
         assert distance(arrays, wanted, "d ") <= TOLERANCE["gradients"][dtype], name
 
 
-NETWORKS = [(case, "float64") for case in CASES]
-NETWORKS += [(case, "float32") for case in CASES if case.startswith(("mamba, one direction", "transformer; aligned"))]
+NETWORKS = [(case, "float64", True) for case in CASES]
+NETWORKS += [
+    (case, "float32", True) for case in CASES if case.startswith(("mamba, one direction", "transformer; aligned"))
+]
+#: Without JAX's kernels, whose loops are PyTorch's too.
+NETWORKS += [(FIRST, dtype, False) for dtype in DTYPES]
 
 
-@pytest.mark.parametrize(("case", "dtype"), NETWORKS, indirect=["dtype"])
-def test_the_network_and_its_gradients_through_the_full_loss(case, dtype):
+@pytest.mark.parametrize(("case", "dtype", "kernels"), NETWORKS, indirect=["dtype"])
+def test_the_network_and_its_gradients_through_the_full_loss(case, dtype, kernels):
     config = configuration(CASES[case])
     draws = [(twins.QUIET, seed) for seed in range(3)]
-    both = zip(twins.network_in_jax(config, dtype, draws), twins.network_in_torch(config, dtype, draws), strict=True)
-    for found, wanted in both:
+    computed = twins.network_in_jax(config, dtype, draws, kernels=kernels)
+    for found, wanted in zip(computed, twins.network_in_torch(config, dtype, draws), strict=True):
         assert found["y"].dtype == dtype
         assert distance(found, wanted, "y") <= TOLERANCE["network"][dtype]
         assert distance(found, wanted, "loss") <= TOLERANCE["network"][dtype]

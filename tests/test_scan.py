@@ -15,8 +15,8 @@ from torch.nn.functional import silu, softplus
 from torch.utils.checkpoint import checkpoint
 
 from torch_impl import scan
-from torch_impl.kernels import selective_scan_numba as kernel
 from torch_impl.scan import selective_scan, selective_scan_chunked, selective_scan_sequential
+from twinsep.kernels import selective_scan as kernel
 
 CHUNK = kernel.CHUNK
 NAMES = ("y", "u", "delta", "A", "B", "C", "D", "z")

@@ -19,7 +19,10 @@ WAYS = {
     "sequential": partial(scan.selective_scan_chunked, frames="sequential"),
     "associative": partial(scan.selective_scan_chunked, frames="associative"),
     "definition": scan.selective_scan_sequential,
+    "kernel": scan.selective_scan,
 }
+#: Those whose gradients are written out.
+WRITTEN = ("kernel", "sequential", "associative")
 
 
 def make(b=2, l=40, e=6, n=3, seed=0, scale=1.0, loudness=1.0):
@@ -63,7 +66,11 @@ def assert_agree(found, wanted, tolerance):
 SIZES = {
     way: [(2, l, 6, 3) for l in (1, 2, chunk - 1, chunk, chunk + 1, 2 * chunk + 1)] + [(1, 200, 4, 2)]
     for way, chunk in scan.CHUNK.items()
-} | {"definition": [(2, 1, 6, 3), (2, 40, 6, 3)]}
+} | {
+    "definition": [(2, 1, 6, 3), (2, 40, 6, 3)],
+    # about one chunk, less and more than whole vectors of channels, enough work for a second thread
+    "kernel": [(2, l, e, 3) for l in (1, 31, 32, 33, 65) for e in (5, 16, 20)] + [(70, 64, 32, 2)],
+}
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, indirect=True)
@@ -82,13 +89,13 @@ def test_agrees_with_the_definition(way, size, dtype):
 )
 def test_agrees_for_any_shape_decay_and_loudness(size, scale, loudness):
     more = (0, scale, loudness)
-    for way in ("sequential", "associative"):
+    for way in WRITTEN:
         found = values_and_gradients(WAYS[way], make(*size, *more), "float32")
         assert_agree(found, expected(*size, *more), 1e-5)
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, indirect=True)
-@pytest.mark.parametrize("way", ["sequential", "associative"])
+@pytest.mark.parametrize("way", WRITTEN)
 @pytest.mark.parametrize("scale", [1e-6, 30.0, 1e4])
 def test_slow_and_strong_decay(way, scale, dtype):
     inputs = make(seed=3, scale=scale)
@@ -135,11 +142,12 @@ def test_half_precision_keeps_its_state_in_float32():
     np.testing.assert_array_equal(y, exact.astype(jnp.bfloat16))
 
 
-def test_the_backward_keeps_no_states():
+@pytest.mark.parametrize("way", ["kernel", "associative"])
+def test_the_backward_keeps_no_states(way):
     """What is saved between forward and backward is the inputs and one state a chunk."""
-    b, l, e, n = 2, 320, 6, 5
+    b, l, e, n = 2, 320, 16, 5
     inputs = [jnp.asarray(x, jnp.float32) for x in make(b, l, e, n)]
-    _, pull = jax.vjp(WAYS["associative"], *inputs)
+    _, pull = jax.vjp(WAYS[way], *inputs)
     saved = sum(x.size for x in jax.tree.leaves(pull) if hasattr(x, "size"))
     assert saved < 8 * b * l * e + 4 * b * l * n + 10 * b * e * n + 100 < b * l * e * n * 3
 

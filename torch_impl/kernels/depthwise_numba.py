@@ -20,9 +20,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from torch_impl.kernels.lanes import BYTES, compiled, exp2, inlined, load, splat, store
-from torch_impl.kernels.memory import strided
-from torch_impl.kernels.threads import in_parallel
+from torch_impl.kernels.memory import array
+from twinsep.kernels.arrays import strided
+from twinsep.kernels.lanes import BYTES, compiled, exp2, inlined, load, splat, store
+from twinsep.kernels.threads import in_parallel
 
 GROUPS = 64  # of sequences, each with its own sums for the gradients of w and bias
 SERIAL = 1 << 17  # below this many numbers in x (0.1 ms) a second thread costs more than it saves
@@ -166,7 +167,7 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor, left: int) -> Tensor:
     (b, l, d), kernel = x.shape, weight.shape[2]
     y = x.new_empty(x.shape)
     if y.numel():
-        flat, strides = strided(x)
+        flat, strides = strided(array(x))
         arrays = (flat, *_repeated(weight, bias), y.numpy().reshape(-1))
         in_parallel(_forward, b, _threads(y.numel()), *arrays, (l, d, kernel, left), strides)
     return y
@@ -183,7 +184,7 @@ def backward(dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor, left: int) -> 
     (b, l, d), kernel = x.shape, weight.shape[2]
     dx, dweight, dbias = x.new_empty(x.shape), weight.new_zeros(weight.shape), bias.new_zeros(bias.shape)
     if dx.numel():
-        (x_flat, x_strides), (dy_flat, dy_strides) = strided(x), strided(dy)
+        (x_flat, x_strides), (dy_flat, dy_strides) = strided(array(x)), strided(array(dy))
         w_repeated, bias_repeated = _repeated(weight, bias)
         # The sums per group are NumPy's: to add up so few numbers PyTorch would wake, and wait for, its other threads.
         groups = min(b, GROUPS)

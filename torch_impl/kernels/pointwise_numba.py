@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from torch_impl.kernels.lanes import BYTES, aligned, compiled, inlined, load, sigmoid, splat, store, total
 from torch_impl.kernels.memory import rows
-from torch_impl.kernels.threads import in_parallel
+from twinsep.kernels.lanes import BYTES, aligned, compiled, inlined, load, sigmoid, splat, store, total
+from twinsep.kernels.threads import in_parallel
 
 GROUPS = 64  # of rows, each with its own sum for the gradient of w
 SERIAL = 1 << 17  # below this many numbers (0.1 ms) a second thread costs more than it saves

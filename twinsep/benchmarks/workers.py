@@ -20,6 +20,7 @@ import numpy as np
 
 from twinsep import provenance
 from twinsep.errors import InputError, TwinsepError
+from twinsep.kernels.threads import cores
 
 MIB = 1 << 20
 #: Variables of the environment that change what is measured.
@@ -120,13 +121,6 @@ def setting(framework: str) -> dict[str, Any]:
 
         threads = torch.get_num_threads()
     return {"threads": threads, "environment": {name: os.environ[name] for name in VARIABLES if name in os.environ}}
-
-
-def cores() -> int:
-    """Cores that this process may run on, and what it starts."""
-    with contextlib.suppress(AttributeError):  # Linux alone binds processes to cores
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def noise(*shape: int, seed: int) -> np.ndarray:

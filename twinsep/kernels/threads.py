@@ -4,6 +4,7 @@ Numba's own threading layers are kept clear of: one must not be entered twice at
 Here any number of threads may call at once, a forked child makes its own pool, and idle threads sleep.
 """
 
+import contextlib
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -38,3 +39,10 @@ def in_parallel(kernel: Callable[..., None], tasks: int, threads: int, *argument
     work()
     for helper in helpers:
         helper.result()
+
+
+def cores() -> int:
+    """Cores that this process may run on."""
+    with contextlib.suppress(AttributeError):  # Linux alone binds processes to cores
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -13,6 +13,7 @@ Indices are not checked.
 
 import operator
 from hashlib import sha256
+from inspect import unwrap
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,11 @@ from numba.core import cgutils
 from numba.extending import intrinsic as _intrinsic
 from numba.extending import models, overload, register_model
 
-intrinsic: Any = _intrinsic  # for type checkers: what it makes is called without the first argument
+
+def intrinsic(function) -> Any:
+    """Numba's; what it makes is called without the first argument, which type checkers do not know."""
+    return _intrinsic(unwrap(function))  # Numba reads code: what tests wrap about a function to check it is no part
+
 
 BYTES = 64
 
@@ -67,6 +72,7 @@ def compiled(function):
 
     Numba's cache looks for changes in the function's own file; the name makes it see those in this one too.
     """
+    function = unwrap(function)
     function.__qualname__ += f"-{_LANES}"
     return numba.njit(nogil=True, cache=True, error_model="numpy", boundscheck=False)(function)
 
@@ -78,7 +84,7 @@ def inlined(function):
     compiles both would run the first and one that reads the caller from the disk the second, and in these LLVM may fuse
     another of two products with their sum, so that the last bits differ.
     """
-    return numba.njit(nogil=True, forceinline=True, error_model="numpy", boundscheck=False)(function)
+    return numba.njit(nogil=True, forceinline=True, error_model="numpy", boundscheck=False)(unwrap(function))
 
 
 @inlined

@@ -1,0 +1,146 @@
+"""Functions of NumPy arrays as operations of compiled JAX on a CPU, by XLA's foreign function interface.
+
+XLA calls a C function with one structure that says where inputs and outputs lie (``xla/ffi/api/c_api.h``, version
+0.3); here ctypes makes that C function out of one in Python. Nothing is copied, and XLA may call from any of its
+threads. Unlike ``jax.pure_callback`` it makes no JAX arrays on the way, which may wait for the very thread that waits
+for the callback.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+from collections.abc import Callable
+from ctypes import POINTER, Structure, c_char, c_char_p, c_int32, c_int64, c_size_t, c_void_p
+from typing import Any
+
+import jax
+import numpy as np
+from jax import Array
+
+#: Of the interface that the structures below are of. XLA refuses functions of another major version.
+VERSION = (0, 3)
+METADATA = 1  # the kind of extension by which XLA asks for the version instead of calling
+DTYPES: dict[int, np.dtype[Any]] = {11: np.dtype(np.float32), 12: np.dtype(np.float64)}
+RESOURCE_EXHAUSTED, INTERNAL = 8, 13  # codes of errors
+
+
+class _Buffer(Structure):
+    _fields_ = (
+        ("struct_size", c_size_t),
+        ("extension_start", c_void_p),
+        ("dtype", c_int32),
+        ("data", c_void_p),
+        ("rank", c_int64),
+        ("dims", POINTER(c_int64)),
+    )
+
+
+class _Buffers(Structure):
+    _fields_ = (
+        ("struct_size", c_size_t),
+        ("extension_start", c_void_p),
+        ("size", c_int64),
+        ("types", c_void_p),
+        ("buffers", POINTER(POINTER(_Buffer))),
+    )
+
+
+class _Version(Structure):
+    _fields_ = (("struct_size", c_size_t), ("extension_start", c_void_p), ("major", c_int32), ("minor", c_int32))
+
+
+class _Metadata(Structure):
+    _fields_ = (("struct_size", c_size_t), ("version", _Version))
+
+
+class _Extension(Structure):
+    _fields_ = (
+        ("struct_size", c_size_t),
+        ("type", c_int32),
+        ("next", c_void_p),
+        ("metadata", POINTER(_Metadata)),
+    )
+
+
+class _Error(Structure):
+    _fields_ = (
+        ("struct_size", c_size_t),
+        ("extension_start", c_void_p),
+        ("message", c_char_p),
+        ("code", c_int32),
+    )
+
+
+_create_error = ctypes.CFUNCTYPE(c_void_p, POINTER(_Error))
+
+
+class _Api(Structure):  # its beginning
+    _fields_ = (
+        ("struct_size", c_size_t),
+        ("extension_start", c_void_p),
+        ("version", _Version),
+        ("internal", c_void_p),
+        ("create_error", _create_error),
+    )
+
+
+class _CallFrame(Structure):  # its beginning
+    _fields_ = (
+        ("struct_size", c_size_t),
+        ("extension_start", POINTER(_Extension)),
+        ("api", POINTER(_Api)),
+        ("context", c_void_p),
+        ("stage", c_int32),
+        ("inputs", _Buffers),
+        ("outputs", _Buffers),
+    )
+
+
+_handler = ctypes.CFUNCTYPE(c_void_p, POINTER(_CallFrame))
+_registered: list[Any] = []  # what XLA has the address of has to stay
+
+
+def operation(name: str, function: Callable[..., None]) -> Callable[..., Any]:
+    """``function(*inputs, *outputs)``, which fills its outputs, as a function (shapes, *inputs) of JAX arrays.
+
+    That gives arrays of these shapes. All are of one dtype, float32 or float64. What the function raises becomes a
+    ``JaxRuntimeError`` of the computation that it is a part of. Raises that too where this XLA has another interface.
+    """
+
+    def called(frame: Any) -> int | None:
+        call = frame.contents
+        if call.extension_start and call.extension_start.contents.type == METADATA:
+            version = call.extension_start.contents.metadata.contents.version
+            version.major, version.minor = VERSION
+            return None
+        try:
+            function(*_arrays(call.inputs), *_arrays(call.outputs))
+        except BaseException as error:  # nothing may leave a C function
+            code = RESOURCE_EXHAUSTED if isinstance(error, MemoryError) else INTERNAL
+            message = f"{name}: {type(error).__name__}: {error}".encode()
+            told = _Error(ctypes.sizeof(_Error), None, message, code)
+            return call.api.contents.create_error(ctypes.byref(told))
+        return None
+
+    handler = _handler(called)
+    jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(ctypes.cast(handler, c_void_p)), platform="cpu")
+    _registered.append(handler)
+
+    def apply(shapes: tuple[tuple[int, ...], ...], *inputs: Array) -> Any:
+        results = tuple(jax.ShapeDtypeStruct(shape, inputs[0].dtype) for shape in shapes)
+        return jax.ffi.ffi_call(name, results)(*inputs)
+
+    return apply
+
+
+def _arrays(buffers: _Buffers) -> list[np.ndarray]:
+    return [_array(buffers.buffers[i].contents) for i in range(buffers.size)]
+
+
+def _array(buffer: _Buffer) -> np.ndarray:
+    """Its memory itself."""
+    dtype, shape = DTYPES[buffer.dtype], tuple(buffer.dims[: buffer.rank])
+    if 0 in shape:
+        return np.empty(shape, dtype)
+    return np.frombuffer((c_char * (math.prod(shape) * dtype.itemsize)).from_address(buffer.data), dtype).reshape(shape)

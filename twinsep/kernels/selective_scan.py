@@ -1,0 +1,305 @@
+"""The selective scan on a CPU, forward and backward, compiled by Numba.
+
+    h_t = exp(Δ_t A) h_{t−1} + Δ_t B_t u_t        y_t = (C_t · h_t + D u_t) ⊙ silu(z_t)
+
+(Mamba: Gu and Dao 2023, arXiv 2312.00752, equation 2 and algorithm 2.) Nothing of shape (b, l, e, n) is ever stored.
+The forward keeps the state at the chunk boundaries only, and only when asked; the backward takes the chunks from the
+last to the first, runs the recurrence inside one again into a buffer that fits the cache, and then runs it in reverse.
+
+A unit of work is one sequence and, forward, one vector of channels; `threads` spreads them. No result depends on the
+number of threads: the gradients of A and D, which sum over sequences, are summed over at most GROUPS fixed groups of
+them, and these in order.
+"""
+
+from collections.abc import Sequence
+from math import log
+from typing import Any
+
+import numpy as np
+
+from twinsep.kernels.arrays import strided
+from twinsep.kernels.lanes import (
+    BYTES,
+    aligned,
+    compiled,
+    exp2,
+    fold,
+    halves,
+    inlined,
+    load,
+    prefetch,
+    sigmoid,
+    splat,
+    store,
+)
+from twinsep.kernels.threads import in_parallel
+
+CHUNK = 32  # frames between stored states, at least; with 8 or 16 the backward was slower by a half and a tenth
+AHEAD = 6  # frames, of what is fetched into the cache while one is computed: rows lie too far apart for the machine
+# to see by itself which will be next
+GROUPS = 64  # of sequences, each with its own sums for the gradients of A and D
+SERIAL = 1 << 17  # below this many state updates (0.03 ms) a second thread costs more than it saves
+LOG2E, LN2 = 1 / log(2), log(2)  # exp(x) = 2^(x log2 e)
+
+
+@compiled
+def _forward(u, delta, A, B, C, D, z, y, states, shape, gate, keep, start, stop):
+    """Sequence and vector number start … stop − 1 of the forward. All arrays flat; A is `_tiled`, times log2 e; `gate`
+    are the strides of z, which may be a part of a wider array."""
+    _, l, e, n, every = shape
+    width = BYTES // u.itemsize
+    one, minus_log2e = splat(u.dtype.type(1)), splat(u.dtype.type(-LOG2E))
+    stored = (l - 1) // every
+    h = aligned(n * width, u)
+    for task in range(start, stop):
+        sequence, channel = task // (e // width), task % (e // width) * width
+        h[:] = 0
+        skip = load(D, channel)
+        for t in range(l):
+            if keep and t > 0 and t % every == 0:
+                row = (sequence * stored + t // every - 1) * n
+                for i in range(n):
+                    store(states, (row + i) * e + channel, load(h, i * width))
+            row = sequence * l + t
+            here = row * e + channel
+            ahead = here + AHEAD * e
+            prefetch(u, ahead)
+            prefetch(delta, ahead)
+            prefetch(y, ahead)
+            here_z = sequence * gate[0] + t * gate[1] + channel
+            if z.size > 0:
+                prefetch(z, here_z + AHEAD * gate[1])
+            delta_t, u_t = load(delta, here), load(u, here)
+            delta_u, y_t = delta_t * u_t, skip * u_t
+            for i in range(n):
+                h_i = exp2(delta_t * load(A, channel * n + i * width)) * load(h, i * width) + delta_u * splat(
+                    B[row * n + i]
+                )
+                store(h, i * width, h_i)
+                y_t = y_t + h_i * splat(C[row * n + i])
+            if z.size > 0:
+                z_t = load(z, here_z)
+                y_t = y_t * (z_t * sigmoid(z_t, one, minus_log2e))
+            store(y, here, y_t)
+
+
+@inlined
+def _replay(dy, u, delta, A, B, C, D, z, dz, shape, gate, row, frames, channel, h, a, g):
+    """Run one chunk again: h gets the states (h[0] is given), a the decays, g the gradient of y before the gate."""
+    _, l, e, n, _ = shape
+    width = BYTES // u.itemsize
+    one, minus_log2e = splat(u.dtype.type(1)), splat(u.dtype.type(-LOG2E))
+    skip = load(D, channel)
+    row_z = row // l * gate[0] + row % l * gate[1]
+    for t in range(frames):
+        here, here_z = (row + t) * e + channel, row_z + t * gate[1] + channel
+        ahead, ahead_z = here + AHEAD * e, here_z + AHEAD * gate[1]
+        if t + AHEAD >= frames:  # those of the next vector of channels
+            ahead, ahead_z = ahead + width - frames * e, ahead_z + width - frames * gate[1]
+        prefetch(u, ahead)
+        prefetch(delta, ahead)
+        prefetch(dy, ahead)
+        if z.size > 0:
+            prefetch(z, ahead_z)
+            prefetch(dz, ahead)
+        delta_t, u_t, dy_t = load(delta, here), load(u, here), load(dy, here)
+        delta_u, y_t = delta_t * u_t, skip * u_t
+        for i in range(n):
+            at = (t * n + i) * width
+            a_i = exp2(delta_t * load(A, channel * n + i * width))
+            h_i = a_i * load(h, at) + delta_u * splat(B[(row + t) * n + i])
+            store(a, at, a_i)
+            store(h, at + n * width, h_i)
+            y_t = y_t + h_i * splat(C[(row + t) * n + i])
+        if z.size > 0:
+            # d silu(z)/dz = s (1 + z (1 − s)), s = sigmoid(z)
+            z_t = load(z, here_z)
+            s_t = sigmoid(z_t, one, minus_log2e)
+            store(dz, here, dy_t * y_t * (s_t * (one + z_t * (one - s_t))))
+            dy_t = dy_t * (z_t * s_t)
+        store(g, t * width, dy_t)
+
+
+@inlined
+def _reverse(u, delta, A, B, C, D, du, ddelta, dA, dD, shape, row, frames, channel, h, a, g, dh, dBC):
+    """Run one chunk in reverse. With ∂h_t = C_t g_t + a_{t+1} ∂h_{t+1}, g = ∂y and s_t = Δ_t A, per channel and state:
+
+    ∂C_t = h_t g_t, ∂B_t = ∂h_t Δ_t u_t (both summed over channels), ∂s_t = ∂h_t a_t h_{t−1}, ∂A = Σ_t ∂s_t Δ_t,
+    ∂u_t = Δ_t ∂h_t·B_t + D g_t, ∂Δ_t = ∂s_t·A + u_t ∂h_t·B_t, ∂D = Σ_t g_t u_t.
+    """
+    _, _, e, n, _ = shape
+    width = BYTES // u.itemsize
+    ln2, zero = splat(u.dtype.type(LN2)), splat(u.dtype.type(0))
+    skip, dskip = load(D, channel), load(dD, channel)
+    for t in range(frames - 1, -1, -1):
+        here = (row + t) * e + channel
+        prefetch(du, here - AHEAD * e)
+        prefetch(ddelta, here - AHEAD * e)
+        delta_t, u_t, g_t = load(delta, here), load(u, here), load(g, t * width)
+        delta_u, dh_B, ds_A = delta_t * u_t, zero, zero
+        for i in range(n):
+            at, state = (t * n + i) * width, channel * n + i * width
+            dh_i = load(dh, state) + g_t * splat(C[(row + t) * n + i])
+            store(dBC, at, load(dBC, at) + fold(dh_i * delta_u, load(h, at + n * width) * g_t))
+            dh_B = dh_B + dh_i * splat(B[(row + t) * n + i])
+            dh_i = dh_i * load(a, at)
+            store(dh, state, dh_i)
+            ds_i = dh_i * load(h, at)
+            ds_A = ds_A + ds_i * load(A, state)
+            store(dA, state, load(dA, state) + ds_i * delta_t)
+        store(du, here, delta_t * dh_B + skip * g_t)
+        store(ddelta, here, ln2 * ds_A + u_t * dh_B)
+        dskip = dskip + g_t * u_t
+    store(dD, channel, dskip)
+
+
+@compiled
+def _backward(dy, u, delta, A, B, C, D, z, states, du, ddelta, dA, dB, dC, dD, dz, shape, gate, start, stop):
+    """Groups start … stop − 1 of the sequences. dA (groups, e, n; `_tiled`) and dD (groups, e) hold zeros at first."""
+    b, l, e, n, every = shape
+    width = BYTES // u.itemsize
+    groups, chunks = dD.size // e, (l - 1) // every + 1
+    h, a = aligned((every + 1) * n * width, u), aligned(every * n * width, u)
+    g, dBC = aligned(every * width, u), aligned(every * n * width, u)
+    dh, dA_one, dD_one = aligned(n * e, u), aligned(n * e, u), aligned(e, u)
+    for group in range(start, stop):
+        for sequence in range(group * b // groups, (group + 1) * b // groups):
+            dh[:] = 0
+            # Summed per sequence first, then over sequences: smaller rounding errors than one long sum.
+            dA_one[:] = 0
+            dD_one[:] = 0
+            for chunk in range(chunks - 1, -1, -1):
+                frames = min(every, l - chunk * every)
+                row = sequence * l + chunk * every
+                dBC[:] = 0
+                for channel in range(0, e, width):
+                    h[: n * width] = 0
+                    if chunk > 0:
+                        state = (sequence * (chunks - 1) + chunk - 1) * n
+                        for i in range(n):
+                            store(h, i * width, load(states, (state + i) * e + channel))
+                    _replay(dy, u, delta, A, B, C, D, z, dz, shape, gate, row, frames, channel, h, a, g)
+                    _reverse(
+                        u, delta, A, B, C, D, du, ddelta, dA_one, dD_one, shape, row, frames, channel, h, a, g, dh, dBC
+                    )
+                for i in range(frames * n):
+                    dB[row * n + i], dC[row * n + i] = halves(load(dBC, i * width))
+            for i in range(n * e):
+                dA[group * n * e + i] += dA_one[i]
+            for i in range(e):
+                dD[group * e + i] += dD_one[i]
+
+
+def chunk(n: Any) -> Any:
+    """Frames between stored states: with as many as there are states they never take more memory than u does."""
+    return max(CHUNK, n)
+
+
+def shape_of_states(u: Sequence[Any], n: Any, itemsize: int) -> tuple[Any, ...]:
+    """(b, chunks − 1, n, e rounded up to whole vectors), of the states that the forward keeps for the backward; sizes
+    may be symbols that stand for numbers."""
+    b, l, e = u
+    return b, max(l - 1, 0) // chunk(n), n, _whole(e, itemsize)
+
+
+def forward(
+    u: np.ndarray,
+    delta: np.ndarray,
+    A: np.ndarray,
+    B: np.ndarray,
+    C: np.ndarray,
+    D: np.ndarray,
+    z: np.ndarray,
+    y: np.ndarray,
+    states: np.ndarray,
+    *,
+    threads: int,
+) -> None:
+    """Fill y (b, l, e) and, if it is not empty, ``states`` of :func:`shape_of_states`.
+
+    u, delta (b, l, e), A (e, n), B, C (b, l, n), D (e,); z (b, l, e), or empty for no gate. One dtype, float32 or
+    float64; y and the states contiguous.
+    """
+    (b, l, e), n = u.shape, A.shape[1]
+    if not y.size:
+        return
+    arrays, gate = _inputs(u, delta, A, B, C, D, z)
+    whole = _whole(e, u.itemsize)
+    target = y if whole == e else np.empty((b, l, whole), u.dtype)
+    shape, tasks = (b, l, whole, n, chunk(n)), b * whole * u.itemsize // BYTES
+    outputs = target.reshape(-1), states.reshape(-1)
+    in_parallel(_forward, tasks, _threads(y.size * n, threads), *arrays, *outputs, shape, gate, states.size > 0)
+    if target is not y:
+        y[...] = target[..., :e]
+
+
+def backward(
+    dy: np.ndarray,
+    u: np.ndarray,
+    delta: np.ndarray,
+    A: np.ndarray,
+    B: np.ndarray,
+    C: np.ndarray,
+    D: np.ndarray,
+    z: np.ndarray,
+    states: np.ndarray,
+    du: np.ndarray,
+    ddelta: np.ndarray,
+    dA: np.ndarray,
+    dB: np.ndarray,
+    dC: np.ndarray,
+    dD: np.ndarray,
+    dz: np.ndarray,
+    *,
+    threads: int,
+) -> None:
+    """Fill the gradients, contiguous, each of its input's shape, from that of y and the states kept; dz is empty if z
+    is."""
+    (b, l, e), n = u.shape, A.shape[1]
+    whole, groups = _whole(e, u.itemsize), min(b, GROUPS)
+    dA_sums = np.zeros((groups, whole * u.itemsize // BYTES, n, BYTES // u.itemsize), u.dtype)
+    dD_sums = np.zeros((groups, whole), u.dtype)
+    if du.size:
+        arrays, gate = _inputs(u, delta, A, B, C, D, z)
+        of_channels = du, ddelta, dz
+        wide = [x if whole == e else np.empty((*x.shape[:-1], whole if x.size else 0), x.dtype) for x in of_channels]
+        gradients = wide[0], wide[1], dA_sums, dB, dC, dD_sums, wide[2]
+        shape, flat = (b, l, whole, n, chunk(n)), (x.reshape(-1) for x in (states, *gradients))
+        in_parallel(_backward, groups, _threads(du.size * n, threads), _flat(dy, whole), *arrays, *flat, shape, gate)
+        if whole != e:
+            for x, padded in zip(of_channels, wide, strict=True):
+                x[...] = padded[..., : x.shape[-1]]
+    else:
+        dB[...] = dC[...] = 0
+    dA[...] = dA_sums.sum(0, dtype=np.float64).swapaxes(1, 2).reshape(whole, n)[:e]
+    dD[...] = dD_sums.sum(0, dtype=np.float64)[:e]
+
+
+def _threads(updates: int, threads: int) -> int:
+    return 1 if updates < SERIAL else threads
+
+
+def _whole(channels: Any, itemsize: int) -> Any:
+    """`channels` rounded up to whole vectors."""
+    width = BYTES // itemsize
+    return -(-channels // width) * width
+
+
+def _padded(x: np.ndarray, channels: int) -> np.ndarray:
+    """x, its last axis extended by zeros to `channels`."""
+    missing = channels - x.shape[-1]
+    return np.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, missing)]) if missing else x
+
+
+def _flat(x: np.ndarray, channels: int | None = None) -> np.ndarray:
+    """x as a flat contiguous array, its last axis first extended by zeros to `channels`."""
+    return np.ascontiguousarray(x if channels is None else _padded(x, channels)).reshape(-1)
+
+
+def _inputs(u, delta, A, B, C, D, z) -> tuple[tuple[np.ndarray, ...], tuple[int, ...]]:
+    """The inputs as flat arrays, and the strides of the last, z, which is copied only where it must be."""
+    whole = _whole(u.shape[-1], u.itemsize)
+    gate, strides = strided(_padded(z, whole)) if z.size else (z.reshape(-1), (0, 0))
+    # A as (vectors, n, width): what one vector of channels needs in one stretch of memory, whatever e is.
+    tiled = _padded((A * A.dtype.type(LOG2E)).T, whole).reshape(A.shape[1], -1, BYTES // A.itemsize).swapaxes(0, 1)
+    return (_flat(u, whole), _flat(delta, whole), _flat(tiled), _flat(B), _flat(C), _flat(D, whole), gate), strides
