@@ -18,8 +18,7 @@ PRESET, SECONDS = "tiny", 3.0
 SONGS = (1, 10, 60, 600)
 #: What grows → (values, what to override for one of them); a chunk's seconds are no part of a configuration.
 AXES: dict[str, tuple[tuple[Any, ...], Any]] = {
-    # JAX keeps all weights of the attention at once: with chunks of 60 s they filled 24 GiB.
-    "seconds of a chunk": ((1.0, 3.0, 10.0), lambda _: {}),
+    "seconds of a chunk": ((1.0, 3.0, 10.0, 60.0), lambda _: {}),
     "width D": ((16, 32, 64), lambda d: {"d_model": d}),
     "bands K": (("vocal18", "vocal36", "vocal72"), lambda name: {"bands": name}),
     "states N": ((4, 16, 64), lambda n: {"mixer": {"kind": "mamba", "d_state": n}}),

@@ -24,15 +24,17 @@ SYSTEMS: tuple[System, ...] = (
     *(("jax", name, True) for name in PRESETS[:2]),
 )
 REPETITIONS = 3
+#: Seconds of calls before each that counts.
+WARM_UP = 2.0
 
 
 def measure(_options: Options, report: Report) -> Record:
     """Seconds of a chunk of every system, each in a process of its own, in turns; medians, by second of audio, and the
     figures that they are to reach.
 
-    Directly before each call that counts comes one that does not: after minutes of waiting a process has lost its
-    caches, and systems that reclaim idle memory have taken some of that. Packages that are not installed are left out,
-    and named. The machine's limits are measured in every turn too, as they are not constant.
+    Directly before each call that counts come others, for two seconds at least: after minutes of waiting a process has
+    lost its caches, and systems that reclaim idle memory have taken some of that. Packages that are not installed are
+    left out, and named. The machine's limits are measured in every turn too, as they are not constant.
     """
     with contextlib.ExitStack() as stack:
         first = stack.enter_context(Worker("torch"))
@@ -42,12 +44,14 @@ def measure(_options: Options, report: Report) -> Record:
         opened = {system: worker.ask("system", name=system[1], kept=system[2]) for system, worker in workers.items()}
         counted = {name: first.ask("operations", name=name) for name in PRESETS}
         times: dict[System, list[float]] = {system: [] for system in asked}
-        first_calls = {system: 0.0 for system in asked}
+        first_calls: dict[System, float] = {}
         rates: list[dict[str, float]] = []
         for turn in range(REPETITIONS):
             for done, (system, worker) in enumerate(workers.items(), 1):
-                before = worker.ask("chunk")
-                first_calls[system] = first_calls[system] or before
+                before = [worker.ask("chunk")]
+                while sum(before) < WARM_UP:
+                    before.append(worker.ask("chunk"))
+                first_calls.setdefault(system, before[0])
                 times[system].append(worker.ask("chunk"))
                 report(turn * len(asked) + done, REPETITIONS * len(asked))
             rates.append(first.ask("rates"))
