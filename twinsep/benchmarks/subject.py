@@ -132,8 +132,8 @@ class Subject:
     def layer(self, sizes: dict[str, int]) -> dict[str, Any]:
         """Peak memory of forward and backward of one ``mamba`` mixer layer, above what was resident before.
 
-        Compiled ahead, which is measured apart: in JAX the whole program, in both the kernels, by a call on one sequence
-        of eight frames (Numba is imported then, and reads them from the disk where an earlier run left them).
+        Compiled ahead, which is measured apart: in JAX the whole program, in both the kernels, by a call on eight
+        frames of one sequence (Numba is imported then, and reads them from the disk where an earlier run left them).
         """
         mixer = {"kind": "mamba", **{key: sizes[key] for key in ("d_state", "expand")}}
         config = preset("paper").override({"model": {"d_model": sizes["d_model"], "mixer": mixer}})
