@@ -21,6 +21,9 @@ WAYS = ("default", "sequential", "associative")
 #: Bytes of all states (b, l, e, n) in float32 up to which ways are tried that keep them, several times over.
 KEPT = 1 << 30
 REPETITIONS = 5
+#: Seconds of calls of the same before each that counts: after what else was measured its memory is in no cache, and the
+#: machine's rates leave threads awake for a while.
+WARM_UP = 0.1
 #: At which the memory of forward and backward is measured, and with what of it doubled.
 MEMORY = {"as it is": (68, 690, 512, 32), "twice N": (68, 690, 512, 64), "half the length": (68, 345, 512, 32)}
 
@@ -28,8 +31,11 @@ Key = tuple[str, str, bool]  # framework, way, with gradients
 
 
 def measure(_options: Options, report: Report) -> Record:
-    """Medians of interleaved calls, in seconds, after one that compiles; the share of other work on the machine is that
-    of all. Peak memory of forward and backward in MiB above what was there before, inputs being there."""
+    """Medians of interleaved calls, in seconds, after one that compiles, each warmed up.
+
+    The share of other work on the machine is that of all. Peak memory of forward and backward is in MiB above what was
+    there before, inputs being there.
+    """
     steps = len(SHAPES) * (1 + REPETITIONS) + len(MEMORY) * len(TWINS)
     done, times = 0, []
     with contextlib.ExitStack() as stack:
@@ -49,7 +55,11 @@ def measure(_options: Options, report: Report) -> Record:
             for _ in range(REPETITIONS):
                 exponentials.append(math.prod(shape) / workers["torch"].ask("rates")["exponentials_per_s"])
                 for key in keys:
-                    found[key].append(workers[key[0]].ask("call", name=named(key)))
+                    worker, name = workers[key[0]], named(key)
+                    before = worker.ask("call", name=name)
+                    while before < WARM_UP:
+                        before += worker.ask("call", name=name)
+                    found[key].append(worker.ask("call", name=name))
                 report(done := done + 1, steps)
             unit = statistics.median(exponentials)
             for worker in workers.values():
