@@ -1,6 +1,7 @@
 """JAX's kernels for a CPU: attention against its definition, and how XLA calls what Python computes."""
 
 import contextlib
+import re
 import subprocess
 import sys
 import threading
@@ -11,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jax_impl import kernels, layers, scan
+from ablations.twins import configuration, weights_of
+from jax_impl import kernels, layers, scan, train, unet
 from jax_impl.kernels import foreign
 from twinsep.kernels import attention as loops
 
@@ -77,6 +79,21 @@ def test_the_kernel_is_what_runs_on_a_cpu():
     step = jax.grad(lambda *inputs: scan.selective_scan(*inputs).sum(), argnums=(0, 2))
     words = str(jax.make_jaxpr(step)(*inputs_of_scan())).split()
     assert {"target_name=twinsep_selective_scan", "target_name=twinsep_selective_scan_backward"} <= set(words)
+
+
+def test_without_kernels_nothing_is_called():
+    """A whole network, forward and backward, as the parity of the twins is shown on."""
+    config = configuration({})
+    functional = train.Functional(unet.Separator(config))
+    weights = {name: jnp.asarray(w, jnp.float32) for name, w in weights_of(config).items()}
+
+    def text():
+        loss = jax.grad(lambda weights, x: functional(weights, x).sum())
+        return str(jax.make_jaxpr(lambda *inputs: loss(*inputs))(weights, jnp.zeros((1, 2, 17_000))))
+
+    with kernels.own_operations():
+        assert "ffi_call" not in text()
+    assert {"twinsep_attention", "twinsep_selective_scan_backward"} <= set(re.findall(r"target_name=(\w+)", text()))
 
 
 @pytest.mark.parametrize("shape", [(0, 5, 4, 2), (2, 0, 4, 2), (2, 5, 0, 2)])
