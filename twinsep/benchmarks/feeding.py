@@ -63,7 +63,7 @@ def measure(options: Options, report: Report) -> Record:
                 seconds[framework].append(worker.ask("step"))
                 report(next(done), total)
     speeds = {
-        name: round(config.training.segment_seconds / statistics.median(times[1 + warmups :]), 3)
+        name: config.training.segment_seconds / statistics.median(times[1 + warmups :])
         for name, times in seconds.items()
     }
     ratios = {name: {f: round(speeds[name] / speeds[f], 3) for f in TWINS} for name in FORMATS}
@@ -75,8 +75,8 @@ def measure(options: Options, report: Report) -> Record:
         "warmups": warmups,
         "repetitions": repetitions,
         "setting": settings,
-        "loader_audio_s_per_s": {name: speeds[name] for name in FORMATS},
-        "step_audio_s_per_s": {framework: speeds[framework] for framework in TWINS},
+        "loader_audio_s_per_s": {name: round(speeds[name], 3) for name in FORMATS},
+        "step_audio_s_per_s": {framework: round(speeds[framework], 3) for framework in TWINS},
         "loader_over_step": ratios,
         "target": TARGET,
         "reaches_target": {name: {f: ratio >= TARGET for f, ratio in each.items()} for name, each in ratios.items()},
