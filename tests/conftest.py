@@ -4,6 +4,7 @@ import atexit
 import contextlib
 import os
 import shutil
+import signal
 import tempfile
 
 # Most of the time of JAX's tests goes into compiling. Without these emitters and most passes XLA compiles in a third of
@@ -20,6 +21,9 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
 # Without a GPU its kernels are interpreted: read when Triton is imported, which PyTorch does on its own.
 if not os.path.exists("/dev/nvidiactl"):  # noqa: PTH110 - what is imported here is to be little
     os.environ["TRITON_INTERPRET"] = "1"
+# A shell that has the tests run in the background has them ignore Ctrl-C, which some of them press.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 # Tests run in a process for each of two cores, so one thread in each; the tests about threads ask for more.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
