@@ -19,10 +19,10 @@ from rich.table import Table
 
 from twinsep import progress, provenance
 from twinsep.benchmarks import Benchmark, Options, Row, block, feeding, growth, length, memory, scan, separate, step
-from twinsep.benchmarks.workers import cores
 from twinsep.errors import InputError
 from twinsep.files import write_json
 from twinsep.frameworks import TWINS
+from twinsep.kernels.threads import cores
 
 #: Name → benchmark. Another is a file and a line here.
 BENCHMARKS = {
