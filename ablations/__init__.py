@@ -1,1 +1,1 @@
-"""The stages of the pipeline: thin code between ``dvc.yaml`` and the commands of ``twinsep``."""
+"""The ablations: their rows, profiles and statistics, and the stages that run them."""

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from twinsep import data
 from twinsep.config import Config, preset
+from twinsep.data import dataset
 from twinsep.errors import InputError
 
 HERE = Path(__file__).parent
@@ -32,7 +32,7 @@ def table() -> dict[str, Any]:
     return yaml.safe_load((HERE / "rows.yaml").read_text())
 
 
-class Run(NamedTuple):
+class RunName(NamedTuple):
     """What the name of a run says."""
 
     framework: str
@@ -40,7 +40,7 @@ class Run(NamedTuple):
     seed: int
 
     @classmethod
-    def named(cls, name: str) -> Run:
+    def named(cls, name: str) -> RunName:
         """Raises :class:`InputError` where the name is not <framework>-<row>-<seed>, or not the entry's framework."""
         match = re.fullmatch(r"(torch|jax)-(.+)-(\d+)", name)
         if not match:
@@ -51,9 +51,9 @@ class Run(NamedTuple):
         return cls(framework, row, int(seed))
 
 
-def runs() -> dict[str, Run]:
+def runs() -> dict[str, RunName]:
     """Every run, the base row's first."""
-    return {name: Run.named(name) for name in table()["runs"]}
+    return {name: RunName.named(name) for name in table()["runs"]}
 
 
 def rows() -> dict[str, dict[str, Any]]:
@@ -119,4 +119,4 @@ def _with_frames(config: Config) -> Config:
 def splits() -> list[str]:
     """What is scored, as :func:`twinsep.data.scored_splits` has it; the generated set has both, made already or not."""
     given = params()["data"]["root"]
-    return data.scored_splits(given) if given else ["test", "real"]
+    return dataset.scored_splits(given) if given else ["test", "real"]

@@ -7,27 +7,28 @@ from pathlib import Path
 import jax
 from flax import nnx
 
-from jax_impl.layers import device_named, initialise
+from jax_impl.devices import find_device
+from jax_impl.layers import initialise
 from jax_impl.train import load_weights
-from jax_impl.unet import Separator
-from twinsep import checkpoint
+from jax_impl.unet import BandSplitUNet
+from twinsep import checkpoints
 from twinsep.config import PRESETS, preset
 
 __all__ = ["load"]
 
 
-def load(path_or_preset: str | Path, *, weights: str = "ema", seed: int = 0, device: str = "cpu") -> Separator:
+def load(path_or_preset: str | Path, *, weights: str = "ema", seed: int = 0, device: str = "cpu") -> BandSplitUNet:
     """A separator: float32 (b, 2, s) in, (b, stems, 2, s) out, at ``.config.model.sample_rate``.
 
     ``path_or_preset`` is a checkpoint file, whose ``weights`` ("ema" or "model") are taken, or the name of
     a preset, whose weights are drawn from ``seed``. Raises :class:`twinsep.errors.InputError` for anything else.
     """
     if isinstance(path_or_preset, str) and path_or_preset in PRESETS:
-        model = Separator(preset(path_or_preset))
+        model = BandSplitUNet(preset(path_or_preset))
         initialise(model, seed)
     else:
-        found = checkpoint.read(path_or_preset, prefixes=("model/", "ema/"))
-        model = Separator(found.config)
+        found = checkpoints.read(path_or_preset, prefixes=("model/", "ema/"))
+        model = BandSplitUNet(found.config)
         load_weights(model, found.weights(weights), str(path_or_preset))
-    nnx.update(model, jax.device_put(nnx.state(model), device_named(device)))
+    nnx.update(model, jax.device_put(nnx.state(model), find_device(device)))
     return model

@@ -5,7 +5,6 @@ No framework default is trusted: widths, eps, padding and initial weights all co
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -21,8 +20,7 @@ from jax import Array
 from jaxtyping import Complex, Float
 
 from jax_impl.kernels import cpu_kernels
-from twinsep import init, provenance
-from twinsep.errors import InputError
+from twinsep.model import initializers
 
 # Products of float32 in float32: on accelerators JAX would round their factors to fewer bits, PyTorch does not.
 jax.config.update("jax_default_matmul_precision", "highest")
@@ -49,11 +47,11 @@ _compute_type: ContextVar[Any] = ContextVar("compute_type", default=None)
 class Parameter(nnx.Param):
     """A weight that knows how it starts and whether weight decay applies to it."""
 
-    initialiser: init.Initialiser
+    initialiser: initializers.Initialiser
     decay: bool
 
 
-def parameter(shape: tuple[int, ...], initialiser: init.Initialiser, *, decay: bool = False) -> Parameter:
+def parameter(shape: tuple[int, ...], initialiser: initializers.Initialiser, *, decay: bool = False) -> Parameter:
     """An uninitialised weight; :func:`initialise` fills it in."""
     return Parameter(jax.ShapeDtypeStruct(shape, jnp.float32), initialiser=initialiser, decay=decay)
 
@@ -67,42 +65,12 @@ def named_parameters(module: nnx.Module) -> dict[str, Parameter]:
 def initialise(module: nnx.Module, seed: int) -> None:
     """Draw every weight from ``seed`` and its own name."""
     for name, weight in named_parameters(module).items():
-        weight.set_value(jnp.asarray(init.draw(name, weight.shape, weight.initialiser, seed)))
+        weight.set_value(jnp.asarray(initializers.draw(name, weight.shape, weight.initialiser, seed)))
 
 
 def constant(array, like: Array) -> Array:
     """A NumPy constant in the dtype of ``like``."""
     return jnp.asarray(array, dtype=like.dtype)
-
-
-def on_arrays(model: nnx.Module, device: jax.Device) -> Callable[[np.ndarray], np.ndarray]:
-    """``model`` as a function from NumPy arrays to NumPy arrays, compiled once for each shape."""
-    definition = nnx.graphdef(model)
-    compiled = jax.jit(lambda weights, x: nnx.merge(definition, weights)(x))
-
-    def function(x: np.ndarray) -> np.ndarray:
-        return np.asarray(compiled(nnx.state(model), jax.device_put(x, device)))
-
-    return function
-
-
-def device_named(name: str) -> jax.Device:
-    """The device, tried out; raises :class:`InputError` where this machine has none of that name."""
-    try:
-        return jax.devices(name)[0]
-    except RuntimeError as error:  # JAX's way to say: unknown name, or built without it
-        raise InputError(f"device {name!r} cannot be used here; --device cpu always can") from error
-
-
-def machine() -> dict[str, Any]:
-    """What there is here to compute on: "devices", by the names that ``--device`` takes; CPU "threads"; and the "scan",
-    the way the selective scan is computed, by kind of device."""
-    devices = {"cpu": provenance.processor()}
-    if jax.default_backend() != "cpu":
-        devices[jax.default_backend()] = ", ".join(device.device_kind for device in jax.devices())
-    on_cpu = "JAX's operations, one frame after another" if cpu_kernels() is None else "Numba kernel"
-    scan = {kind: on_cpu if kind == "cpu" else "JAX's associative scan" for kind in devices}
-    return {"devices": devices, "threads": os.cpu_count(), "scan": scan}
 
 
 def rematerialised(function, *inputs):
@@ -159,8 +127,8 @@ class Linear(nnx.Module):
     """x Wᵀ (+ b), W (out, in)."""
 
     def __init__(self, d_in: int, d_out: int, *, bias: bool):
-        self.weight = parameter((d_out, d_in), init.uniform(d_in), decay=True)
-        self.bias = parameter((d_out,), init.uniform(d_in)) if bias else None
+        self.weight = parameter((d_out, d_in), initializers.uniform(d_in), decay=True)
+        self.bias = parameter((d_out,), initializers.uniform(d_in)) if bias else None
 
     def __call__(self, x: Float[Array, "... i"]) -> Float[Array, "... o"]:
         return linear(x, self.weight[...], None if self.bias is None else self.bias[...])
@@ -180,7 +148,7 @@ class RMSNorm(nnx.Module):
 
     def __init__(self, d: int, eps: float = EPS):
         self.eps = eps
-        self.weight = parameter((d,), init.ones)
+        self.weight = parameter((d,), initializers.ones)
 
     def __call__(self, x: Float[Array, "... d"]) -> Float[Array, "... d"]:
         return rms_norm(x, self.weight[...], self.eps)
@@ -231,8 +199,8 @@ class DepthwiseConv1d(nnx.Module):
 
     def __init__(self, d: int, kernel: int, *, left: int):
         self.left = left
-        self.weight = parameter((d, 1, kernel), init.uniform(kernel), decay=True)
-        self.bias = parameter((d,), init.uniform(kernel))
+        self.weight = parameter((d, 1, kernel), initializers.uniform(kernel), decay=True)
+        self.bias = parameter((d,), initializers.uniform(kernel))
 
     def __call__(self, x: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
         return depthwise(x, self.weight[...], self.bias[...], self.left).astype(x.dtype)
@@ -303,8 +271,8 @@ class HalvingConv1d(nnx.Module):
     """Convolution of kernel 2 and stride 2 over the length, an odd last frame dropped: (b, l, d) -> (b, l/2, d)."""
 
     def __init__(self, d: int):
-        self.weight = parameter((d, d, 2), init.uniform(2 * d), decay=True)
-        self.bias = parameter((d,), init.uniform(2 * d))
+        self.weight = parameter((d, d, 2), initializers.uniform(2 * d), decay=True)
+        self.bias = parameter((d,), initializers.uniform(2 * d))
 
     def __call__(self, x: Float[Array, "b l d"]) -> Float[Array, "b m d"]:
         # Without overlap the convolution is one matrix product over pairs of frames.
@@ -317,8 +285,8 @@ class DoublingConv1d(nnx.Module):
     """Transposed convolution of kernel 2 and stride 2 over the length: (b, l, d) -> (b, 2l, d)."""
 
     def __init__(self, d: int):
-        self.weight = parameter((d, d, 2), init.uniform(2 * d), decay=True)
-        self.bias = parameter((d,), init.uniform(2 * d))
+        self.weight = parameter((d, d, 2), initializers.uniform(2 * d), decay=True)
+        self.bias = parameter((d,), initializers.uniform(2 * d))
 
     def __call__(self, x: Float[Array, "b l d"]) -> Float[Array, "b m d"]:
         b, l, d = x.shape

@@ -19,6 +19,7 @@ from jax.nn import sigmoid, silu
 from jaxtyping import Float
 
 from jax_impl.kernels import cpu_kernels
+from twinsep.model.scan_inputs import check_scan_inputs
 
 #: Frames of the state in memory at a time. In sequence they are written out one by one: more take longer to compile.
 CHUNK = {"sequential": 8, "associative": 32}
@@ -41,7 +42,7 @@ def selective_scan(
     The state is float32 whatever the inputs, float64 if all of them are. Gradients of the first order only.
     Raises ValueError where shapes or dtypes do not fit each other.
     """
-    check_inputs(u, delta, A, B, C, D, z)
+    check_scan_inputs(u, delta, A, B, C, D, z)
     dtype = jnp.float64 if u.dtype == jnp.float64 else jnp.float32
     inputs: list[Any] = [x if x is None else x.astype(dtype) for x in (u, delta, A, B, C, D, z)]
     on_cpu = jax.default_backend() == "cpu"
@@ -64,7 +65,7 @@ def selective_scan_sequential(
     z: Float[Array, "b l e"] | None = None,
 ) -> Float[Array, "b l e"]:
     """The definition as it stands, one frame after another: differentiable by JAX itself, in the inputs' dtype."""
-    check_inputs(u, delta, A, B, C, D, z)
+    check_scan_inputs(u, delta, A, B, C, D, z)
 
     def frame(h: Array, inputs: tuple[Array, ...]) -> tuple[Array, Array]:
         u_t, delta_t, B_t, C_t = inputs
@@ -96,7 +97,7 @@ def selective_scan_chunked(
     the states between chunks. Within a chunk ``frames`` go one after another ("sequential") or by
     ``jax.lax.associative_scan`` ("associative"). The inputs must have one dtype, float32 or float64.
     """
-    check_inputs(u, delta, A, B, C, D, z)
+    check_scan_inputs(u, delta, A, B, C, D, z)
     group = _group(u.shape[0], A.size * A.dtype.itemsize, GROUP[frames])
     if group == u.shape[0]:
         return _chunked_scan(frames, u, delta, A, B, C, D, z)
@@ -290,34 +291,3 @@ WAYS = {
     "sequential": Way(_sequential, _sequential_backward),
     "associative": Way(_associative, _associative_backward),
 }
-
-
-def check_inputs(u: Array, delta: Array, A: Array, B: Array, C: Array, D: Array, z: Array | None) -> None:
-    """Raise ValueError, saying what was expected and what came, unless the inputs of a scan fit each other."""
-    if u.ndim != 3 or A.ndim != 2:
-        raise ValueError(
-            f"selective_scan: u must be (b, l, e) and A (e, n); they have shapes {tuple(u.shape)} and {tuple(A.shape)}."
-        )
-    (b, l, e), n = u.shape, A.shape[1]
-    named = {"u": u, "delta": delta, "A": A, "B": B, "C": C, "D": D} | ({} if z is None else {"z": z})
-    expected = {
-        "u": (b, l, e),
-        "delta": (b, l, e),
-        "A": (e, n),
-        "B": (b, l, n),
-        "C": (b, l, n),
-        "D": (e,),
-        "z": (b, l, e),
-    }
-    for name, x in named.items():
-        if tuple(x.shape) != expected[name]:
-            raise ValueError(
-                f"selective_scan: {name} has shape {tuple(x.shape)}; with u {(b, l, e)} and A {tuple(A.shape)} it must "
-                f"be {expected[name]}."
-            )
-        if not jnp.issubdtype(x.dtype, jnp.floating):
-            raise ValueError(f"selective_scan: {name} is {x.dtype}; all inputs must be floating point.")
-        if (x.dtype == jnp.float64) != (u.dtype == jnp.float64):
-            raise ValueError(
-                f"selective_scan: {name} is {x.dtype} and u {u.dtype}; either all inputs are float64 or none is."
-            )

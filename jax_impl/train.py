@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -12,12 +12,13 @@ import numpy as np
 import optax
 from flax import nnx
 
-from jax_impl.layers import autocast, device_named, initialise, named_parameters
-from jax_impl.unet import Separator
+from jax_impl.devices import find_device
+from jax_impl.layers import autocast, initialise, named_parameters
+from jax_impl.unet import BandSplitUNet
 from twinsep import losses
-from twinsep.checkpoint import Tensors, check_names, strip
+from twinsep.checkpoints import Tensors, check_names, strip
 from twinsep.config import Config
-from twinsep.schedule import LossScale
+from twinsep.training.loss_scale import LossScale
 
 #: Weights, or what belongs to each of them, by canonical name.
 Tree = dict[str, jax.Array]
@@ -31,8 +32,8 @@ class Trainer:
     """A model, its average and its optimiser on one device; everything else is :mod:`twinsep.training`'s."""
 
     def __init__(self, config: Config, device: str = "cpu"):
-        self.config, self.device = config, device_named(device)
-        model = Separator(config)
+        self.config, self.device = config, find_device(device)
+        model = BandSplitUNet(config)
         initialise(model, config.training.seed)
         self.functional = Functional(model)
         self.decay = {name: weight.decay for name, weight in named_parameters(model).items()}
@@ -48,7 +49,7 @@ class Trainer:
         self._update = jax.jit(self.update, donate_argnums=(0, 1, 2))
         self._average_of = jax.jit(self.functional)
 
-    def separate(self, x: np.ndarray) -> np.ndarray:
+    def estimate(self, x: np.ndarray) -> np.ndarray:
         """The averaged model, (b, 2, s) -> (b, stems, 2, s) in NumPy."""
         return np.asarray(self._average_of(self.average, jax.device_put(x, self.device)))
 
@@ -152,15 +153,15 @@ class Trainer:
 class Functional:
     """A model as a function of its weights by name: what JAX differentiates and compiles."""
 
-    def __init__(self, model: Separator):
+    def __init__(self, model: BandSplitUNet):
         self.definition, state = nnx.split(model)
         self.paths = {".".join(map(str, path)): path for path, _ in nnx.to_flat_state(state)}
 
-    def weights(self, model: Separator) -> Tree:
+    def weights(self, model: BandSplitUNet) -> Tree:
         """Those of ``model``."""
         return {name: weight[...] for name, weight in named_parameters(model).items()}
 
-    def model(self, weights: Tree) -> Separator:
+    def model(self, weights: Tree) -> BandSplitUNet:
         """The model with these weights."""
         state = nnx.from_flat_state({self.paths[name]: weight for name, weight in weights.items()})
         return nnx.merge(self.definition, state)
@@ -169,34 +170,7 @@ class Functional:
         return self.model(weights)(mixture)
 
 
-def in_double(function: Callable[..., list[jax.Array]]) -> Callable[..., list[jax.Array]]:
-    """``function`` of real arrays, a list of scalars, in float64; these and gradients come out in the arguments' type.
-
-    JAX has float64 only inside ``enable_x64``, so the derivative is taken there as well.
-    """
-
-    def wide(arrays: Sequence[jax.Array]) -> list[jax.Array]:
-        return [x.astype(jnp.float64) for x in arrays]
-
-    @jax.custom_vjp
-    def rounded(*arrays: jax.Array) -> list[jax.Array]:
-        with jax.enable_x64(True):
-            return [scalar.astype(arrays[0].dtype) for scalar in function(*wide(arrays))]
-
-    def forward(*arrays: jax.Array) -> tuple[list[jax.Array], Any]:
-        with jax.enable_x64(True):
-            scalars, pull = jax.vjp(function, *wide(arrays))
-            return [scalar.astype(arrays[0].dtype) for scalar in scalars], pull
-
-    def backward(pull: Any, gradients: list[jax.Array]) -> tuple[jax.Array, ...]:
-        with jax.enable_x64(True):
-            return tuple(x.astype(gradients[0].dtype) for x in pull(wide(gradients)))
-
-    rounded.defvjp(forward, backward)
-    return rounded
-
-
-def load_weights(model: Separator, weights: Mapping[str, np.ndarray], where: str) -> None:
+def load_weights(model: BandSplitUNet, weights: Mapping[str, np.ndarray], where: str) -> None:
     """Copy ``weights`` into ``model``; raises InputError where names or shapes differ."""
     own = named_parameters(model)
     check_names(weights, {name: tuple(w.shape) for name, w in own.items()}, where)

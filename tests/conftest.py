@@ -29,13 +29,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import pytest
-import scipy.ndimage
 from hypothesis import settings
 
-from twinsep import audio
+from ablations.fault_injection import write_song
 from twinsep.config import preset
-
-RATE = 44_100
 
 settings.register_profile("twinsep", deadline=None, derandomize=True)
 settings.load_profile("twinsep")
@@ -71,25 +68,6 @@ def xp(request):
         jax.config.update("jax_enable_x64", False)
     else:
         yield {"numpy": _numpy, "torch": _torch}[request.param]()
-
-
-def write_song(folder, seconds=2.0, seed=0, silent=()):
-    """A song whose voice (a gliding tone with overtones) and instruments (low noise, beats) are easy to tell apart."""
-    rng = np.random.default_rng(seed)
-    t = np.arange(round(seconds * RATE)) / RATE
-    pitch = np.cumsum(500 + 80 * np.sin(2 * np.pi * 3 * t)) / RATE
-    voice = sum(0.1 / k * np.sin(2 * np.pi * k * pitch) for k in range(1, 6)) * (np.sin(2 * np.pi * t) > -0.5)
-    low = np.cumsum(rng.standard_normal((2, len(t))), 1)
-    low -= scipy.ndimage.uniform_filter1d(low, 4000, axis=1)
-    stems = {
-        "vocals": np.stack([voice, voice]),
-        "drums": 0.1 * rng.standard_normal((2, len(t))) * np.exp(-10 * (t % 0.5)),
-        "bass": 0.1 * np.sin(2 * np.pi * 70 * t) * np.ones((2, 1)),
-        "other": 0.05 * low / np.abs(low).max(),
-    }
-    stems = {k: np.round((0 if k in silent else 1) * v * 2**15) / 2**15 for k, v in stems.items()}
-    for name, stem in {**stems, "mixture": sum(stems.values())}.items():
-        audio.write(folder / f"{name}.wav", stem.astype(np.float32), RATE, subtype="PCM_16")
 
 
 @pytest.fixture(scope="session")

@@ -10,14 +10,14 @@ import pytest
 import yaml
 
 from torch_impl.train import Trainer
-from twinsep import audio, checkpoint, cli
-from twinsep.checkpoint import Checkpoint
+from twinsep import audio, checkpoints, cli
+from twinsep.checkpoints import Checkpoint
 
 
 @pytest.fixture
 def weights(micro, tmp_path_factory):
     path = tmp_path_factory.mktemp("weights") / "micro.safetensors"
-    checkpoint.write(path, Checkpoint(micro, Trainer(micro).state()))
+    checkpoints.write(path, Checkpoint(micro, Trainer(micro).state()))
     return path
 
 

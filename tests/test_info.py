@@ -6,10 +6,10 @@ import warnings
 import numpy as np
 import pytest
 
-from twinsep import checkpoint, information, pretrained
-from twinsep.checkpoint import Checkpoint
+from twinsep import checkpoints, info
+from twinsep.checkpoints import Checkpoint, hub
 from twinsep.errors import InputError
-from twinsep.frameworks import twin
+from twinsep.utils.backend import twin
 
 
 @pytest.fixture
@@ -17,23 +17,23 @@ def models(micro, tmp_path, monkeypatch):
     """A folder with three runs, one of them damaged and one with scores that cannot be read, and a released model."""
     made = Checkpoint(micro, {"model/w": np.ones(3, np.float32)}, 1234)
     for name in ("a", "broken", "c"):
-        checkpoint.write(tmp_path / "results" / "runs" / f"[{name}]" / "best.safetensors", made)
+        checkpoints.write(tmp_path / "results" / "runs" / f"[{name}]" / "best.safetensors", made)
     scores = {"usdr": {"median": 1.0, "mean": 7.256, "n": 3}, "csdr": {"median": None, "mean": None, "n": 0}}
     (tmp_path / "results/runs/[a]/summary.json").write_text(json.dumps({"test": {"instrumental": scores}}))
     (tmp_path / "results/runs/[broken]/best.safetensors").write_bytes(b"no")
     (tmp_path / "results/runs/[c]/summary.json").write_text("{")
-    pretrained.write(tmp_path / "results/released/small", made)
+    hub.write(tmp_path / "results/released/small", made)
     (tmp_path / "results/released/summary.md").touch()
     monkeypatch.chdir(tmp_path)
 
 
 @pytest.mark.usefixtures("models")
 def test_json_is_one_object_with_everything_in_it(capsys):
-    information.run(True)
+    info.print_info(True)
     found = json.loads(capsys.readouterr().out)
     assert found["versions"].keys() >= {"twinsep", "commit", "platform", "numpy", "torch", "jax", "numba"}
     for name in ("torch", "jax"):
-        assert found["frameworks"][name] == twin(name, "layers").machine() | {"notes": []}
+        assert found["frameworks"][name] == twin(name, "devices").describe_machine() | {"notes": []}
     assert {name: preset["parameters"] for name, preset in found["presets"].items()} == {
         "reference": 64_844_032,
         "reference-large": 82_246_912,
@@ -54,7 +54,7 @@ def test_json_is_one_object_with_everything_in_it(capsys):
 @pytest.mark.usefixtures("models")
 def test_tables(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "120")
-    information.run()
+    info.print_info()
     out = capsys.readouterr().out
     row = next(line for line in out.splitlines() if "[a]/best.safetensors" in line)
     assert [cell.strip() for cell in row.split("│")[2:-1]] == ["vocal18", "mamba", "8", "1234", "7.26", "–"]
@@ -69,14 +69,14 @@ def test_what_is_missing_or_broken_is_one_line_each(capsys, monkeypatch, tmp_pat
             raise InputError("framework torch needs the package torch; install it with: pip install 'twinsep[torch]'")
         raise OSError("libcuda.so:\ncannot be\nopened")
 
-    monkeypatch.setattr(information, "twin", failing)
+    monkeypatch.setattr(info, "twin", failing)
     monkeypatch.chdir(tmp_path)
-    information.run()
+    info.print_info()
     lines = capsys.readouterr().out.splitlines()
     assert "torch: framework torch needs the package torch; install it with: pip install 'twinsep[torch]'" in lines
     assert "jax: cannot be used: OSError: libcuda.so: cannot be opened" in lines
     assert any(line.startswith("no checkpoints under results/runs or results/released") for line in lines)
-    information.run(True)
+    info.print_info(True)
     found = json.loads(capsys.readouterr().out)
     assert found["presets"]["tiny"]["parameters"] is None
     assert found["checkpoints"] == []
@@ -85,10 +85,10 @@ def test_what_is_missing_or_broken_is_one_line_each(capsys, monkeypatch, tmp_pat
 def test_warnings_of_a_twin_are_told(monkeypatch):
     class Twin:
         @staticmethod
-        def machine():
+        def describe_machine():
             warnings.warn("kernels need Numba", RuntimeWarning, stacklevel=1)
             warnings.warn("old", DeprecationWarning, stacklevel=1)
             return {"devices": {"cpu": "abacus"}, "threads": 1, "scan": {"cpu": "beads"}}
 
-    monkeypatch.setattr(information, "twin", lambda *_: Twin)
-    assert information._framework("torch")["notes"] == ["kernels need Numba"]
+    monkeypatch.setattr(info, "twin", lambda *_: Twin)
+    assert info._framework("torch")["notes"] == ["kernels need Numba"]

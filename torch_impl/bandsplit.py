@@ -8,7 +8,6 @@ run of them is taken by one split, whose gradient is one concatenation; a slice'
 from __future__ import annotations
 
 import math
-from itertools import groupby
 
 import numpy as np
 from einops import rearrange
@@ -29,16 +28,9 @@ from torch_impl.layers import (
     split_complex,
     tanh,
 )
-from twinsep import init
 from twinsep.config import ModelConfig
-
-#: Reals a bin brings in (L.re, L.im, R.re, R.im) and a mask takes out (L_mag, L_phase, R_mag, R_phase).
-REALS = 4
-
-
-def runs(table: np.ndarray) -> list[tuple[int, int]]:
-    """Neighbouring bands of equal width: (how many, width in bins)."""
-    return [(len(list(group)), int(width)) for width, group in groupby(table[:, 1] - table[:, 0])]
+from twinsep.model import initializers
+from twinsep.model.bands import REALS, band_runs
 
 
 class BandSplit(Module):
@@ -47,13 +39,13 @@ class BandSplit(Module):
     def __init__(self, model: ModelConfig):
         super().__init__()
         table, d = model.band_table, model.d_model
-        self.runs = runs(table)
+        self.runs = band_runs(table)
         self.n_bins = int(table[-1, 1])  # reference68 stops short of the Nyquist bin
         fan_in = REALS * (table[:, 1] - table[:, 0])
-        self.weight = parameter((d, REALS * self.n_bins), init.uniform(np.repeat(fan_in, fan_in)), decay=True)
-        self.bias = parameter((len(table), d), init.uniform(fan_in[:, None]))
-        self.norm = parameter((len(table), d), init.ones)
-        self.embedding = parameter((1, len(table), 1, d), init.normal(0.02))
+        self.weight = parameter((d, REALS * self.n_bins), initializers.uniform(np.repeat(fan_in, fan_in)), decay=True)
+        self.bias = parameter((len(table), d), initializers.uniform(fan_in[:, None]))
+        self.norm = parameter((len(table), d), initializers.ones)
+        self.embedding = parameter((1, len(table), 1, d), initializers.normal(0.02))
 
     def forward(self, spectrum: Complex[Tensor, "b c f t"]) -> Float[Tensor, "b k t d"]:
         reals = split_complex(spectrum[:, :, : self.n_bins])
@@ -79,15 +71,15 @@ class MaskHead(Module):
     def __init__(self, model: ModelConfig):
         super().__init__()
         table, d = model.band_table, model.d_model
-        self.runs = runs(table)
+        self.runs = band_runs(table)
         self.stems = len(model.targets)
         self.missing = model.n_bins - int(table[-1, 1])
         k, outputs = len(table), self.stems * REALS * int(table[-1, 1])
-        self.norm = parameter((k, d), init.ones)
-        self.weight1 = parameter((k, d, d), init.uniform(d), decay=True)
-        self.bias1 = parameter((k, d), init.uniform(d))
-        self.weight2 = parameter((outputs, d), init.uniform(d), decay=True)
-        self.bias2 = parameter((outputs,), init.uniform(d))
+        self.norm = parameter((k, d), initializers.ones)
+        self.weight1 = parameter((k, d, d), initializers.uniform(d), decay=True)
+        self.bias1 = parameter((k, d), initializers.uniform(d))
+        self.weight2 = parameter((outputs, d), initializers.uniform(d), decay=True)
+        self.bias2 = parameter((outputs,), initializers.uniform(d))
 
     def forward(self, x: Float[Tensor, "b k t d"]) -> Complex[Tensor, "b s c f t"]:
         n = rearrange(rms_norm(x, self.norm[:, None]), "b k t d -> k (b t) d")

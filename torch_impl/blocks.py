@@ -25,7 +25,7 @@ from torch_impl.layers import (
     silu_gate,
 )
 from twinsep.config import ModelConfig
-from twinsep.matrices import REFERENCE_TIME_TOKENS, pool_matrix, summary_matrix
+from twinsep.model.pooling import REFERENCE_TIME_TOKENS, pool_matrix, summary_matrix
 
 
 class SwiGLU(Module):

@@ -5,14 +5,10 @@ No framework default is trusted: widths, eps, padding and initial weights all co
 
 from __future__ import annotations
 
-import re
-import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import wraps
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -21,8 +17,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from torch_impl.kernels import cpu_kernels, published
-from twinsep import init, provenance
-from twinsep.errors import InputError
+from twinsep.model import initializers
 
 EPS = 1e-6
 #: Features of a head up to which our own kernel beats PyTorch's on a CPU (at 64 PyTorch's is faster).
@@ -45,11 +40,11 @@ zeros_like = torch.zeros_like
 class Parameter(nn.Parameter):
     """A weight that knows how it starts and whether weight decay applies to it."""
 
-    initialiser: init.Initialiser
+    initialiser: initializers.Initialiser
     decay: bool
 
 
-def parameter(shape: tuple[int, ...], initialiser: init.Initialiser, *, decay: bool = False) -> Parameter:
+def parameter(shape: tuple[int, ...], initialiser: initializers.Initialiser, *, decay: bool = False) -> Parameter:
     """An uninitialised weight; :func:`initialise` fills it in."""
     weight = Parameter(torch.empty(shape))
     weight.initialiser, weight.decay = initialiser, decay
@@ -65,91 +60,12 @@ def named_parameters(module: nn.Module) -> dict[str, Parameter]:
 def initialise(module: nn.Module, seed: int) -> None:
     """Draw every weight from ``seed`` and its own name."""
     for name, weight in named_parameters(module).items():
-        weight.copy_(torch.from_numpy(init.draw(name, weight.shape, weight.initialiser, seed)))
+        weight.copy_(torch.from_numpy(initializers.draw(name, weight.shape, weight.initialiser, seed)))
 
 
 def constant(array, like: Tensor) -> Tensor:
     """A NumPy constant in the dtype and on the device of ``like``."""
     return torch.as_tensor(array.copy(), dtype=like.dtype, device=like.device)
-
-
-def on_arrays(model: nn.Module, device: torch.device) -> Callable[[np.ndarray], np.ndarray]:
-    """``model`` as a function from NumPy arrays to NumPy arrays, without gradients."""
-
-    @torch.inference_mode()
-    def function(x: np.ndarray) -> np.ndarray:
-        return model(torch.from_numpy(x).to(device)).cpu().numpy()
-
-    return function
-
-
-def device_named(name: str) -> torch.device:
-    """The device, tried out; raises :class:`InputError` where this machine has none of that name."""
-    try:
-        tried = torch.zeros(1, device=name)
-        tried.cpu()  # fails where nothing is computed, such as on "meta"
-        return tried.device
-    except (RuntimeError, AssertionError) as error:  # PyTorch's ways to say: unknown name, built without CUDA
-        raise InputError(f"device {name!r} cannot be used here; --device cpu always can") from error
-
-
-def machine() -> dict[str, Any]:
-    """What there is here to compute on: "devices", by the names that ``--device`` takes; CPU "threads"; and the "scan",
-    the way the selective scan is computed, by kind of device."""
-    devices = {"cpu": provenance.processor()}
-    devices |= {f"cuda:{number}": torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())}
-    if torch.backends.mps.is_available():
-        devices["mps"] = "Apple GPU"
-    scan = {"cpu": "tensor operations" if cpu_kernels() is None else "Numba kernel"}
-    if "mps" in devices:
-        scan["mps"] = "tensor operations"
-    if torch.cuda.device_count():
-        kernels = {"mamba-ssm's kernel": "mamba_ssm", "Triton kernel": "triton"}
-        found = [kernel for kernel, package in kernels.items() if published.installed(package)]
-        scan["cuda"] = " or ".join([*found, "tensor operations"])  # each kernel if it passes its check
-    return {"devices": devices, "threads": torch.get_num_threads(), "scan": scan}
-
-
-class _Left:
-    """Stands for a NumPy scalar of a pickle: whatever it was, nothing of it is kept."""
-
-    def __init__(self, *_):
-        pass
-
-    def __setstate__(self, _):
-        pass
-
-
-def read_saved(path: Path) -> Any:
-    """What ``torch.save`` wrote, its tensors as NumPy arrays on the CPU, those of floating point in float32.
-
-    Only tensors and plain values are read, so that no file can run code. Raises :class:`InputError` for a file that
-    asks for more, is damaged or is none of PyTorch's.
-    """
-    # A learning-rate schedule in NumPy leaves its scalars in the states of the optimiser, and they would be refused.
-    names = ("numpy.dtype", "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
-    try:
-        # PyTorch warns of what looks odd in a file and then fails, or does not: one sentence is enough.
-        with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals([(_Left, n) for n in names]):
-            return _as_arrays(torch.load(path, map_location="cpu", weights_only=True))
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from error
-    except Exception as error:  # damaged bytes lead to an exception of nearly any kind
-        asked = re.search(r"Unsupported (?:global: GLOBAL|class) (\S+)", str(error))
-        if asked:
-            reason = f"asks to run {asked[1]!r}, and only tensors and plain values are read from a checkpoint"
-        else:
-            reason = "not a whole file that PyTorch saved; fetch or save it again"
-        raise InputError(f"{path}: {reason}") from error
-
-
-def _as_arrays(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _as_arrays(item) for key, item in value.items()}
-    if isinstance(value, Tensor):
-        value = value.detach()
-        return (value.float() if value.is_floating_point() else value).numpy()
-    return value
 
 
 def rematerialised(function, *inputs):
@@ -197,8 +113,8 @@ class Linear(nn.Module):
 
     def __init__(self, d_in: int, d_out: int, *, bias: bool):
         super().__init__()
-        self.weight = parameter((d_out, d_in), init.uniform(d_in), decay=True)
-        self.bias = parameter((d_out,), init.uniform(d_in)) if bias else None
+        self.weight = parameter((d_out, d_in), initializers.uniform(d_in), decay=True)
+        self.bias = parameter((d_out,), initializers.uniform(d_in)) if bias else None
 
     def forward(self, x: Float[Tensor, "... i"]) -> Float[Tensor, "... o"]:
         return F.linear(x, self.weight, self.bias)
@@ -210,7 +126,7 @@ class RMSNorm(nn.Module):
     def __init__(self, d: int, eps: float = EPS):
         super().__init__()
         self.eps = eps
-        self.weight = parameter((d,), init.ones)
+        self.weight = parameter((d,), initializers.ones)
 
     def forward(self, x: Float[Tensor, "... d"]) -> Float[Tensor, "... d"]:
         return rms_norm(x, self.weight, self.eps)
@@ -247,8 +163,8 @@ class DepthwiseConv1d(nn.Module):
     def __init__(self, d: int, kernel: int, *, left: int):
         super().__init__()
         self.left = left
-        self.weight = parameter((d, 1, kernel), init.uniform(kernel), decay=True)
-        self.bias = parameter((d,), init.uniform(kernel))
+        self.weight = parameter((d, 1, kernel), initializers.uniform(kernel), decay=True)
+        self.bias = parameter((d,), initializers.uniform(kernel))
 
     def forward(self, x: Float[Tensor, "b l d"]) -> Float[Tensor, "b l d"]:
         return depthwise(x, self.weight, self.bias, self.left).to(x.dtype)
@@ -291,8 +207,8 @@ class HalvingConv1d(nn.Module):
 
     def __init__(self, d: int):
         super().__init__()
-        self.weight = parameter((d, d, 2), init.uniform(2 * d), decay=True)
-        self.bias = parameter((d,), init.uniform(2 * d))
+        self.weight = parameter((d, d, 2), initializers.uniform(2 * d), decay=True)
+        self.bias = parameter((d,), initializers.uniform(2 * d))
 
     def forward(self, x: Float[Tensor, "b l d"]) -> Float[Tensor, "b m d"]:
         # Without overlap the convolution is one matrix product over pairs of frames.
@@ -306,8 +222,8 @@ class DoublingConv1d(nn.Module):
 
     def __init__(self, d: int):
         super().__init__()
-        self.weight = parameter((d, d, 2), init.uniform(2 * d), decay=True)
-        self.bias = parameter((d,), init.uniform(2 * d))
+        self.weight = parameter((d, d, 2), initializers.uniform(2 * d), decay=True)
+        self.bias = parameter((d,), initializers.uniform(2 * d))
 
     def forward(self, x: Float[Tensor, "b l d"]) -> Float[Tensor, "b m d"]:
         b, l, d = x.shape

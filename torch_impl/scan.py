@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn.functional import silu, softplus
 
 from torch_impl.kernels import cpu_kernels, guard, published
+from twinsep.model.scan_inputs import check_scan_inputs
 
 CHUNK = 32  # frames of the state in memory at a time, on devices without a kernel
 #: (b, l) on which kernels for GPUs are tried out; mamba-ssm's takes 2,048 frames at a time.
@@ -38,7 +39,7 @@ def selective_scan(
     The state is float32 whatever the inputs, float64 if all of them are. Gradients of the first order only.
     Raises ValueError where shapes, devices or dtypes do not fit each other.
     """
-    check_inputs(u, delta, A, B, C, D, z)
+    _check_inputs(u, delta, A, B, C, D, z)
     dtype = torch.float64 if u.dtype == torch.float64 else torch.float32
     # Autocast would run the products in half precision; a state that decays over thousands of frames cannot bear it.
     with torch.autocast(u.device.type, enabled=False):
@@ -66,7 +67,7 @@ def selective_scan_sequential(
     z: Float[Tensor, "b l e"] | None = None,
 ) -> Float[Tensor, "b l e"]:
     """The definition as it stands, one frame after another: slow, differentiable, in the inputs' dtype."""
-    check_inputs(u, delta, A, B, C, D, z)
+    _check_inputs(u, delta, A, B, C, D, z)
     h = (u * delta)[:, :0].sum(1)[..., None] * A  # zeros (b, e, n)
     frames = []
     for t in range(u.shape[1]):
@@ -93,7 +94,7 @@ def selective_scan_chunked(
     Only one chunk of states (b, CHUNK, e, n) exists at a time, forward and backward; the forward keeps the states
     between chunks. The inputs must have one dtype, float32 or float64.
     """
-    check_inputs(u, delta, A, B, C, D, z)
+    _check_inputs(u, delta, A, B, C, D, z)
     y = _ChunkedScan.apply(u, delta, A, B, C) + D * u
     return y if z is None else y * silu(z)
 
@@ -203,34 +204,10 @@ def _sample(b: int, l: int, e: int, n: int, device: torch.device, types: tuple) 
     return {name: x.to(device, dtype) if dtype else None for (name, x), dtype in zip(named.items(), types, strict=True)}
 
 
-def check_inputs(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor | None) -> None:
-    """Raise ValueError, saying what was expected and what came, unless the inputs of a scan fit each other."""
-    if u.ndim != 3 or A.ndim != 2:
-        raise ValueError(
-            f"selective_scan: u must be (b, l, e) and A (e, n); they have shapes {tuple(u.shape)} and {tuple(A.shape)}."
-        )
-    (b, l, e), n = u.shape, A.shape[1]
-    named = {"u": u, "delta": delta, "A": A, "B": B, "C": C, "D": D} | ({} if z is None else {"z": z})
-    expected = {
-        "u": (b, l, e),
-        "delta": (b, l, e),
-        "A": (e, n),
-        "B": (b, l, n),
-        "C": (b, l, n),
-        "D": (e,),
-        "z": (b, l, e),
-    }
+def _check_inputs(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor | None) -> None:
+    """Raise ValueError unless shapes, dtypes and devices fit each other."""
+    check_scan_inputs(u, delta, A, B, C, D, z)
+    named = {"delta": delta, "A": A, "B": B, "C": C, "D": D} | ({} if z is None else {"z": z})
     for name, x in named.items():
-        if tuple(x.shape) != expected[name]:
-            raise ValueError(
-                f"selective_scan: {name} has shape {tuple(x.shape)}; with u {(b, l, e)} and A {tuple(A.shape)} it must "
-                f"be {expected[name]}."
-            )
         if x.device != u.device:
             raise ValueError(f"selective_scan: {name} is on {x.device}, u on {u.device}; all must be on one device.")
-        if not x.is_floating_point():
-            raise ValueError(f"selective_scan: {name} is {x.dtype}; all inputs must be floating point.")
-        if (x.dtype == torch.float64) != (u.dtype == torch.float64):
-            raise ValueError(
-                f"selective_scan: {name} is {x.dtype} and u {u.dtype}; either all inputs are float64 or none is."
-            )

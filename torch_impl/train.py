@@ -7,12 +7,13 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 
-from torch_impl.layers import Parameter, device_named, initialise, named_parameters, on_arrays
-from torch_impl.unet import Separator
+from torch_impl.devices import find_device, on_numpy
+from torch_impl.layers import Parameter, initialise, named_parameters
+from torch_impl.unet import BandSplitUNet
 from twinsep import losses
-from twinsep.checkpoint import Tensors, check_names, strip
+from twinsep.checkpoints import Tensors, check_names, strip
 from twinsep.config import Config
-from twinsep.schedule import LossScale
+from twinsep.training.loss_scale import LossScale
 
 #: Compute types by name; float32 is none, as nothing is cast then.
 COMPUTE_TYPES = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -22,14 +23,14 @@ class Trainer:
     """A model, its average and its optimiser on one device; everything else is :mod:`twinsep.training`'s."""
 
     def __init__(self, config: Config, device: str = "cpu"):
-        self.config, self.device = config, device_named(device)
-        self.model = Separator(config)
+        self.config, self.device = config, find_device(device)
+        self.model = BandSplitUNet(config)
         initialise(self.model, config.training.seed)
         self.model.to(self.device).train()
-        self.average = Separator(config).to(self.device).eval().requires_grad_(False)
+        self.average = BandSplitUNet(config).to(self.device).eval().requires_grad_(False)
         self.average.load_state_dict(self.model.state_dict())
         #: The averaged model, (b, 2, s) -> (b, stems, 2, s) in NumPy.
-        self.separate = on_arrays(self.average, self.device)
+        self.estimate = on_numpy(self.average, self.device)
         self.compute_type = COMPUTE_TYPES[config.training.precision]
         #: Only float16 needs one.
         self.scale = LossScale() if self.compute_type == torch.float16 else None
@@ -81,7 +82,9 @@ class Trainer:
         torch._foreach_lerp_(list(self.average.parameters()), list(self.model.parameters()), 1 - ema_decay)
         return report
 
-    def loss(self, model: Separator, batch: Mapping[str, np.ndarray]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    def loss(
+        self, model: BandSplitUNet, batch: Mapping[str, np.ndarray]
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """The configured mix on one batch, the network in the compute type; its norms, states of scans, attention's
         softmax and STFT in float32, the losses in float64."""
         mixture, target = (torch.from_numpy(batch[key]).to(self.device) for key in ("mixture", "target"))
@@ -124,7 +127,7 @@ def make_deterministic() -> None:
 
 
 @torch.no_grad()
-def load_weights(model: Separator, weights: Mapping[str, np.ndarray], where: str) -> None:
+def load_weights(model: BandSplitUNet, weights: Mapping[str, np.ndarray], where: str) -> None:
     """Copy ``weights`` into ``model``; raises InputError where names or shapes differ."""
     own = named_parameters(model)
     check_names(weights, {name: tuple(w.shape) for name, w in own.items()}, where)

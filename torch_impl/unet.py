@@ -13,11 +13,11 @@ from torch_impl.bandsplit import BandSplit, MaskHead
 from torch_impl.blocks import DecoderBlock, Downsample, DualPath, EncoderBlock, GlobalAttention, Upsample, memory_bank
 from torch_impl.layers import Module, ModuleList, concatenate, constant, named_parameters, pad_axis, rematerialised
 from twinsep.config import Config
-from twinsep.matrices import MID_SIDE
+from twinsep.model.stereo import MID_SIDE
 from twinsep.stft import istft, stft
 
 
-class Separator(Module):
+class BandSplitUNet(Module):
     """Mixture (b, 2, s) to stems (b, stems, 2, s), float32 at the model's rate, of any length from 1 sample."""
 
     def __init__(self, config: Config):

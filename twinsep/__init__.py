@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
-    from twinsep.separator import Separator, load
+    from twinsep.separation.separator import Separator, load
 
 __all__ = ["GLOSSARY", "Separator", "Symbol", "load"]
 
@@ -36,6 +36,6 @@ if not TYPE_CHECKING:  # which would take any name for one of these
         """What takes a while to import, once it is asked for."""
         if name not in ("Separator", "load"):
             raise AttributeError(f"module 'twinsep' has no attribute {name!r}")
-        from twinsep import separator
+        from twinsep.separation import separator
 
         return getattr(separator, name)

@@ -7,14 +7,13 @@ import multiprocessing
 import os
 import signal
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
-from twinsep.errors import InputError, Interrupted, TwinsepError
+from twinsep.errors import INTERRUPTED, InputError, Interrupted, TwinsepError, guarded
 
 
 def _path(text: str | Path) -> Path:
@@ -48,9 +47,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-
-#: The status of a command that a person ended.
-INTERRUPTED = 130
 
 Framework = Annotated[str, typer.Option(help="torch or jax")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps ...")]
@@ -128,15 +124,15 @@ def separate(
     as_json: Annotated[bool, typer.Option("--json", help="Say what happens as lines of JSON.")] = False,
 ) -> None:
     """Take the vocals out of songs: same length, rate and channels, and stems that add up to the song."""
-    from twinsep import frameworks
-    from twinsep import songs as command
-    from twinsep.one_song import Encoding
+    from twinsep.separation import batch as command
+    from twinsep.separation.file import Encoding
+    from twinsep.utils import backend
 
     subtype = _one_of({"PCM_16": int16, "PCM_24": int24, "FLOAT": float32}, "--int16, --int24 and --float32")
     extension = _one_of({"wav": wav, "flac": flac, "mp3": mp3}, "--wav, --flac and --mp3")
     if threads is not None:
-        frameworks.use_threads(threads)
-    options = command.Options(
+        backend.use_threads(threads)
+    options = command.SeparationOptions(
         out=out,
         filename=filename,
         checkpoint=checkpoint,
@@ -157,15 +153,15 @@ def separate(
         device=device,
         as_json=as_json,
     )
-    command.run(songs, options)
+    command.separate_files(songs, options)
 
 
 @app.command()
 def info(as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False) -> None:
     """Print versions, devices, the kernels in use, presets and checkpoints."""
-    from twinsep import information
+    from twinsep import info
 
-    information.run(as_json)
+    info.print_info(as_json)
 
 
 @app.command()
@@ -181,9 +177,9 @@ def demo(
     browser: Annotated[bool, typer.Option(help="Open the page.")] = True,
 ) -> None:
     """Open a page on this machine: drop a song, hear and see its stems, download them."""
-    from twinsep import demo as command
+    from twinsep.demo import app as command
 
-    command.run(
+    command.serve(
         checkpoint=checkpoint,
         framework=framework,
         device=device,
@@ -221,21 +217,21 @@ def train(
     options = {"framework": repeated.get("framework"), **repeated.get("options", {})}
     chosen = _configuration(config, preset, settings, data, repeated.get("configuration"))
     if exclude is not None:
-        from twinsep.checking import read_names
+        from twinsep.data.checks import read_song_list
 
-        chosen = chosen.override({"data": {"exclude": read_names(exclude)}})
+        chosen = chosen.override({"data": {"exclude": read_song_list(exclude)}})
     framework, device = framework or options.get("framework") or "torch", device or options.get("device") or "cpu"
     if profile is not None:
-        from twinsep import profiling
+        from twinsep.training import profiler
 
-        profiling.run(chosen, out, framework=framework, device=device, steps=profile)
+        profiler.profile_steps(chosen, out, framework=framework, device=device, steps=profile)
         return
-    from twinsep import training
+    from twinsep.training import loop
 
-    how = training.Run(
+    how = loop.RunOptions(
         framework, device, overwrite, deterministic or options.get("deterministic", False), tensorboard=tensorboard
     )
-    training.train(chosen, out, how)
+    loop.train(chosen, out, how)
 
 
 @app.command("check-data")
@@ -249,10 +245,10 @@ def check_data(
 ) -> None:
     """Find what is wrong with the songs of a set; status 1 where some are unusable. Preset tiny by default."""
     chosen = _configuration(config, preset or (None if config else "tiny"), settings, None)
-    from twinsep import checking
+    from twinsep.data import checks
 
     rate, seconds = chosen.model.sample_rate, chosen.training.segment_seconds
-    if not checking.run(root, sample_rate=rate, segment_seconds=seconds, out=names, overwrite=overwrite):
+    if not checks.check_dataset(root, sample_rate=rate, segment_seconds=seconds, out=names, overwrite=overwrite):
         raise typer.Exit(1)
 
 
@@ -274,8 +270,8 @@ def evaluate(
     device: Device = "cpu",
 ) -> None:
     """Score a checkpoint or a baseline on whole songs. A checkpoint brings its configuration with it."""
-    from twinsep import evaluation
-    from twinsep.systems import BASELINES
+    from twinsep.evaluation import evaluate
+    from twinsep.evaluation.systems import BASELINES
 
     if system in BASELINES:
         chosen = _configuration(config, preset, None, data)
@@ -283,7 +279,7 @@ def evaluate(
         raise InputError(f"{system} brings its own configuration; --config and --preset are for {', '.join(BASELINES)}")
     else:
         chosen = None
-    evaluation.run(
+    evaluate.evaluate(
         system,
         chosen,
         out=out,
@@ -304,9 +300,9 @@ def convert(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that exists.")] = False,
 ) -> None:
     """Turn a checkpoint of the public reference code into one that either framework here loads."""
-    from twinsep import convert as command
+    from twinsep.checkpoints import reference as command
 
-    command.run(source, out, overwrite=overwrite)
+    command.convert(source, out, overwrite=overwrite)
 
 
 @app.command()
@@ -325,9 +321,10 @@ def bench(
     """Time PyTorch, JAX and other systems in turns on the CPU, and measure memory; tiny and small by default."""
     names = [preset] if preset or config else ["tiny", "small"]
     chosen = {name or str(config): _configuration(config, name, settings, None) for name in names}
-    from twinsep import bench as command
+    from twinsep.benchmarks import suite as command
+    from twinsep.benchmarks.records import BenchmarkOptions
 
-    command.run(benchmarks or [], command.Options(chosen, warmups, repetitions), out)
+    command.run_benchmarks(benchmarks or [], BenchmarkOptions(chosen, warmups, repetitions), out)
 
 
 def _one_of(chosen: dict[str, bool], options: str) -> str | None:
@@ -396,27 +393,6 @@ def _nested(setting: str) -> dict[str, Any]:
     for part in reversed(key.split(".")):
         value = {part: value}
     return value
-
-
-def guarded(command: Callable[[], object]) -> None:
-    """Run ``command``; an error is one sentence on the standard error and a status other than 0, never a traceback."""
-    try:
-        command()
-        return
-    except TwinsepError as error:
-        status, sentence = INTERRUPTED if isinstance(error, Interrupted) else 2, str(error)
-    except KeyboardInterrupt:
-        status, sentence = INTERRUPTED, "interrupted; nothing half-written was left behind"
-    except BrokenPipeError:
-        status, sentence = 141, ""
-    except MemoryError:
-        status, sentence = 2, "memory ran out; ask for less at once"
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        status, sentence = 2, f"{where}{error.strerror or error}; free the way or choose another place"
-    if sentence:
-        print(f"twinsep: {sentence}", file=sys.stderr)
-    sys.exit(status)
 
 
 def main() -> None:

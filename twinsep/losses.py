@@ -15,7 +15,7 @@ mostly its own rounding, and so would be a large part of the gradient (up to sev
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property, lru_cache
 from typing import Any
 
@@ -23,9 +23,8 @@ import numpy as np
 from array_api_compat import array_namespace, is_jax_array
 
 from twinsep import bands
-from twinsep.config import Config
+from twinsep.config import LOSS_NAMES, Config
 from twinsep.errors import InputError
-from twinsep.frameworks import twin
 from twinsep.stft import constant, stft
 
 #: Under the square root of a magnitude: an exact zero then has magnitude 1e-18, lost in any rounding,
@@ -59,7 +58,7 @@ class Signals:
         key = n_fft, hop
         if key not in self._magnitudes:
             estimate, target = (stft(x, n_fft=n_fft, hop=hop) for x in (self.estimate, self.target))
-            self._magnitudes[key] = _magnitude(estimate, self.xp), _magnitude(target, self.xp)
+            self._magnitudes[key] = _modulus(estimate, self.xp), _modulus(target, self.xp)
         return self._magnitudes[key]
 
     @property
@@ -79,7 +78,7 @@ class Signals:
         return 10 * xp.log10(ratio + 1e-8)
 
 
-def _magnitude(spectra: Any, xp: Any) -> Any:
+def _modulus(spectra: Any, xp: Any) -> Any:
     """|X|, with gradient X/|X|, and 0 where X is 0."""
     return xp.sqrt(xp.real(spectra) ** 2 + xp.imag(spectra) ** 2 + _TINY)
 
@@ -122,7 +121,7 @@ def _bin_weights(name: str, n_fft: int, sample_rate: int) -> np.ndarray:
     return weights
 
 
-def _magnitude_l1(s: Signals) -> Any:
+def _magnitude(s: Signals) -> Any:
     """mean |M̂ − M|."""
     estimate, target = s.model_magnitudes
     return s.xp.mean(_absolute(estimate - target, s.xp))
@@ -198,31 +197,21 @@ def _mr_stft_complex(s: Signals) -> Any:
     error = s.estimate - s.target
     total = 0.0
     for n_fft in _MR_COMPLEX_SIZES:
-        total = total + s.xp.mean(_magnitude(stft(error, n_fft=n_fft, hop=_MR_COMPLEX_HOP), s.xp))
+        total = total + s.xp.mean(_modulus(stft(error, n_fft=n_fft, hop=_MR_COMPLEX_HOP), s.xp))
     return total / len(_MR_COMPLEX_SIZES)
 
 
 def _mixture_phase_l1(s: Signals) -> Any:
-    """mean |M̂·e^{iφ} − M·e^{iφ}|, φ the mixture's phase (Music-U-Net), which is :func:`_magnitude_l1`.
+    """mean |M̂·e^{iφ} − M·e^{iφ}|, φ the mixture's phase (Music-U-Net), which is :func:`_magnitude`.
 
     |(M̂ − M)·e^{iφ}| = |M̂ − M|: the phase cancels, in the value and in the gradient. Under its own name
     it keeps that system's row in the tables; the test compares it with the equation written out.
     """
-    return _magnitude_l1(s)
+    return _magnitude(s)
 
 
-_TERMS: dict[str, Callable[[Signals], Any]] = {
-    "magnitude": _magnitude_l1,
-    "band": _band,
-    "log_magnitude": _log_magnitude,
-    "si_sdr": _si_sdr,
-    "si_sdr_unclipped": _si_sdr_unclipped,
-    "mr_stft": _mr_stft,
-    "spectral_sdr": _spectral_sdr,
-    "waveform_l1": _waveform_l1,
-    "mr_stft_complex": _mr_stft_complex,
-    "mixture_phase_l1": _mixture_phase_l1,
-}
+#: name -> term. The names are the configuration's; the function of a name is the one called ``_<name>`` here.
+_TERMS: dict[str, Callable[[Signals], Any]] = {name: globals()[f"_{name}"] for name in LOSS_NAMES}
 
 
 def _public(name: str, term: Callable[[Signals], Any]) -> Callable[..., Any]:
@@ -265,8 +254,37 @@ def _in_double(function: Callable[[Any, Any], list[Any]], *waveforms: Any) -> li
     """The scalars of ``function`` of the waveforms, computed in float64, in the type of the first waveform."""
     xp, dtype = array_namespace(*waveforms), waveforms[0].dtype
     if is_jax_array(waveforms[0]):  # JAX has float64 only where it is told so
-        return twin("jax", "train").in_double(function)(*waveforms)
+        return _in_double_in_jax(function)(*waveforms)
     return [xp.astype(scalar, dtype) for scalar in function(*(xp.astype(x, xp.float64) for x in waveforms))]
+
+
+def _in_double_in_jax(function: Callable[..., list[Any]]) -> Callable[..., list[Any]]:
+    """``function`` of real arrays, a list of scalars, in float64; scalars and gradients have the arguments' type.
+
+    JAX has float64 only inside ``enable_x64``, so the derivative is taken there as well.
+    """
+    import jax
+    import jax.numpy as jnp
+
+    def wide(arrays: Sequence[Any]) -> list[Any]:
+        return [x.astype(jnp.float64) for x in arrays]
+
+    @jax.custom_vjp
+    def rounded(*arrays: Any) -> list[Any]:
+        with jax.enable_x64(True):
+            return [scalar.astype(arrays[0].dtype) for scalar in function(*wide(arrays))]
+
+    def forward(*arrays: Any) -> tuple[list[Any], Any]:
+        with jax.enable_x64(True):
+            scalars, pull = jax.vjp(function, *wide(arrays))
+            return [scalar.astype(arrays[0].dtype) for scalar in scalars], pull
+
+    def backward(pull: Any, gradients: list[Any]) -> tuple[Any, ...]:
+        with jax.enable_x64(True):
+            return tuple(x.astype(gradients[0].dtype) for x in pull(wide(gradients)))
+
+    rounded.defvjp(forward, backward)
+    return rounded
 
 
 def loudness_weight(target: Any, xp: Any) -> Any:

@@ -6,8 +6,7 @@ from jax import Array
 from jaxtyping import Float
 
 from jax_impl.layers import DepthwiseConv1d, Linear, Module
-from twinsep import mixers
-from twinsep.config import ModelConfig
+from twinsep.config import ModelConfig, mixers
 
 
 class Conv(Module):

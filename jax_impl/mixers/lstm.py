@@ -6,8 +6,8 @@ from jax import Array
 from jaxtyping import Float
 
 from jax_impl.layers import Module, lstm, parameter
-from twinsep import init, mixers
-from twinsep.config import ModelConfig
+from twinsep.config import ModelConfig, mixers
+from twinsep.model import initializers
 
 
 class LSTM(Module):
@@ -19,10 +19,10 @@ class LSTM(Module):
     def __init__(self, model: ModelConfig):
         assert isinstance(model.mixer, mixers.LSTM)
         d = model.d_model
-        self.weight_ih = parameter((4 * d, d), init.uniform(d), decay=True)
-        self.weight_hh = parameter((4 * d, d), init.uniform(d), decay=True)
-        self.bias_ih = parameter((4 * d,), init.uniform(d))
-        self.bias_hh = parameter((4 * d,), init.uniform(d))
+        self.weight_ih = parameter((4 * d, d), initializers.uniform(d), decay=True)
+        self.weight_hh = parameter((4 * d, d), initializers.uniform(d), decay=True)
+        self.bias_ih = parameter((4 * d,), initializers.uniform(d))
+        self.bias_hh = parameter((4 * d,), initializers.uniform(d))
 
     def __call__(self, x: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
         weights = (self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)

@@ -10,8 +10,7 @@ from jax import Array
 from jaxtyping import Float
 
 from jax_impl.layers import Module, MultiHeadAttention, concatenate, constant
-from twinsep import mixers
-from twinsep.config import ModelConfig
+from twinsep.config import ModelConfig, mixers
 
 
 class Transformer(Module):

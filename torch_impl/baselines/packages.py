@@ -84,7 +84,7 @@ def build(name: str, seed: int = 0) -> nn.Module:
     return entry.build(package).eval()
 
 
-def on_arrays(name: str) -> tuple[Callable[[np.ndarray], np.ndarray], int]:
+def on_numpy(name: str) -> tuple[Callable[[np.ndarray], np.ndarray], int]:
     """That model as a function from NumPy arrays to NumPy arrays, without gradients, and the number of its weights."""
     model = build(name)
 

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from torch_impl.kernels.memory import array
 from twinsep.kernels.arrays import strided
-from twinsep.kernels.lanes import BYTES, compiled, exp2, inlined, load, splat, store
+from twinsep.kernels.simd import BYTES, compiled, exp2, inlined, load, splat, store
 from twinsep.kernels.threads import in_parallel
 
 GROUPS = 64  # of sequences, each with its own sums for the gradients of w and bias

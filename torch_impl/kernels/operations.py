@@ -12,7 +12,7 @@ from torch import Tensor
 from torch._subclasses import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from torch_impl.unet import Separator
+from torch_impl.unet import BandSplitUNet
 from twinsep.config import Config
 
 
@@ -21,7 +21,7 @@ def of_model(config: Config) -> dict[str, float]:
     training segment; ``kept_mib_per_audio_second``, what that keeps in float32 for the backward pass. All is counted,
     nothing computed."""
     with FakeTensorMode(allow_non_fake_inputs=True):
-        model = Separator(config)
+        model = BandSplitUNet(config)
         mixture = torch.empty(1, 2, config.segment_samples)
         kept: dict[int, Tensor] = {}
 

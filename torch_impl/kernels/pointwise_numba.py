@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from torch_impl.kernels.memory import rows
-from twinsep.kernels.lanes import BYTES, aligned, compiled, inlined, load, sigmoid, splat, store, total
+from twinsep.kernels.simd import BYTES, aligned, compiled, inlined, load, sigmoid, splat, store, total
 from twinsep.kernels.threads import in_parallel
 
 GROUPS = 64  # of rows, each with its own sum for the gradient of w

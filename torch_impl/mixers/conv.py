@@ -6,8 +6,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from torch_impl.layers import DepthwiseConv1d, Linear, Module
-from twinsep import mixers
-from twinsep.config import ModelConfig
+from twinsep.config import ModelConfig, mixers
 
 
 class Conv(Module):

@@ -6,8 +6,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from torch_impl.layers import Module, lstm, parameter
-from twinsep import init, mixers
-from twinsep.config import ModelConfig
+from twinsep.config import ModelConfig, mixers
+from twinsep.model import initializers
 
 
 class LSTM(Module):
@@ -20,10 +20,10 @@ class LSTM(Module):
         super().__init__()
         assert isinstance(model.mixer, mixers.LSTM)
         d = model.d_model
-        self.weight_ih = parameter((4 * d, d), init.uniform(d), decay=True)
-        self.weight_hh = parameter((4 * d, d), init.uniform(d), decay=True)
-        self.bias_ih = parameter((4 * d,), init.uniform(d))
-        self.bias_hh = parameter((4 * d,), init.uniform(d))
+        self.weight_ih = parameter((4 * d, d), initializers.uniform(d), decay=True)
+        self.weight_hh = parameter((4 * d, d), initializers.uniform(d), decay=True)
+        self.bias_ih = parameter((4 * d,), initializers.uniform(d))
+        self.bias_hh = parameter((4 * d,), initializers.uniform(d))
 
     def forward(self, x: Float[Tensor, "b l d"]) -> Float[Tensor, "b l d"]:
         weights = (self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from torch_impl.layers import DepthwiseConvSiLU1d, Linear, Module, exp, parameter, softplus, split
 from torch_impl.scan import selective_scan
-from twinsep import init, mixers
-from twinsep.config import ModelConfig
+from twinsep.config import ModelConfig, mixers
+from twinsep.model import initializers
 
 
 class Mamba(Module):
@@ -28,9 +28,9 @@ class Mamba(Module):
         self.conv1d = DepthwiseConvSiLU1d(e, mixer.d_conv, left=mixer.d_conv - 1)
         self.x_proj = Linear(e, r + 2 * n, bias=False)
         self.dt_proj = Linear(r, e, bias=True)
-        self.dt_proj.bias = parameter((e,), init.softplus_inverse_of_steps)
-        self.A_log = parameter((e, n), init.log_arange)
-        self.D = parameter((e,), init.ones)
+        self.dt_proj.bias = parameter((e,), initializers.softplus_inverse_of_steps)
+        self.A_log = parameter((e, n), initializers.log_arange)
+        self.D = parameter((e,), initializers.ones)
         self.out_proj = Linear(e, d, bias=False)
 
     def forward(self, x: Float[Tensor, "b l d"]) -> Float[Tensor, "b l d"]:

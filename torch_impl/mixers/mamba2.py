@@ -24,8 +24,8 @@ from torch_impl.layers import (
     split,
     zeros_like,
 )
-from twinsep import init, mixers
-from twinsep.config import ModelConfig
+from twinsep.config import ModelConfig, mixers
+from twinsep.model import initializers
 
 CHUNK = 64  # frames at most that are computed as one matrix
 GATED_NORM_EPS = 1e-5  # that of mamba_ssm's gated norm, not ours
@@ -48,9 +48,9 @@ class Mamba2(Module):
         self.conv_sizes = [e, n, n]
         self.in_proj = Linear(d, 2 * e + 2 * n + heads, bias=False)
         self.conv1d = DepthwiseConvSiLU1d(e + 2 * n, mixer.d_conv, left=mixer.d_conv - 1)
-        self.dt_bias = parameter((heads,), init.softplus_inverse_of_steps)
-        self.A_log = parameter((heads,), init.log_uniform(1.0, 16.0))
-        self.D = parameter((heads,), init.ones)
+        self.dt_bias = parameter((heads,), initializers.softplus_inverse_of_steps)
+        self.A_log = parameter((heads,), initializers.log_uniform(1.0, 16.0))
+        self.D = parameter((heads,), initializers.ones)
         self.norm = RMSNorm(e, GATED_NORM_EPS)
         self.out_proj = Linear(e, d, bias=False)
 

@@ -10,8 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from torch_impl.layers import Module, MultiHeadAttention, concatenate, constant
-from twinsep import mixers
-from twinsep.config import ModelConfig
+from twinsep.config import ModelConfig, mixers
 
 
 class Transformer(Module):

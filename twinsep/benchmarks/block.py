@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import statistics
 
-from twinsep.benchmarks import Options, Record, Row
-from twinsep.benchmarks.workers import Worker
+from twinsep.benchmarks.process import WorkerProcess
+from twinsep.benchmarks.records import BenchmarkOptions, Record, Row
 from twinsep.config import preset
-from twinsep.frameworks import TWINS
-from twinsep.mixers import MIXERS
-from twinsep.progress import Report
+from twinsep.config.mixers import MIXERS
+from twinsep.utils.backend import TWINS
+from twinsep.utils.progress import ProgressCallback
 
 #: Whose width and bands the block has; three seconds of frames.
 PRESET, FRAMES = "small", 259
@@ -19,13 +19,13 @@ LOOP = "mamba, frame after frame"
 REPETITIONS = 5
 
 
-def measure(_options: Options, report: Report) -> Record:
+def measure(_options: BenchmarkOptions, report: ProgressCallback) -> Record:
     """Medians of interleaved calls, in seconds, after one that compiles."""
     keys = [(framework, kind) for kind in MIXERS for framework in TWINS] + [("torch", LOOP)]
     found: dict[tuple[str, str, bool], list[float]] = {}
     first: dict[tuple[str, str, bool], float] = {}
     with contextlib.ExitStack() as stack:
-        workers = {key: stack.enter_context(Worker(key[0])) for key in keys}
+        workers = {key: stack.enter_context(WorkerProcess(key[0])) for key in keys}
         for done, (key, worker) in enumerate(workers.items(), 1):
             looped = key[1] == LOOP
             kind = "mamba" if looped else key[1]

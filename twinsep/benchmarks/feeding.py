@@ -14,12 +14,13 @@ import time
 from pathlib import Path
 
 from twinsep import audio
-from twinsep.batches import TrainingBatches
-from twinsep.benchmarks import Options, Record, Row
-from twinsep.benchmarks.workers import Worker, noise
+from twinsep.benchmarks.process import WorkerProcess
+from twinsep.benchmarks.records import BenchmarkOptions, Record, Row
+from twinsep.benchmarks.workloads import noise
 from twinsep.config import SOURCES
-from twinsep.frameworks import TWINS
-from twinsep.progress import Report
+from twinsep.data.loader import TrainingBatches
+from twinsep.utils.backend import TWINS
+from twinsep.utils.progress import ProgressCallback
 
 #: The loader should be so many times as quick as the step.
 TARGET = 5
@@ -30,7 +31,7 @@ EXAMPLES = 40
 FORMATS = ("wav", "flac")
 
 
-def measure(options: Options, report: Report) -> Record:
+def measure(options: BenchmarkOptions, report: ProgressCallback) -> Record:
     """Audio seconds per second of the loader, without workers, and of the twins' steps; batch 1, white noise.
 
     Files were written just before, so that they come from the memory of the system: decoding is measured, no disk.
@@ -56,7 +57,7 @@ def measure(options: Options, report: Report) -> Record:
                     seconds[extension].append((time.perf_counter() - started) / EXAMPLES)
                     report(next(done), total)
     with contextlib.ExitStack() as stack:
-        workers = {framework: stack.enter_context(Worker(framework)) for framework in TWINS}
+        workers = {framework: stack.enter_context(WorkerProcess(framework)) for framework in TWINS}
         settings = {framework: worker.ask("open", config=config.to_dict()) for framework, worker in workers.items()}
         for _ in range(rounds):  # in turns, so that what disturbs one disturbs the other
             for framework, worker in workers.items():

@@ -6,11 +6,12 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from twinsep.benchmarks import Options, Record, Row, length
-from twinsep.benchmarks.workers import Worker
+from twinsep.benchmarks import length
+from twinsep.benchmarks.process import WorkerProcess
+from twinsep.benchmarks.records import BenchmarkOptions, Record, Row
 from twinsep.config import preset
-from twinsep.frameworks import TWINS
-from twinsep.progress import Report
+from twinsep.utils.backend import TWINS
+from twinsep.utils.progress import ProgressCallback
 
 #: What everything but one thing is as in; chunks are of so many seconds.
 PRESET, SECONDS = "tiny", 3.0
@@ -26,7 +27,7 @@ AXES: dict[str, tuple[tuple[Any, ...], Any]] = {
 REPETITIONS = 3
 
 
-def measure(_options: Options, report: Report) -> Record:
+def measure(_options: BenchmarkOptions, report: ProgressCallback) -> Record:
     """Seconds and peak resident MiB of a chunk by a fresh process, the least of several calls after one that compiles;
     and of whole songs."""
     cases = [(axis, value) for axis, (values, _) in AXES.items() for value in values]
@@ -51,7 +52,7 @@ def measure(_options: Options, report: Report) -> Record:
 def _chunk(framework: str, axis: str, value: Any) -> Record:
     config = preset(PRESET).override({"model": AXES[axis][1](value)})
     seconds = value if axis == "seconds of a chunk" else SECONDS
-    with Worker(framework) as worker:
+    with WorkerProcess(framework) as worker:
         opened = worker.ask("network", config=config.to_dict(), seconds=seconds)
         worker.ask("peak")  # from here on, without what compiling took
         times = [worker.ask("chunk") for _ in range(REPETITIONS)]

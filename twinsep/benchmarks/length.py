@@ -11,12 +11,12 @@ from pathlib import Path
 
 import numpy as np
 
-from twinsep import audio, one_song
-from twinsep.benchmarks import Options, Record, Row
+from twinsep import audio
+from twinsep.benchmarks.records import BenchmarkOptions, Record, Row
 from twinsep.errors import TwinsepError
-from twinsep.frameworks import TWINS
-from twinsep.one_song import Encoding
-from twinsep.progress import Report
+from twinsep.separation.file import Encoding, separate_file
+from twinsep.utils.backend import TWINS
+from twinsep.utils.progress import ProgressCallback
 
 #: Of songs, in seconds.
 SECONDS = (60, 120, 600, 3600)
@@ -27,7 +27,7 @@ RATE = 44_100
 _MIB = 1 << 20
 
 
-def measure(_options: Options, report: Report) -> Record:
+def measure(_options: BenchmarkOptions, report: ProgressCallback) -> Record:
     """Wall seconds and peak resident MiB of a process that separates white noise of each length, stereo, 16-bit WAV in
     and out, both stems, a :data:`PRESET` model with weights as drawn; of each framework."""
     found: list[Record] = []
@@ -87,7 +87,7 @@ def main(song: str, out: str, framework: str) -> None:
 
     separator = twinsep.load(PRESET, framework)
     paths = {stem: Path(out) / f"{stem}.wav" for stem in separator.stems}
-    one_song.separate(Path(song), paths, separator, Encoding("PCM_16"), overwrite=True)
+    separate_file(Path(song), paths, separator, Encoding("PCM_16"), overwrite=True)
 
 
 if __name__ == "__main__":

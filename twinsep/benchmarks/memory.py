@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 
-from twinsep.benchmarks import Options, Record, Row
-from twinsep.benchmarks.workers import MIB, Worker
-from twinsep.frameworks import TWINS
-from twinsep.progress import Report
+from twinsep.benchmarks.process import MIB, WorkerProcess
+from twinsep.benchmarks.records import BenchmarkOptions, Record, Row
+from twinsep.utils.backend import TWINS
+from twinsep.utils.progress import ProgressCallback
 
 #: (sequences, length, d_model) in and out; E = expand · d_model channels, N = d_state.
 LAYER = {"sequences": 68, "length": 690, "d_model": 256, "d_state": 32, "expand": 2}
@@ -15,11 +15,11 @@ LAYER = {"sequences": 68, "length": 690, "d_model": 256, "d_state": 32, "expand"
 BAR_MB = 1500
 
 
-def measure(_options: Options, report: Report) -> Record:
+def measure(_options: BenchmarkOptions, report: ProgressCallback) -> Record:
     """Peak memory in MiB of forward and backward of one ``mamba`` mixer layer, gradients for input and weights."""
     found = {}
     for done, framework in enumerate(TWINS, 1):
-        with Worker(framework) as worker:
+        with WorkerProcess(framework) as worker:
             found[framework] = worker.ask("layer", sizes=LAYER)
         report(done, len(TWINS))
     state = 4 * math.prod(LAYER.values())  # bytes of float32 (b, l, e, n)

@@ -7,10 +7,10 @@ import contextlib
 import math
 import statistics
 
-from twinsep.benchmarks import Options, Record, Row, figure, figure_rows
-from twinsep.benchmarks.workers import MIB, Worker
-from twinsep.frameworks import TWINS
-from twinsep.progress import Report
+from twinsep.benchmarks.process import MIB, WorkerProcess
+from twinsep.benchmarks.records import BenchmarkOptions, Record, Row, requirement, requirement_rows
+from twinsep.utils.backend import TWINS
+from twinsep.utils.progress import ProgressCallback
 
 #: (b, l, e, n): a tiny model over time and over bands, and two of the reference's kind.
 TINY, TINY_BANDS, SMALL, LARGE = (72, 259, 32, 8), (259, 72, 32, 8), (68, 258, 128, 16), (68, 517, 512, 32)
@@ -30,7 +30,7 @@ MEMORY = {"as it is": (68, 690, 512, 32), "twice N": (68, 690, 512, 64), "half t
 Key = tuple[str, str, bool]  # framework, way, with gradients
 
 
-def measure(_options: Options, report: Report) -> Record:
+def measure(_options: BenchmarkOptions, report: ProgressCallback) -> Record:
     """Medians of interleaved calls, in seconds, after one that compiles, each warmed up.
 
     The share of other work on the machine is that of all. Peak memory of forward and backward is in MiB above what was
@@ -39,7 +39,7 @@ def measure(_options: Options, report: Report) -> Record:
     steps = len(SHAPES) * (1 + REPETITIONS) + len(MEMORY) * len(TWINS)
     done, times = 0, []
     with contextlib.ExitStack() as stack:
-        workers = {framework: stack.enter_context(Worker(framework)) for framework in TWINS}
+        workers = {framework: stack.enter_context(WorkerProcess(framework)) for framework in TWINS}
         peers = workers["torch"].ask("scans")
         for shape in SHAPES:
             keys = asked(shape, peers)
@@ -81,7 +81,7 @@ def measure(_options: Options, report: Report) -> Record:
     memory: list[Record] = []
     for what, shape in MEMORY.items():
         for framework in TWINS:
-            with Worker(framework) as worker:  # a new one, whose memory is its own
+            with WorkerProcess(framework) as worker:  # a new one, whose memory is its own
                 worker.ask("prepare", name="scan", kind="scan", shape=shape, way="default", backward=True)
                 memory.append(
                     {
@@ -123,7 +123,7 @@ def figures(times: list[Record], memory: list[Record]) -> list[Record]:
     found = {(tuple(t["shape"]), t["framework"], t["way"], t["backward"]): t for t in times}
     bars = {("torch", False): 2.0, ("jax", False): 4.5, ("torch", True): 7.0, ("jax", True): 15.0}
     result = [
-        figure(
+        requirement(
             framework,
             f"scan forward{' and backward' * backward} at {LARGE}, of the time of its exponentials",
             found[LARGE, framework, "default", backward]["times_the_exponentials"],
@@ -136,12 +136,12 @@ def figures(times: list[Record], memory: list[Record]) -> list[Record]:
         if (SMALL, "torch", way, False) in found:
             ratio = found[SMALL, "torch", way, False]["median_s"] / ours
             result.append(
-                figure("torch", f"time of {name} ÷ the scan's, forward at {SMALL}", ratio, bar, at_least=True)
+                requirement("torch", f"time of {name} ÷ the scan's, forward at {SMALL}", ratio, bar, at_least=True)
             )
     for m in memory:
         if m["what"] == "as it is":
             what = f"MB that forward and backward at {tuple(m['shape'])} take beside their inputs"
-            result.append(figure(m["framework"], what, m["peak_mib"] * MIB / 1e6, 700.0))
+            result.append(requirement(m["framework"], what, m["peak_mib"] * MIB / 1e6, 700.0))
     return result
 
 
@@ -157,4 +157,4 @@ def rows(record: Record) -> list[Row]:
     for what in MEMORY:
         peaks = {m["framework"]: m["peak_mib"] for m in record["memory"] if m["what"] == what}
         table.append((f"forward and backward, {what} (MiB)", peaks))
-    return table + figure_rows(record)
+    return table + requirement_rows(record)

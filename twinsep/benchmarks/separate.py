@@ -8,15 +8,15 @@ from __future__ import annotations
 import contextlib
 import statistics
 
-from twinsep.benchmarks import Options, Record, Row, figure, figure_rows
-from twinsep.benchmarks.workers import Worker
-from twinsep.progress import Report
+from twinsep.benchmarks.process import WorkerProcess
+from twinsep.benchmarks.records import BenchmarkOptions, Record, Row, requirement, requirement_rows
+from twinsep.utils.progress import ProgressCallback
 
 PRESETS = ("tiny", "small", "paper")
 #: Of other packages, see ``torch_impl/baselines/packages.py``.
 OTHERS = ("moises-light paper_small", "moises-light paper_large", "htdemucs", "bs-roformer")
-#: (framework, name, whether freed memory is kept, see :mod:`twinsep.allocator`): for us always; for the others not, as
-#: they come, and once more with it, as that alone makes some of them much faster.
+#: (framework, name, whether freed memory is kept). Ours always keep it (:mod:`twinsep.utils.backend`); the others are
+#: measured as they come and once more with it, as that alone makes some of them much faster.
 System = tuple[str, str, bool]
 SYSTEMS: tuple[System, ...] = (
     *(("torch", name, True) for name in PRESETS),
@@ -28,7 +28,7 @@ REPETITIONS = 3
 WARM_UP = 2.0
 
 
-def measure(_options: Options, report: Report) -> Record:
+def measure(_options: BenchmarkOptions, report: ProgressCallback) -> Record:
     """Seconds of a chunk of every system, each in a process of its own, in turns; medians, by second of audio, and the
     figures that they are to reach.
 
@@ -37,10 +37,10 @@ def measure(_options: Options, report: Report) -> Record:
     left out, and named. The machine's limits are measured in every turn too, as they are not constant.
     """
     with contextlib.ExitStack() as stack:
-        first = stack.enter_context(Worker("torch"))
+        first = stack.enter_context(WorkerProcess("torch"))
         missing = first.ask("missing_packages")
         asked = [system for system in SYSTEMS if system[1] not in missing]
-        workers = {system: stack.enter_context(Worker(system[0])) for system in asked}
+        workers = {system: stack.enter_context(WorkerProcess(system[0])) for system in asked}
         opened = {system: worker.ask("system", name=system[1], kept=system[2]) for system, worker in workers.items()}
         counted = {name: first.ask("operations", name=name) for name in PRESETS}
         times: dict[System, list[float]] = {system: [] for system in asked}
@@ -82,7 +82,7 @@ def figures(systems: list[Record], roofline: Record, counted: Record) -> list[Re
         + counted["paper"]["exponentials_per_audio_second"] / roofline["exponentials_per_s"]
     )
     what = "paper, of the time its operations and exponentials take at the machine's best"
-    found = [figure("torch", what, ours["paper"] / limit, 1.5)]
+    found = [requirement("torch", what, ours["paper"] / limit, 1.5)]
     for name, other, bar in (
         ("paper", "bs-roformer", 0.85),
         ("small", "moises-light paper_large", 1.0),
@@ -91,10 +91,10 @@ def figures(systems: list[Record], roofline: Record, counted: Record) -> list[Re
         for kept, how in ((False, "as it comes"), (True, "keeping freed memory as we do")):
             if ("torch", other, kept) in speed:
                 ratio = ours[name] / speed["torch", other, kept]
-                found.append(figure("torch", f"{name}, of the time of {other} {how}", ratio, bar))
-    found.append(figure("torch", "tiny, of the time the song takes to play", ours["tiny"], 0.15))
+                found.append(requirement("torch", f"{name}, of the time of {other} {how}", ratio, bar))
+    found.append(requirement("torch", "tiny, of the time the song takes to play", ours["tiny"], 0.15))
     return found + [
-        figure("jax", f"{name} in JAX, of its time in PyTorch", speed["jax", name, True] / ours[name], 1.7)
+        requirement("jax", f"{name} in JAX, of its time in PyTorch", speed["jax", name, True] / ours[name], 1.7)
         for name in PRESETS[:2]
     ]
 
@@ -106,4 +106,4 @@ def rows(record: Record) -> list[Row]:
         how = "" if s["keeps_freed_memory"] else ", as it comes"
         name = f"{s['system']}, {s['parameters'] / 1e6:.2f} M{how}: s per s of audio"
         table.setdefault(name, {})[s["framework"]] = s["seconds_per_audio_second"]
-    return [*table.items(), *figure_rows(record)]
+    return [*table.items(), *requirement_rows(record)]

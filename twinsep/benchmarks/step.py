@@ -7,24 +7,24 @@ import itertools
 import statistics
 from collections.abc import Callable
 
-from twinsep.benchmarks import Options, Record, Row, figure, figure_rows
-from twinsep.benchmarks.workers import Worker
+from twinsep.benchmarks.process import WorkerProcess
+from twinsep.benchmarks.records import BenchmarkOptions, Record, Row, requirement, requirement_rows
 from twinsep.config import Config
-from twinsep.frameworks import TWINS
-from twinsep.progress import Report
+from twinsep.utils.backend import TWINS
+from twinsep.utils.progress import ProgressCallback
 
 WORK = {"step": "training step", "separate": "separation"}
 #: What JAX may take of PyTorch's time.
 BAR = 1.7
 
 
-def measure(options: Options, report: Report) -> Record:
+def measure(options: BenchmarkOptions, report: ProgressCallback) -> Record:
     """Seconds of a training step and of the separation of one segment, batch 1, white noise; peak memory in MiB."""
     rounds = 1 + options.warmups + options.repetitions
     done, total = itertools.count(1), rounds * len(WORK) * len(TWINS) * len(options.configs)
     found = {name: _of(config, options, lambda: report(next(done), total)) for name, config in options.configs.items()}
     figures = [
-        figure("jax", f"{WORK[work]} of {name}, of its time in PyTorch", record[work]["ratio_of_medians"], BAR)
+        requirement("jax", f"{WORK[work]} of {name}, of its time in PyTorch", record[work]["ratio_of_medians"], BAR)
         for name, record in found.items()
         for work in WORK
     ]
@@ -32,7 +32,7 @@ def measure(options: Options, report: Report) -> Record:
     return {"batch": 1, **counts, "configurations": found, "figures": figures}
 
 
-def _of(config: Config, options: Options, report: Callable[[], None]) -> Record:
+def _of(config: Config, options: BenchmarkOptions, report: Callable[[], None]) -> Record:
     """A first call compiles: in JAX always, in PyTorch the Numba kernels where no earlier run left them on disk."""
 
     def interleaved(work: str, times: int) -> dict[str, list[float]]:
@@ -44,7 +44,7 @@ def _of(config: Config, options: Options, report: Callable[[], None]) -> Record:
         return answers
 
     with contextlib.ExitStack() as stack:
-        workers = {framework: stack.enter_context(Worker(framework)) for framework in TWINS}
+        workers = {framework: stack.enter_context(WorkerProcess(framework)) for framework in TWINS}
         settings = {framework: w.ask("open", config=config.to_dict()) for framework, w in workers.items()}
         first = {work: interleaved(work, 1 + options.warmups) for work in WORK}
         compiling = {framework: w.ask("peak") for framework, w in workers.items()}
@@ -87,4 +87,4 @@ def rows(record: Record) -> list[Row]:
             for number, key in numbers.items()
         ]
         table += [(f"{name}, peak memory, {when} (MiB)", peaks) for when, peaks in found["peak_memory_mib"].items()]
-    return table + figure_rows(record)
+    return table + requirement_rows(record)

@@ -17,7 +17,7 @@ from math import log, sqrt
 import numpy as np
 
 from twinsep.kernels.arrays import strided
-from twinsep.kernels.lanes import BYTES, compiled, exp2, inlined, largest, load, maximum, splat, store, total
+from twinsep.kernels.simd import BYTES, compiled, exp2, inlined, largest, load, maximum, splat, store, total
 from twinsep.kernels.threads import in_parallel
 
 ROWS = 4  # queries at a time

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from twinsep.kernels.arrays import strided
-from twinsep.kernels.lanes import (
+from twinsep.kernels.simd import (
     BYTES,
     aligned,
     compiled,

@@ -1,0 +1,305 @@
+"""Distances between the twins: small models with the same weights and inputs, module by module and as networks.
+
+The stage :mod:`ablations.stages.parity` records the distances; the tests hold them to :data:`TOLERANCE`. A distance is
+‖a − b‖ / ‖b‖ with b PyTorch's. Inputs are white noise, which fills every bin.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from functools import reduce
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+
+import jax_impl
+import torch_impl
+from jax_impl.kernels import own_operations
+from twinsep import losses
+from twinsep.config import Config, preset
+from twinsep.config.mixers import MIXERS
+from twinsep.model import initializers
+
+Arrays = dict[str, Any]
+Draws = Sequence[tuple[float, int]]
+
+TOLERANCE = {
+    "block": {"float64": 1e-12, "float32": 2e-6},
+    "network": {"float64": 1e-10, "float32": 1e-5},
+    "gradients": {"float64": 1e-9, "float32": 1e-4},
+    "steps": {"float64": 1e-8, "float32": 1e-3},
+}
+SONG_SNR_DB = 90.0
+#: Level of the noise at which gradients are held to the table. The derivative of log(|X| + ε) reaches 1/ε at a spectral
+#: null; the further noise lies above ε = 1e-3, the more of the gradient single nulls carry, and with it the rounding of
+#: float32 estimates.
+QUIET = 0.01
+DTYPES = ("float64", "float32")
+
+# ---------------------------------------------------------------------------- what is compared
+
+#: Small, as the time goes into compiling: what a twin could do wrong, it does wrong at this size.
+MICRO: dict[str, Any] = {
+    "d_model": 8,
+    "n_heads": 2,
+    "bands": "vocal18",
+    "memory_tokens": [16, 12, 8, 4],
+}
+#: What cases are made of, one of each. Every kind of mixer in the registry joins the first with its own defaults.
+_MIXERS: dict[str, dict[str, Any]] = {
+    "mamba": {"kind": "mamba", "d_state": 4},
+    "mamba2": {"kind": "mamba2", "d_state": 4, "head_dim": 8},
+    "conv": {"kind": "conv", "kernel": 5},
+}
+_ALIGNMENT: dict[str, dict[str, Any]] = {
+    "aligned": {},
+    "reference": {"memory_alignment": "reference", "bands": "reference68"},
+}
+_STEMS: dict[str, dict[str, Any]] = {
+    "one stem": {},
+    "two stems and the rest": {"targets": ["drums", "bass"], "residual": True},
+}
+_SIDES: dict[str, dict[str, Any]] = {"left/right": {}, "mid/side": {"mid_side": True}}
+#: Beside them, what changes the shape of the network.
+_OTHERS: dict[str, dict[str, Any]] = {
+    "mamba, one direction; no memory": {
+        "mixer": {"kind": "mamba", "d_state": 4, "directions": 1},
+        "memory_tokens": [0, 0, 0, 0],
+    },
+    "transformer; memory of the bottleneck; four stems": {
+        "mixer": {"kind": "transformer"},
+        "memory_tokens": [0, 0, 0, 4],
+        "targets": ["drums", "bass", "other", "vocals"],
+    },
+}
+
+
+def configuration(model: Mapping[str, Any]) -> Config:
+    """The small model with these options."""
+    training = {"segment_seconds": 0.5, "warmup_steps": 4}
+    return preset("tiny").override({"model": MICRO, "training": training}).override({"model": model})
+
+
+def cases() -> dict[str, dict[str, Any]]:
+    """Name → options of the model: every two options of different kinds meet in some case.
+
+    Chosen greedily from the full product; mixers that join the registry are among them.
+    """
+    mixers = {kind: _MIXERS.get(kind, {"kind": kind}) for kind in MIXERS}
+    factors = [mixers, _ALIGNMENT, _STEMS, _SIDES]
+    product = list(itertools.product(*factors))
+    missing = set().union(*map(pairs, product))
+    chosen = {}
+    while missing:
+        best = max(product, key=lambda choice: len(pairs(choice) & missing))
+        missing -= pairs(best)
+        mixer, *others = (factor[name] for factor, name in zip(factors, best, strict=True))
+        chosen["; ".join(best)] = reduce(lambda a, b: a | b, others, {"mixer": mixer})
+    return chosen | _OTHERS
+
+
+def pairs(options: Sequence[str]) -> set[tuple[tuple[int, str], ...]]:
+    """Every two of them, each with its place."""
+    return set(itertools.combinations(enumerate(options), 2))
+
+
+def _features(model: Any, *, frames: int = 19) -> tuple[int, ...]:
+    return 2, model.n_bands, frames, model.d_model
+
+
+#: Module → (where it stands in a separator, shapes of its inputs). A last number is an argument of its own.
+MODULES: dict[str, tuple[str, Callable[[Any], list[Any]]]] = {
+    "BandSplit": ("band_split", lambda m: [(2, 2, m.n_bins, 5, 2)]),
+    "Mixer": ("enc3.0.dual_path.time.{mixer}", lambda m: [(3, 70, m.d_model)]),
+    "Bidirectional": ("enc3.0.dual_path.time", lambda m: [(3, 19, m.d_model)]),
+    "SwiGLU": ("enc3.0.dual_path.ff", lambda m: [_features(m)]),
+    "DualPath": ("bottleneck.0", lambda m: [_features(m)]),
+    "LocalConv": ("enc1.0.conv", lambda m: [_features(m)]),
+    "EncoderBlock": ("enc1.0", lambda m: [_features(m)]),
+    "Downsample": ("down1", lambda m: [_features(m)]),
+    "GlobalAttention": ("bottleneck.1", lambda m: [_features(m, frames=5)]),
+    "Upsample": ("up3", lambda m: [_features(m, frames=9), 19]),
+    "memory_bank": ("", lambda m: [_features(m, frames=n) for n in (37, 18, 9, 4)]),
+    "MemoryAttention": ("dec1.0.memory", lambda m: [_features(m), _features(m, frames=sum(m.memory_tokens))]),
+    "SkipGate": ("dec1.0.skip", lambda m: [_features(m), _features(m)]),
+    "DecoderBlock": (
+        "dec1.0",
+        lambda m: [_features(m), _features(m, frames=sum(m.memory_tokens)), _features(m)],
+    ),
+    "MaskHead": ("mask_head", lambda m: [_features(m, frames=5)]),
+}
+
+
+def distance(found: Mapping[str, Any], wanted: Mapping[str, Any], prefix: str = "") -> float:
+    """‖found − wanted‖ / ‖wanted‖ over all arrays whose name begins with ``prefix``; infinite where names differ."""
+    if found.keys() != wanted.keys():
+        return float("inf")
+    both = [
+        [np.ravel(x[name]).astype(np.float64) for name in wanted if name.startswith(prefix)] for x in (found, wanted)
+    ]
+    a, b = (np.concatenate(x) if x else np.zeros(0) for x in both)
+    if a.shape != b.shape:
+        return float("inf")
+    return float(np.linalg.norm(a - b)) / max(float(np.linalg.norm(b)), 1e-30)
+
+
+def worst_leaf(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> tuple[str, float]:
+    """(name, distance) of the gradient that is furthest off, of those that are more than rounding of nothing."""
+    whole = np.sqrt(sum(float(np.sum(np.square(g))) for name, g in wanted.items() if name.startswith("d ")))
+    leaves = {name: g for name, g in wanted.items() if name.startswith("d ") and np.linalg.norm(g) > 1e-6 * whole}
+    distances = {name: distance({name: found[name]}, {name: g}) for name, g in leaves.items()}
+    worst = max(distances, key=lambda name: distances[name])
+    return worst.removeprefix("d "), distances[worst]
+
+
+def noise(*shape: int, seed: int = 0, rms: float = 0.1) -> np.ndarray:
+    """White noise in float64 whose values float32 has too, so that both types have one exact result."""
+    drawn = rms * np.random.default_rng(seed).standard_normal(shape)
+    return drawn.astype(np.float32).astype(np.float64)
+
+
+def weights_of(config: Config, seed: int = 0) -> Arrays:
+    """Starting weights, each moved a little: no bias is zero and no norm one."""
+    with torch.device("meta"):
+        own = torch_impl.layers.named_parameters(torch_impl.unet.BandSplitUNet(config))
+    draws = {name: initializers.draw(name, w.shape, w.initialiser, seed) for name, w in own.items()}
+    return {name: w + noise(*w.shape, seed=i, rms=0.05) for i, (name, w) in enumerate(draws.items())}
+
+
+# ---------------------------------------------------------------------------- modules
+
+
+def modules(config: Config) -> list[str]:
+    """The modules that a model of ``config`` has."""
+    return [name for name in MODULES if config.model.has_memory or name not in ("memory_bank", "MemoryAttention")]
+
+
+def module_in_torch(name: str, config: Config, dtype: str) -> Arrays:
+    """Outputs of one module and its gradients, by name."""
+    model = torch_separator(config, dtype)
+    path, inputs, extra = _set_up(name, config, dtype)
+    tensors = [torch.from_numpy(x).requires_grad_() for x in inputs]
+    own = {n: w for n, w in torch_impl.layers.named_parameters(model).items() if path and n.startswith(f"{path}.")}
+    y = _call(torch_impl, name, model, config, path, tensors, extra, torch)
+    dy = torch.from_numpy(_cotangent(y.shape, dtype))
+    # What the result does not depend on has the gradient 0, as in JAX.
+    found = torch.autograd.grad(y, [*own.values(), *tensors], dy, allow_unused=True, materialize_grads=True)
+    return {"y": y.detach().numpy()} | _named([g.numpy() for g in found], own)
+
+
+def modules_in_jax(config: Config, dtype: str, names: Sequence[str] | None = None) -> dict[str, Arrays]:
+    """The same for all modules, compiled together."""
+    model = jax_impl.unet.BandSplitUNet(config)
+    functional = jax_impl.train.Functional(model)
+    weights = {name: jnp.asarray(w, dtype) for name, w in weights_of(config).items()}
+    set_up = {name: _set_up(name, config, dtype) for name in names or modules(config)}
+
+    def everything(weights: Any, inputs: Any) -> Any:
+        out = {}
+        for name, (path, _, extra) in set_up.items():
+            own = {n: w for n, w in weights.items() if path and n.startswith(f"{path}.")}
+
+            def forward(own: Any, arrays: Any, name=name, path=path, extra=extra) -> Any:
+                merged = functional.model(weights | own)
+                return _call(jax_impl, name, merged, config, path, arrays, extra, jnp)
+
+            y, pull = jax.vjp(forward, own, inputs[name])
+            gradients, dx = pull(jnp.asarray(_cotangent(y.shape, dtype)))
+            out[name] = {"y": y} | _named([*(gradients[n] for n in own), *dx], own)
+        return out
+
+    inputs = {name: [jnp.asarray(x) for x in arrays] for name, (_, arrays, _) in set_up.items()}
+    return jax.device_get(jax.jit(everything)(weights, inputs))
+
+
+def _set_up(name: str, config: Config, dtype: str) -> tuple[str, list[np.ndarray], list[int]]:
+    path, shapes = MODULES[name]
+    asked = shapes(config.model)
+    arrays = [noise(*s, seed=i).astype(dtype) for i, s in enumerate(asked) if isinstance(s, tuple) and 0 not in s]
+    mixer = "forwards" if config.model.mixer.passes == 2 else "mixer"
+    return path.format(mixer=mixer), arrays, [s for s in asked if isinstance(s, int)]
+
+
+def _call(twin: Any, name: str, model: Any, config: Config, path: str, arrays: Any, extra: Any, xp: Any) -> Any:
+    if name == "memory_bank":
+        return twin.blocks.memory_bank(arrays, config.model.memory_tokens)
+    module = reduce(lambda m, key: m[int(key)] if key.isdigit() else getattr(m, key), path.split("."), model)
+    if name == "BandSplit":  # real numbers in and out, as frameworks differ in what a complex gradient is
+        arrays = [arrays[0][..., 0] + 1j * arrays[0][..., 1]]
+    if name == "DecoderBlock" and not config.model.has_memory:
+        arrays = [arrays[0], None, arrays[1]]
+    y = module(*arrays, *extra)
+    return xp.stack([y.real, y.imag], -1) if name == "MaskHead" else y
+
+
+def _cotangent(shape: Sequence[int], dtype: str) -> np.ndarray:
+    return noise(*shape, seed=99, rms=1).astype(dtype)
+
+
+def _named(found: Sequence[Any], own: Mapping[str, Any]) -> Arrays:
+    """{"d …": gradient} of the weights by name and of the inputs by number."""
+    names = [*own, *(f"input {i}" for i in range(len(found) - len(own)))]
+    return {f"d {name}": g for name, g in zip(names, found, strict=True)}
+
+
+# ---------------------------------------------------------------------------- networks
+
+
+def torch_separator(config: Config, dtype: str) -> Any:
+    """A separator of :func:`weights_of`."""
+    model = torch_impl.unet.BandSplitUNet(config).to(getattr(torch, dtype))
+    torch_impl.train.load_weights(model, {n: w.astype(dtype) for n, w in weights_of(config).items()}, "parity")
+    return model
+
+
+def signals(config: Config, dtype: str, *, rms: float, samples: int = 17_000, seed: int = 0) -> list[np.ndarray]:
+    """[mixture, target]: white noise, the target half the mixture and half its own."""
+    mixture = noise(2, 2, samples, rms=rms, seed=seed)
+    own = noise(2, len(config.model.targets), 2, samples, rms=rms, seed=seed + 1000)
+    return [mixture.astype(dtype), (0.5 * mixture[:, None] + 0.5 * own).astype(dtype)]
+
+
+def network_in_torch(config: Config, dtype: str, draws: Draws = ((QUIET, 0),)) -> list[Arrays]:
+    """For noise of each (level, seed): estimate, loss, its gradients with regard to all weights and the mixture."""
+    model = torch_separator(config, dtype)
+    own = torch_impl.layers.named_parameters(model)
+    out = []
+    for rms, seed in draws:
+        model.zero_grad()
+        mixture, target = (torch.from_numpy(x) for x in signals(config, dtype, rms=rms, seed=seed))
+        mixture.requires_grad_()
+        estimate = model(mixture)
+        total, _ = losses.mix(estimate[:, : target.shape[1]], target, mixture=mixture, config=config)
+        total.backward()
+        gradients = {f"d {name}": w.grad.numpy().copy() for name, w in own.items() if w.grad is not None}
+        assert mixture.grad is not None
+        out.append({"y": estimate.detach().numpy(), "loss": total.item(), "d input": mixture.grad.numpy()} | gradients)
+    return out
+
+
+def network_in_jax(config: Config, dtype: str, draws: Draws = ((QUIET, 0),), *, kernels: bool = True) -> list[Arrays]:
+    """The same; without ``kernels`` by JAX's own operations, as the loops of those for a CPU are PyTorch's too."""
+    functional = jax_impl.train.Functional(jax_impl.unet.BandSplitUNet(config))
+    weights = {name: jnp.asarray(w, dtype) for name, w in weights_of(config).items()}
+
+    @jax.jit
+    def derivative(weights: Any, mixture: Any, target: Any) -> Any:
+        def loss(weights: Any, mixture: Any) -> Any:
+            estimate = functional(weights, mixture)
+            total, _ = losses.mix(estimate[:, : target.shape[1]], target, mixture=mixture, config=config)
+            return total, estimate
+
+        return jax.value_and_grad(loss, (0, 1), has_aux=True)(weights, mixture)
+
+    out = []
+    for rms, seed in draws:
+        mixture, target = (jnp.asarray(x) for x in signals(config, dtype, rms=rms, seed=seed))
+        with contextlib.nullcontext() if kernels else own_operations():
+            (total, estimate), (gradients, dx) = jax.device_get(derivative(weights, mixture, target))
+        out.append({"y": estimate, "loss": total, "d input": dx} | {f"d {name}": g for name, g in gradients.items()})
+    return out

@@ -1,0 +1,67 @@
+"""Stage ``edges``: whether a song's first and last second are separated as well as any other.
+
+An excerpt of a test song is separated by itself, as ``twinsep separate`` does, and as a part of its song. The scores of
+its first, middle and last second are compared: what an excerpt loses there is what a song loses at its ends.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import twinsep
+from ablations import settings
+from twinsep import metrics
+from twinsep.data import dataset
+from twinsep.errors import guarded
+from twinsep.separation.overlap_add import apply_model
+from twinsep.training.run_dir import BEST
+from twinsep.utils import progress, provenance
+from twinsep.utils.files import write_json
+
+OUT = Path("results/edges.json")
+SECONDS = 7  # of an excerpt, at most; there is a second of the song before it and after it
+EXCERPTS = 3  # of a song
+PLACES = ("first second", "middle second", "last second")
+
+
+def main() -> None:
+    checkpoint = settings.RUNS / "torch-base-0" / BEST
+    device = settings.profile()["device"]
+    separator = twinsep.load(checkpoint, device=device)
+    model, chunking, rate = separator.model, separator.chunking, separator.sample_rate
+    songs = dataset.tracks(settings.data_root(), "test", sample_rate=rate)
+    lost: dict[str, list[float]] = {place: [] for place in PLACES}
+    with progress.progress_bar("edges") as report:
+        for done, song in enumerate(songs, 1):
+            mixture, truth = song.read("mixture"), song.read("instrumental")
+            whole = apply_model(model, mixture, chunking)[0]
+            seconds = min(SECONDS, mixture.shape[1] // rate - 2)
+            for start in np.linspace(rate, mixture.shape[1] - (seconds + 1) * rate, EXCERPTS).astype(int):
+                part = slice(start, start + seconds * rate)
+                alone = apply_model(model, mixture[:, part], chunking)[0]
+                for place, second in zip(PLACES, (0, seconds // 2, seconds - 1), strict=True):
+                    here = slice(second * rate, (second + 1) * rate)
+                    scores = [float(metrics.usdr(x[:, here], truth[:, part][:, here])) for x in (alone, whole[:, part])]
+                    lost[place].append(scores[1] - scores[0])
+            report(done, len(songs))
+    record = {
+        "what": "uSDR of the instrumental, in dB, that a second of an excerpt loses against the same within its song",
+        "excerpts": {"songs": len(songs), "of each": EXCERPTS, "seconds, at most": SECONDS},
+        "chunks": {"segment": chunking.segment, "overlap": chunking.overlap, "context": chunking.context},
+        "lost": {place: _summary(values) for place, values in lost.items()},
+    }
+    write_json(OUT, {**record, **provenance.describe(device)})
+
+
+def _summary(values: list[float]) -> dict[str, Any]:
+    defined = np.array([value for value in values if np.isfinite(value)])
+    error = defined.std(ddof=1) / np.sqrt(len(defined)) if len(defined) > 1 else np.nan
+    numbers = {"mean": defined.mean(), "standard error": error, "worst": defined.max()}
+    return {"n": len(defined), **{name: round(float(value), 3) for name, value in numbers.items()}}
+
+
+if __name__ == "__main__":
+    guarded(main)

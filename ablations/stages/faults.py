@@ -1,0 +1,255 @@
+"""Stage ``faults``: what happens to a run when everything goes wrong. ``python -m ablations.stages.faults``.
+
+Small runs of both frameworks, in processes of their own, are killed, starved and fed with damaged files. Of each it is
+written down how the process ended, what it said, which checkpoint was left, and whether the run, taken up again with
+the fault gone, ended with the bits of one that nothing had happened to.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ablations.fault_injection import Process, difference, killed, step_of, write_song
+from twinsep import checkpoints
+from twinsep.config import Config, preset
+from twinsep.errors import guarded
+from twinsep.training.run_dir import LAST
+from twinsep.utils import progress, provenance
+from twinsep.utils.files import write_json
+
+OUT = Path("results/faults.json")
+KILLS, RUNS = 15, 3  # of each framework: so many kills, spread over so many runs
+SECONDS = 120  # within which a run must notice that it cannot go on
+FRAMEWORKS = ("torch", "jax")
+#: The first step that fails; the last checkpoint is then at step 8.
+FAILING = 11
+
+
+def configuration(songs: Path) -> Config:
+    """Thousands of weights, thirty steps, a checkpoint every fourth."""
+    model = {"d_model": 8, "n_heads": 2, "bands": "vocal18", "mixer": {"kind": "mamba", "d_state": 4}}
+    training = {
+        "steps": 30,
+        "segment_seconds": 0.5,
+        "validate_every": 4,
+        "validation_tracks": 1,
+        "validation_seconds": 1,
+        "warmup_steps": 4,
+    }
+    return preset("tiny").override({"model": model, "training": training, "data": {"root": str(songs)}})
+
+
+class Faults:
+    """One folder with songs, the runs that nothing happened to, and what is done to others."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.songs = make_songs(folder / "songs")
+        self.config = configuration(self.songs)
+        cache = {"JAX_COMPILATION_CACHE_DIR": str(folder / "xla"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+        self.options: dict[str, Any] = {
+            framework: {"framework": framework, "environment": cache} for framework in FRAMEWORKS
+        }
+
+    def whole(self, framework: str) -> None:
+        """The run that nothing happens to."""
+        with self.process(framework, "whole") as run:
+            status = run.wait(600)
+            if status:
+                raise RuntimeError(f"the {framework} run that nothing happened to ended with {status}: {run.message()}")
+
+    def process(self, framework: str, name: str, *, prelude: str = "", config: Config | None = None) -> Process:
+        """A run of ``framework`` into the folder of that name."""
+        return Process(config or self.config, self.out(framework, name), prelude=prelude, **self.options[framework])
+
+    def out(self, framework: str, name: str) -> Path:
+        return self.folder / f"{framework}-{name}"
+
+    def identical(self, framework: str, name: str) -> bool:
+        """Whether that run's last checkpoint is, to the bit, the one of the run that nothing happened to."""
+        whole, found = (checkpoints.read(self.out(framework, run) / LAST) for run in ("whole", name))
+        return difference(whole, found) == []
+
+    # ------------------------------------------------------------------------ faults
+
+    def kills(self, framework: str) -> dict[str, Any]:
+        """SIGKILL at random times while it trains, validates and writes."""
+        ends, same = [], []
+        for number in range(RUNS):
+            name = f"killed-{number}"
+            out = self.out(framework, name)
+            ends += killed(self.config, out, KILLS // RUNS, seed=number, longest=1.5, **self.options[framework])
+            with self.process(framework, name) as run:
+                run.wait(600)
+            same.append(self.identical(framework, name))
+        return {
+            "kills": len(ends),
+            "steps of the last checkpoint, before and after each": [[e["step before"], e["step after"]] for e in ends],
+            "runs that ended as if never killed, to the bit": f"{sum(same)} of {len(same)}",
+            "held": all(same) and all(e["step after"] >= e["step before"] for e in ends),
+        }
+
+    def ended(
+        self, framework: str, name: str, during: Callable[[Process], None] | None = None, **options: Any
+    ) -> dict[str, Any]:
+        """A fault that ends the run: its status, its words, what was left; then the run is taken up without it."""
+        with self.process(framework, name, **options) as run:
+            if during:
+                run.wait_for(run.training)
+                during(run)
+            try:
+                status: int | None = run.wait(SECONDS)
+            except TimeoutError:
+                status = None
+            message = run.message()
+        left = step_of(self.out(framework, name))
+        self.restore_songs()
+        with self.process(framework, name) as run:
+            run.wait(600)
+        same = self.identical(framework, name)
+        return {
+            "status": status,
+            "message": message.replace(str(self.folder), "…"),
+            "last checkpoint left": left,
+            "taken up, it ended as if nothing had happened, to the bit": same,
+            "held": bool(status) and same and "Traceback" not in message,
+        }
+
+    def disk_full(self, framework: str) -> dict[str, Any]:
+        """No file may grow beyond 100 kB from step FAILING − 1 on: the next checkpoint cannot be written."""
+        limit = "import resource\nresource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))"
+        return self.ended(framework, "disk-full", prelude=at_step(FAILING - 1, limit))
+
+    def nan_batch(self, framework: str) -> dict[str, Any]:
+        """One batch of NaN."""
+        poison = "stream = iter([dict(next(stream), mixture=np.full((1, 2, 22050), np.nan, np.float32))])"
+        return self.ended(framework, "nan-batch", prelude=at_step(FAILING, poison))
+
+    def no_memory(self, framework: str) -> dict[str, Any]:
+        """No more address space than the process has at step FAILING, and a batch a hundred times as long."""
+        starve = (
+            "import resource\n"
+            "pages = int(open('/proc/self/statm').read().split()[0])\n"
+            "limit = pages * resource.getpagesize() + (64 << 20)\n"
+            "resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))\n"
+            "batch = next(stream)\n"
+            "stream = iter([dict(batch, mixture=np.tile(batch['mixture'], 100), target=np.tile(batch['target'], 100))])"
+        )
+        return self.ended(framework, "no-memory", prelude=at_step(FAILING, starve))
+
+    def file_vanishes(self, framework: str) -> dict[str, Any]:
+        """A stem is deleted while the run trains."""
+
+        def vanish(run: Process) -> None:
+            run.wait_for(lambda: step_of(run.out) >= 4)
+            (self.songs / "train/a/drums.wav").unlink()
+
+        return self.ended(framework, "file-vanishes", during=vanish)
+
+    def worker_killed(self, framework: str) -> dict[str, Any]:
+        """The process that reads the songs gets SIGKILL."""
+        config = self.config.override({"data": {"workers": 1}})
+        with self.process(framework, "worker-killed", config=config) as run:
+            run.wait_for(lambda: step_of(run.out) >= 4)
+            found = children(run.process.pid)
+            for child in found:
+                child.kill()
+            status, message = run.wait(600), run.message()
+        whole, last = (checkpoints.read(self.out(framework, name) / LAST) for name in ("whole", "worker-killed"))
+        same = difference(whole, last) == ["config"]  # the number of workers
+        return {
+            "killed": len(found),
+            "status": status,
+            "message": message.replace(str(self.folder), "…"),
+            "it ended as if nothing had happened, to the bit": same,
+            "held": bool(found) and status == 0 and same and "starting it again" in message,
+        }
+
+    def checkpoint_cut(self, framework: str) -> dict[str, Any]:
+        """The last checkpoint of a killed run loses its second half."""
+        out = self.out(framework, "checkpoint-cut")
+        with self.process(framework, "checkpoint-cut") as run:
+            run.wait_for(lambda: step_of(out) >= 12)
+        last, before = out / LAST, step_of(out)
+        last.write_bytes(last.read_bytes()[: last.stat().st_size // 2])
+        with self.process(framework, "checkpoint-cut") as run:
+            status, message = run.wait(600), run.message()
+        same = self.identical(framework, "checkpoint-cut")
+        return {
+            "status": status,
+            "message": message.replace(str(self.folder), "…"),
+            "checkpoint cut": before,
+            "it ended as if nothing had happened, to the bit": same,
+            "held": status == 0 and same and "going on from previous.safetensors" in message,
+        }
+
+    def restore_songs(self) -> None:
+        make_songs(self.songs)
+
+
+def at_step(step: int, code: str) -> str:
+    """Python that runs ``code`` before that step; ``stream`` is where the step's batch comes from."""
+    indented = "\n".join(f"        {line}" for line in code.splitlines())
+    return (
+        "import numpy as np\nfrom twinsep.training.loop import _TrainingLoop\nbefore = _TrainingLoop.step\n"
+        f"def step(self, stream):\n    if self.run.step + 1 == {step}:\n{indented}\n    return before(self, stream)\n"
+        "_TrainingLoop.step = step\n"
+    )
+
+
+def make_songs(root: Path) -> Path:
+    """Two songs to train on and one to validate on."""
+    shutil.rmtree(root, ignore_errors=True)
+    for seed, name in enumerate("abv"):
+        write_song(root / "train" / name, seed=seed)
+    (root / "splits.csv").write_text("track,split\na,train\nb,train\nv,valid\n")
+    return root
+
+
+def children(pid: int) -> list[Any]:
+    """The processes that Grain started for a run to read songs in."""
+    import psutil
+
+    found = psutil.Process(pid).children(recursive=True)
+    return [child for child in found if "spawn_main" in " ".join(child.cmdline())]
+
+
+def main() -> None:
+    out = Path(sys.argv[1]) if len(sys.argv) > 1 else OUT
+    found: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as folder, progress.progress_bar("faults") as report:
+        faults = Faults(Path(folder))
+        tried = (
+            faults.kills,
+            faults.disk_full,
+            faults.checkpoint_cut,
+            faults.file_vanishes,
+            faults.nan_batch,
+            faults.worker_killed,
+            faults.no_memory,
+        )
+        jobs = [partial(record, found, fault, framework) for framework in FRAMEWORKS for fault in tried]
+        for done, job in enumerate(jobs):
+            if done % len(tried) == 0:
+                faults.whole(FRAMEWORKS[done // len(tried)])
+            job()
+            report(done + 1, len(jobs))
+    write_json(
+        out, {"faults": found, "configuration": configuration(Path("songs")).to_dict(), **provenance.describe("cpu")}
+    )
+
+
+def record(found: dict[str, Any], fault: Callable[[str], dict[str, Any]], framework: str) -> None:
+    name = fault.__name__.replace("_", " ")
+    entry = found.setdefault(name, {"what": " ".join((fault.__doc__ or "").split())})
+    entry[framework] = fault(framework)
+
+
+if __name__ == "__main__":
+    guarded(main)

@@ -1,0 +1,62 @@
+"""Stage ``figure``: spectrograms of the song that the stage ``separate`` took apart, for the README."""
+
+from __future__ import annotations
+
+import io
+import json
+
+import matplotlib
+
+matplotlib.use("agg")
+import matplotlib.pyplot as plt
+import numpy as np
+
+from ablations import settings
+from ablations.stages import separate
+from twinsep import audio
+from twinsep.errors import guarded
+from twinsep.stft import stft
+from twinsep.utils.files import write_atomically
+
+OUT = settings.RUNS.parent / "figures" / "separation.png"
+FLOOR_DB = -80
+
+
+def main() -> None:
+    """Mixture, estimated instrumental and vocals, and the true ones, on one scale."""
+    song = separate.song()
+    folder = separate.OUT / "mixture"
+    shown = {
+        "mixture": song.read("mixture"),
+        "instrumental, estimated": audio.read(folder / "instrumental.wav")[0],
+        "vocals, estimated": audio.read(folder / "vocals.wav")[0],
+        "instrumental, true": song.read("instrumental"),
+        "vocals, true": song.read("vocals"),
+    }
+    run = json.loads((settings.RUNS / "torch-base-0" / "run.json").read_text())
+    figure, grid = plt.subplots(2, 3, figsize=(10, 5), sharex=True, sharey=True, layout="constrained")
+    places = (grid[0, 0], grid[0, 1], grid[0, 2], grid[1, 1], grid[1, 2])
+    top = np.abs(_spectrum(shown["mixture"])).max()
+    for axes, (title, waveform) in zip(places, shown.items(), strict=True):
+        level = 20 * np.log10(np.maximum(np.abs(_spectrum(waveform)) / top, 10 ** (FLOOR_DB / 20)))
+        extent = (0, waveform.shape[-1] / song.sample_rate, 0, song.sample_rate / 2000)
+        image = axes.imshow(level, origin="lower", aspect="auto", extent=extent, cmap="magma", vmin=FLOOR_DB, vmax=0)
+        axes.set_title(title, fontsize=10)
+    grid[1, 0].axis("off")
+    steps = run["configuration"]["training"]["steps"]
+    note = f"{song.name}\n{run['parameters']:,} parameters,\n{steps} steps on\n{run['device']}"
+    grid[1, 0].text(0, 0.5, note, fontsize=9, va="center")
+    figure.supxlabel("s", fontsize=9)
+    figure.supylabel("kHz", fontsize=9)
+    figure.colorbar(image, ax=grid, label="dB")
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=110, metadata={"Software": None})
+    write_atomically(OUT, buffer.getvalue())
+
+
+def _spectrum(waveform: np.ndarray) -> np.ndarray:
+    return stft(waveform.mean(0), n_fft=2048, hop=512)
+
+
+if __name__ == "__main__":
+    guarded(main)

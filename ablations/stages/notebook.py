@@ -1,0 +1,29 @@
+"""The stages of notebooks: ``python -m ablations.notebook <name>`` runs one, which writes figures of the paper.
+
+What it shows besides is not kept: an executed notebook differs from run to run.
+"""
+
+import os
+import sys
+
+import nbformat
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
+
+from ablations import settings
+from twinsep.errors import TwinsepError, guarded
+
+
+def main(name: str) -> None:
+    path = settings.ROOT / "notebooks" / f"{name}.ipynb"
+    (settings.RUNS.parent / "figures").mkdir(parents=True, exist_ok=True)
+    os.environ["PYTHONPATH"] = str(settings.ROOT)  # for the package of the stages
+    client = NotebookClient(nbformat.read(path, 4), timeout=600, resources={"metadata": {"path": str(settings.ROOT)}})
+    try:
+        client.execute()
+    except CellExecutionError as error:
+        raise TwinsepError(f"{path.name}: {error.ename}: {error.evalue}") from error
+
+
+if __name__ == "__main__":
+    guarded(lambda: main(sys.argv[1]))

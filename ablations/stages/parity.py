@@ -1,0 +1,176 @@
+"""Stage ``parity``: the distances between the twins, module by module, as networks, in training and over a song.
+
+:mod:`ablations.comparison` defines the measurements; the tests hold the same ones to the same table.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import jax_impl
+import torch_impl
+from ablations import comparison
+from ablations.comparison import DTYPES, QUIET, SONG_SNR_DB, TOLERANCE, configuration, distance
+from twinsep.config import Config
+from twinsep.errors import guarded
+from twinsep.separation.overlap_add import Chunking, apply_model
+from twinsep.training import schedule
+from twinsep.utils import progress, provenance
+from twinsep.utils.files import write_json
+
+OUT = Path("results/parity.json")
+LOUD = 0.1  # noise at which gradients are measured too, and held to nothing
+DRAWS = 5  # of noise at each level, of which the worst is written down
+STEPS = 10
+CURVE_STEPS = 100
+#: Mixers whose networks are compared once more without JAX's kernels: with these, scan and attention on a CPU are
+#: PyTorch's loops.
+SHARED = ("mamba", "transformer")
+
+
+def main() -> None:
+    cases = comparison.cases()
+    modules: dict[str, Any] = defaultdict(lambda: defaultdict(dict))
+    networks: dict[str, Any] = {}
+    own: dict[str, Any] = defaultdict(dict)
+    with progress.progress_bar("parity") as report:
+        for done, (name, model) in enumerate(cases.items()):
+            networks[name] = {}
+            for dtype in DTYPES:
+                compute_in(dtype)
+                config = configuration(model)
+                for module, found in comparison.modules_in_jax(config, dtype).items():
+                    wanted = comparison.module_in_torch(module, config, dtype)
+                    for key, prefix in (("forward", "y"), ("backward", "d ")):
+                        worst = modules[module][dtype]
+                        worst[key] = max(worst.get(key, 0.0), distance(found, wanted, prefix))
+                networks[name][dtype] = _network(config, dtype)
+                if name.split(";")[0] in SHARED:
+                    own[name][dtype] = _network(config, dtype, kernels=False)
+            report(done + 1, len(cases))
+    first = configuration(next(iter(cases.values())))
+    steps = {}
+    for dtype in DTYPES:
+        compute_in(dtype)
+        steps[dtype] = _rounded(training_distance(first, dtype))
+    write_json(
+        OUT,
+        {
+            "tolerance": TOLERANCE,
+            "levels": {"gradients": QUIET, "gradients, loud": LOUD},
+            "draws": DRAWS,
+            "modules": _rounded(modules),
+            "networks": _rounded(networks),
+            "networks, JAX's own operations": _rounded(own),
+            "steps": steps,
+            "curve": training_curves(first, CURVE_STEPS),
+            "song": {"snr_db": round(song_snr(first), 1), "bar": SONG_SNR_DB},
+            **provenance.describe("cpu"),
+        },
+    )
+
+
+def compute_in(dtype: str) -> None:
+    """Have JAX compute in this type. In float64, which nobody trains in, it compiles without most optimisations, in a
+    third of the time: what is compared there is the meaning, in float32 what users run."""
+    jax.config.update("jax_enable_x64", dtype == "float64")
+    jax.config.update("jax_disable_most_optimizations", dtype == "float64")
+
+
+def _network(config: Config, dtype: str, *, kernels: bool = True) -> dict[str, Any]:
+    draws = [(rms, seed) for rms in (QUIET, LOUD) for seed in range(DRAWS)]
+    found = comparison.network_in_jax(config, dtype, draws, kernels=kernels)
+    wanted = comparison.network_in_torch(config, dtype, draws)
+    both = list(zip(found, wanted, strict=True))
+    quiet, loud = both[:DRAWS], both[DRAWS:]
+    leaf, apart = max((comparison.worst_leaf(*pair) for pair in quiet), key=lambda found: found[1])
+    return {
+        "forward": max(distance(*pair, "y") for pair in both),
+        "loss": max(distance(*pair, "loss") for pair in both),
+        "gradients": max(distance(*pair, "d ") for pair in quiet),
+        "gradients, loud": max(distance(*pair, "d ") for pair in loud),
+        "worst leaf": {"name": leaf, "distance": apart},
+    }
+
+
+# ---------------------------------------------------------------------------- training
+
+
+def trainers(config: Config, dtype: str) -> tuple[Any, Any]:
+    """(PyTorch's, JAX's) trainer from one start, all that they hold in ``dtype``."""
+    ours, theirs = torch_impl.train.Trainer(config), jax_impl.train.Trainer(config)
+    if dtype == "float64":
+        ours.model.double(), ours.average.double()
+        for moments in ours.moments.values():
+            moments.update({key: moments[key].double() for key in ("exp_avg", "exp_avg_sq")})
+        wide = jax.tree.map(lambda w: w.astype(jnp.float64), (theirs.weights, theirs.average))
+        theirs.weights, theirs.average = wide
+        # On the device already, as the weights are, or the first step is compiled twice.
+        theirs.moments = jax.device_put(theirs.adam.init(theirs.weights), theirs.device)
+    return ours, theirs
+
+
+def batches(config: Config, dtype: str, step: int, *, rms: float = QUIET) -> list[dict[str, np.ndarray]]:
+    """What step number ``step`` accumulates: every fifth step two batches, else one."""
+    seeds = (step, step + 500) if step % 5 == 4 else (step,)
+    drawn = [comparison.signals(config, dtype, rms=rms, samples=config.segment_samples, seed=seed) for seed in seeds]
+    return [{"mixture": mixture, "target": target} for mixture, target in drawn]
+
+
+def trained(trainer: Any, config: Config, dtype: str, *, steps: int = STEPS, rms: float = QUIET) -> tuple[Any, Any]:
+    """(what a trainer keeps after so many steps by the preset's schedule, its loss at each)."""
+    losses = []
+    for step in range(steps):
+        rate, decay = schedule.learning_rate(step, config.training), schedule.ema_decay(step, config.training)
+        losses.append(trainer.step(batches(config, dtype, step, rms=rms), rate, decay)["loss"])
+    return trainer.state(), losses
+
+
+def training_distance(config: Config, dtype: str) -> dict[str, float]:
+    """Ten optimiser steps on identical batches, then how far all that is kept lies apart."""
+    (wanted, curve), (found, other) = (trained(trainer, config, dtype) for trainer in trainers(config, dtype))
+    names = {"parameters": "model/", "average": "ema/", "first moments": "adam_m/", "second moments": "adam_v/"}
+    out = {name: distance(found, wanted, prefix) for name, prefix in names.items()}
+    return out | {"last loss": abs(other[-1] / curve[-1] - 1)}
+
+
+def training_curves(config: Config, steps: int) -> dict[str, Any]:
+    """The losses of both over ``steps`` steps in float32 on the same noise, ten times as loud."""
+    runs = [trained(pair, config, "float32", steps=steps, rms=LOUD) for pair in trainers(config, "float32")]
+    ours, theirs = (np.array(curve) for _, curve in runs)
+    apart = np.abs(theirs / ours - 1).max()
+    rounded = ([round(loss, 6) for loss in curve] for curve in (ours.tolist(), theirs.tolist()))
+    return dict(zip(("torch", "jax"), rounded, strict=True)) | {"largest distance": float(f"{apart:.2e}")}
+
+
+# ---------------------------------------------------------------------------- a song
+
+
+def song_snr(config: Config, seconds: float = 3.0) -> float:
+    """Decibels by which the difference of the two separated songs lies below one of them."""
+    outputs = []
+    song = comparison.noise(2, round(seconds * config.model.sample_rate)).astype(np.float32)
+    weights = {name: w.astype(np.float32) for name, w in comparison.weights_of(config).items()}
+    for twin in (torch_impl, jax_impl):
+        model = twin.unet.BandSplitUNet(config)
+        twin.train.load_weights(model, weights, "parity")
+        function = twin.devices.on_numpy(model, twin.devices.find_device("cpu"))
+        outputs.append(apply_model(function, song, Chunking(30_000)))
+    error = np.square(outputs[0] - outputs[1], dtype=np.float64).sum()
+    return float(10 * np.log10(np.square(outputs[0], dtype=np.float64).sum() / error))
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in value.items()}
+    return float(f"{value:.2e}") if isinstance(value, float) else value
+
+
+if __name__ == "__main__":
+    guarded(main)

@@ -1,0 +1,45 @@
+"""The devices of this machine, and a model as a function of NumPy arrays on one of them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+from jax_impl.kernels import cpu_kernels
+from twinsep.errors import InputError
+from twinsep.utils import provenance
+
+
+def on_numpy(model: nnx.Module, device: jax.Device) -> Callable[[np.ndarray], np.ndarray]:
+    """``model`` as a function from NumPy arrays to NumPy arrays, compiled once for each shape."""
+    definition = nnx.graphdef(model)
+    compiled = jax.jit(lambda weights, x: nnx.merge(definition, weights)(x))
+
+    def function(x: np.ndarray) -> np.ndarray:
+        return np.asarray(compiled(nnx.state(model), jax.device_put(x, device)))
+
+    return function
+
+
+def find_device(name: str) -> jax.Device:
+    """The device, tried out; raises :class:`InputError` where this machine has none of that name."""
+    try:
+        return jax.devices(name)[0]
+    except RuntimeError as error:  # JAX's way to say: unknown name, or built without it
+        raise InputError(f"device {name!r} cannot be used here; --device cpu always can") from error
+
+
+def describe_machine() -> dict[str, Any]:
+    """What there is here to compute on: "devices", by the names that ``--device`` takes; CPU "threads"; and the "scan",
+    the way the selective scan is computed, by kind of device."""
+    devices = {"cpu": provenance.processor()}
+    if jax.default_backend() != "cpu":
+        devices[jax.default_backend()] = ", ".join(device.device_kind for device in jax.devices())
+    on_cpu = "JAX's operations, one frame after another" if cpu_kernels() is None else "Numba kernel"
+    scan = {kind: on_cpu if kind == "cpu" else "JAX's associative scan" for kind in devices}
+    return {"devices": devices, "threads": os.cpu_count(), "scan": scan}

@@ -1,0 +1,325 @@
+"""What PyAV decodes: where the sound starts, how long it is, what is refused, in bounded memory."""
+
+import os
+import struct
+import tracemalloc
+import zlib
+
+import av
+import numpy as np
+import pytest
+import soundfile
+
+from twinsep import audio
+from twinsep.errors import InputError
+
+RATE = 44_100
+FRAMES = 50_037  # no whole number of anybody's frames, nor of milliseconds
+FRAGMENTS = {"movflags": "frag_keyframe+delay_moov", "frag_duration": "200000"}
+#: file name → (codec, rate, options of the container), of files that tell where their sound starts and ends.
+EXACT = {
+    "aac.m4a": ("aac", RATE, {}),
+    "fast.m4a": ("aac", RATE, {"movflags": "faststart"}),
+    "exact.m4a": ("aac", RATE, {"movie_timescale": "44100"}),
+    "aac.mp4": ("aac", 48_000, {}),
+    "fragments.mp4": ("aac", RATE, FRAGMENTS),
+    "aac.mov": ("aac", RATE, {}),
+    "pcm.mov": ("pcm_s16le", RATE, {}),
+    "alac.m4a": ("alac", RATE, {}),
+    "opus.mp4": ("libopus", 48_000, {}),
+    "opus.mkv": ("libopus", 48_000, {}),
+    "opus.webm": ("libopus", 48_000, {}),
+    "mp3.mkv": ("libmp3lame", RATE, {}),
+    "flac.mkv": ("flac", RATE, {}),
+    "pcm.mkv": ("pcm_s16le", RATE, {}),
+    "float.mkv": ("pcm_f32le", RATE, {}),
+    "flac.oga": ("flac", RATE, {}),
+    "a.mp3": ("libmp3lame", RATE, {}),
+    "a.wv": ("wavpack", RATE, {}),
+    "a.tta": ("tta", RATE, {}),
+}
+#: The same with the samples of delay that nothing tells of; padding comes after the sound.
+PADDED = {
+    "aac.mkv": ("aac", RATE, {}, 0),
+    "no edit list.m4a": ("aac", RATE, {"use_editlist": "0"}, 1024),
+    "a.aac": ("aac", RATE, {}, 1024),
+    "a.ts": ("aac", RATE, {}, 1024),
+    "a.flv": ("aac", RATE, {}, 1024),
+    "a.ac3": ("ac3", RATE, {}, 256),
+    "a.avi": ("libmp3lame", RATE, {}, 1105),
+    "no header.mp3": ("libmp3lame", RATE, {"write_xing": "0"}, 1105),
+}
+#: Of these a part looks like a whole.
+CANNOT_TELL = {"a.ac3", "no header.mp3"}
+ALL = {**EXACT, **{name: made[:3] for name, made in PADDED.items()}}
+
+
+def music(frames=FRAMES, channels=2):
+    """(c, s): what differs from place to place, so that a shift shows."""
+    rng = np.random.default_rng(frames)
+    loudness = np.interp(np.arange(frames), np.arange(0, frames + 2000, 1000), rng.random((frames + 2999) // 1000))
+    phase = 2 * np.pi * 440 * np.arange(frames) / RATE
+    return np.stack([0.5 * loudness * np.sin((channel + 1) * phase) for channel in range(channels)]).astype(np.float32)
+
+
+def write(path, waveform, codec, rate=RATE, options=(), *, layout="stereo", film=False, streams=1, metadata=()):
+    with av.open(str(path), "w", options=dict(options)) as container:
+        container.metadata.update(dict(metadata))
+        if film:
+            video = container.add_stream("mpeg4", rate=10)
+            video.width, video.height, video.pix_fmt = 32, 32, "yuv420p"
+        sounds = [container.add_stream(codec, rate=rate, layout=layout) for _ in range(streams)]
+        encoders = [av.AudioResampler(sound.codec_context.format, layout, rate) for sound in sounds]
+        if film:  # one picture, once all streams are there
+            still = av.VideoFrame.from_ndarray(np.zeros((32, 32, 3), np.uint8), format="rgb24")
+            container.mux([*video.encode(still), *video.encode(None)])
+        for start in range(0, waveform.shape[1], 1024):
+            for number, (sound, encoder) in enumerate(zip(sounds, encoders, strict=True), 1):
+                block = np.ascontiguousarray(waveform[:, start : start + 1024].T / number, np.float32)
+                frame = av.AudioFrame.from_ndarray(block.reshape(1, -1), format="flt", layout=layout)
+                frame.sample_rate, frame.pts = rate, start
+                container.mux([packet for part in encoder.resample(frame) for packet in sound.encode(part)])
+        for sound, encoder in zip(sounds, encoders, strict=True):
+            container.mux([packet for part in (*encoder.resample(None), None) for packet in sound.encode(part)])
+
+
+def alike(sound, waveform):
+    return np.square(sound - waveform).mean() < 0.02 * np.square(waveform).mean()
+
+
+def box(kind, *content):
+    return struct.pack(">I4s", 8 + sum(map(len, content)), kind) + b"".join(content)
+
+
+# ---------------------------------------------------------------------------- start and length
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_sound_comes_back_as_long_as_it_went_in_and_in_its_place(tmp_path, name):
+    codec, rate, options = EXACT[name]
+    path, waveform = tmp_path / name, music()
+    write(path, waveform, codec, rate, options)
+    sound, its_rate = audio.read(path)
+    assert (sound.shape, its_rate) == ((2, FRAMES), rate)
+    assert alike(sound[:, :20_000], waveform[:, :20_000])
+    assert alike(sound[:, -5_000:-1_000], waveform[:, -5_000:-1_000])
+    with audio.open_audio(path) as source:
+        blocks = [*source.blocks()]
+    assert np.array_equal(np.concatenate(blocks, axis=1), sound)
+    assert max(block.shape[1] for block in blocks) <= audio.BLOCK
+    assert (source.frames in (None, FRAMES), source.is_float) == (True, name == "float.mkv")
+    assert audio.verify(path) == audio.AudioInfo(FRAMES, rate, 2, source.is_float)
+    assert audio.info(path) == audio.AudioInfo(FRAMES, rate, 2, source.is_float)
+
+
+@pytest.mark.parametrize("name", PADDED)
+def test_where_nothing_tells_the_padding_no_sound_is_lost(tmp_path, name):
+    *made, delay = PADDED[name]
+    write(tmp_path / name, music(), *made)
+    sound = audio.read(tmp_path / name)[0]
+    assert delay + FRAMES <= sound.shape[1] < delay + FRAMES + 3_000
+    assert alike(sound[:, delay : delay + FRAMES], music())
+
+
+@pytest.mark.parametrize("frames", [2, 1023, 1024, 1025, 44_100, 97 * 1024])
+def test_an_m4a_of_any_length(tmp_path, frames):
+    write(tmp_path / "a.m4a", music(frames), "aac", options={"movie_timescale": "44100"})
+    assert audio.info(tmp_path / "a.m4a").frames == audio.read(tmp_path / "a.m4a")[0].shape[1] == frames
+
+
+def test_an_edit_list_that_is_exact_is_believed_rather_than_the_packets(tmp_path):
+    path = tmp_path / "a.m4a"
+    write(path, music(), "aac", options={"movie_timescale": "44100"})
+    content = bytearray(path.read_bytes())
+    duration = content.index(b"elst") + 12
+    assert struct.unpack_from(">I", content, duration) == (FRAMES,)
+    struct.pack_into(">I", content, duration, FRAMES - 30)  # less than one in milliseconds could be off
+    path.write_bytes(content)
+    assert audio.read(path)[0].shape == (2, FRAMES - 30)
+
+
+@pytest.mark.parametrize(("told", "length"), [(FRAMES - 1, FRAMES - 1), (FRAMES // 2, FRAMES)])
+def test_an_m4a_whose_length_only_a_tag_of_itunes_tells_unless_it_is_of_another_song(tmp_path, told, length):
+    path = tmp_path / "a.m4a"
+    write(path, music(), "aac", options={"use_editlist": "0"})
+    content = path.read_bytes()
+    moov = content.index(b"moov") - 4
+    old = content.index(b"udta", moov) - 4  # the last box of moov, which is the last of the file
+    text = f" 00000000 {1024:08X} {315:08X} {told:016X} 00000000".encode()
+    named = box(b"mean", bytes(4), b"com.apple.iTunes"), box(b"name", bytes(4), b"iTunSMPB")
+    tags = box(b"ilst", box(b"----", *named, box(b"data", struct.pack(">II", 1, 0), text)))
+    handler = box(b"hdlr", bytes(8), b"mdirappl", bytes(9))
+    content = content[moov + 8 : old] + box(b"udta", box(b"meta", bytes(4), handler, tags))
+    path.write_bytes(path.read_bytes()[:moov] + box(b"moov", content))
+    sound = audio.read(path)[0]
+    assert sound.shape == (2, length)
+    assert alike(sound, music()[:, :length])
+
+
+def test_an_mp3_of_varying_bit_rate_without_a_length_is_not_cut(tmp_path):
+    # Quiet, then loud: the bit rate of the start says nothing of the length.
+    noise = np.random.default_rng(0).standard_normal((2, 3 * RATE)) * np.linspace(0, 0.2, 3 * RATE)
+    path = tmp_path / "a.mp3"
+    with av.open(str(path), "w", options={"write_xing": "0"}) as container:
+        quality = {"global_quality": "236", "flags": "+qscale"}
+        stream = container.add_stream("libmp3lame", rate=RATE, layout="stereo", options=quality)
+        frame = av.AudioFrame.from_ndarray(noise.astype(np.float32), format="fltp", layout="stereo")
+        frame.sample_rate = RATE
+        sized = av.AudioResampler("fltp", "stereo", RATE, frame_size=1152)
+        container.mux([packet for part in sized.resample(frame) for packet in stream.encode(part)])
+        container.mux(stream.encode(None))
+    assert soundfile.info(path).frames < 3 * RATE - 1152  # the trap: libsndfile would lose the end
+    assert audio.read(path)[0].shape[1] >= 3 * RATE - 1152
+
+
+@pytest.mark.parametrize("name", ["film.mp4", "film.mkv"])
+def test_the_first_sound_of_a_film(tmp_path, name):
+    write(tmp_path / name, music(), "aac", film=True, streams=2)
+    first, second = (audio.read(tmp_path / name, stream=number)[0] for number in (0, 1))
+    assert alike(first[:, :FRAMES], music())
+    assert alike(second[:, :FRAMES], music() / 2)
+    assert audio.verify(tmp_path / name).frames == first.shape[1]
+    with pytest.raises(InputError, match="has 2 audio streams, none of number 2"):
+        audio.read(tmp_path / name, stream=2)
+
+
+def test_eight_channels_in_their_order(tmp_path):
+    waveform = music(5_000, 8)
+    write(tmp_path / "a.mkv", waveform, "flac", layout="7.1")
+    with pytest.raises(InputError, match="has 8 channels"):
+        audio.verify(tmp_path / "a.mkv")
+    with audio.open_audio(tmp_path / "a.mkv", most_channels=8) as source:
+        assert np.abs(next(source.blocks()) - waveform).max() < 2**-14
+
+
+# ---------------------------------------------------------------------------- memory
+
+
+@pytest.mark.parametrize(("name", "codec"), [("a.mp3", "libmp3lame"), ("a.m4a", "aac"), ("a.mkv", "pcm_s16le")])
+def test_memory_does_not_grow_with_the_song(tmp_path, name, codec):
+    frames = 10 * audio.BLOCK
+    write(tmp_path / name, np.tile(music(audio.BLOCK), 10), codec)
+    told = []
+    tracemalloc.start()
+    audio.verify(tmp_path / name, report=lambda *progress: told.append(progress))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 5 * 2 * 4 * audio.BLOCK
+    assert [done for done, _ in told] == sorted(done for done, _ in told)
+    assert told[-1][0] == frames
+    assert all(abs(total - frames) < 5_000 for _, total in told)
+
+
+def test_blocks_come_before_the_file_is_decoded_to_its_end(tmp_path):
+    path = tmp_path / "a.mp3"
+    write(path, np.tile(music(audio.BLOCK), 4), "libmp3lame")
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 6 // 10])
+    with audio.open_audio(path) as source:
+        blocks = source.blocks()
+        next(blocks)
+        next(blocks)
+        with pytest.raises(InputError, match="damaged or cut short"):
+            next(blocks)
+    with audio.open_audio(path) as source:
+        next(source.blocks())  # and no more of them: nothing is said of the rest
+
+
+# ---------------------------------------------------------------------------- refusals
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_file_cut_short_is_refused_where_it_can_tell(tmp_path, name):
+    path = tmp_path / name
+    write(path, music(), *ALL[name])
+    whole = path.read_bytes()
+    for kept in (0.8, 0.5):
+        path.write_bytes(whole[: int(kept * len(whole))])
+        if name in CANNOT_TELL:
+            assert audio.verify(path).frames < FRAMES
+        elif name != "a.ts":  # it tells where the cut goes through a frame
+            with pytest.raises(InputError, match=r"damaged or (cut short|of no known format)"):
+                audio.verify(path)
+
+
+def test_an_m4a_whose_last_packets_are_missing_is_refused(tmp_path):
+    path = tmp_path / "a.m4a"
+    write(path, music(), "aac", options={"movflags": "faststart"})
+    with av.open(str(path)) as container:
+        places = [packet.pos for packet in container.demux() if packet.size]
+    path.write_bytes(path.read_bytes()[: places[-5]])
+    with pytest.raises(InputError, match=r"\d+ of \d+ samples are there"):
+        audio.verify(path)
+
+
+def test_an_ogg_without_its_last_page_is_refused(tmp_path):
+    path = tmp_path / "a.oga"
+    write(path, music(3 * FRAMES), "flac")
+    path.write_bytes(path.read_bytes()[: path.read_bytes().rindex(b"OggS")])
+    with pytest.raises(InputError, match="its last page is missing"):
+        audio.verify(path)
+
+
+@pytest.mark.parametrize("name", ["whole.caf", "whole.flac"])
+def test_what_libsndfile_gives_up_is_not_shortened_by_pyav(tmp_path, name):
+    soundfile.write(tmp_path / name, music().T, RATE)
+    content = (tmp_path / name).read_bytes()
+    tag = b"ID3\4\0\0\0\0\0\x10" + bytes(16) if name.endswith("flac") else b""
+    (tmp_path / name).write_bytes(tag + content)
+    assert audio.verify(tmp_path / name).frames == FRAMES
+    (tmp_path / name).write_bytes(tag + content[: len(content) * 8 // 10])
+    with pytest.raises(InputError, match="damaged or cut short"):
+        audio.verify(tmp_path / name)
+
+
+def test_sound_that_changes_its_rate_is_refused(tmp_path):
+    content = b""
+    for rate in (RATE, 48_000):
+        write(tmp_path / "a.aac", music(20_000), "aac", rate)
+        content += (tmp_path / "a.aac").read_bytes()
+    (tmp_path / "a.aac").write_bytes(content)
+    with pytest.raises(InputError, match=r"a\.aac changes from 44100 Hz, stereo, fltp to 48000 Hz"):
+        audio.verify(tmp_path / "a.aac")
+
+
+def picture():
+    def chunk(kind, content):
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    rows = zlib.compress(bytes(100 * 301))
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 100, 100, 8, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("extension", ["wav", "mp3", "flac", "m4a", "aac", "ogg", "mkv", "raw", "png"])
+def test_what_is_no_sound_is_refused_in_one_sentence_and_no_other_word(tmp_path, capfd, extension):
+    path = tmp_path / f"a.{extension}"
+    for content in (
+        b"no sound at all, " * 100,
+        "hello".encode("utf-16") * 50,
+        b"#EXTM3U\n#EXTINF:10,\nother.ts\n#EXT-X-ENDLIST\n",
+        b"\0",
+        bytes(70_000),
+        picture(),
+        *(np.random.default_rng(seed).bytes(3_000) for seed in range(3)),
+    ):
+        path.write_bytes(content)
+        with pytest.raises(InputError, match=r"(cannot be read as|holds no) sound") as caught:
+            audio.verify(path)
+        assert str(caught.value).isprintable()
+    assert capfd.readouterr() == ("", "")
+
+
+def test_names_that_could_mean_something_else(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write("a.m4a", music(3_000), "aac")
+    for name in ("12:30.m4a", "file:a b.m4a", "%d.m4a", "-i.m4a", "two\nlines.m4a", os.fsdecode(b"\xff.m4a")):
+        os.link("a.m4a", name)
+        assert audio.verify(name).frames == 3_000
+
+
+def test_tags_that_are_not_utf_8_do_no_harm(tmp_path):
+    write(tmp_path / "a.mkv", music(3_000), "pcm_s16le", metadata={"title": "some title"})
+    content = (tmp_path / "a.mkv").read_bytes()
+    assert content.count(b"some title") == 1
+    (tmp_path / "a.mkv").write_bytes(content.replace(b"some title", b"s\xf6me t\xeftle"))
+    assert audio.verify(tmp_path / "a.mkv").frames == 3_000

@@ -1,0 +1,516 @@
+"""What ``twinsep bench`` writes, refuses and leaves running. Nothing is timed; sizes are those of a toy."""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from twinsep import cli
+from twinsep.benchmarks import block, feeding, growth, length, memory, scan, separate, step, suite, workloads
+from twinsep.benchmarks.process import MIB, WorkerProcess
+from twinsep.benchmarks.records import BenchmarkOptions
+from twinsep.benchmarks.worker import MemoryWatch, Worker
+from twinsep.config import preset
+from twinsep.errors import InputError, TwinsepError
+from twinsep.utils.backend import twin
+
+#: A model of thousands of weights on a third of a second.
+MICRO = {
+    "model": {"d_model": 8, "bands": "vocal18", "mixer": {"kind": "mamba", "d_state": 4}},
+    "training": {"segment_seconds": 0.3},
+}
+TOY = {"sequences": 2, "length": 16, "d_model": 8, "d_state": 4, "expand": 2}
+
+
+@pytest.fixture
+def worker():
+    """PyTorch with a small trainer, in this process."""
+    worker = Worker("torch")
+    assert worker.open(preset("tiny").override(MICRO).to_dict())["threads"] >= 1
+    return worker
+
+
+class Scripted:
+    """Stands for a worker: notes every question, answers with the number of questions so far."""
+
+    asked: list[tuple[str, str]]
+
+    def __init__(self, framework):
+        self.framework = framework
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.asked.append((self.framework, "killed"))
+
+    def ask(self, method, **_):
+        self.asked.append((self.framework, method))
+        if method in ("system", "network"):
+            return {"parameters": 1000, "chunk_s": 2.0, "first_call_s": 1.0}
+        if method == "scans":
+            return ["mambapy"]
+        if method == "missing_packages":
+            return ["htdemucs"]
+        if method == "rates":
+            return {"matrix_flop_per_s": 10.0, "exponentials_per_s": 5.0, "copied_bytes_per_s": 1.0}
+        if method == "operations":
+            return {"flop_per_audio_second": 20.0, "exponentials_per_audio_second": 15.0}
+        if method == "layer":
+            return {"peak_mib": 100.0 if self.framework == "torch" else 2000.0, "compiler_peak_mib": 0.0}
+        return float(len(self.asked))
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """The questions put to workers that only note them."""
+    monkeypatch.setattr(Scripted, "asked", [], raising=False)
+    for module in (block, feeding, growth, memory, scan, separate, step):
+        monkeypatch.setattr(module, "WorkerProcess", Scripted)
+    monkeypatch.setattr(length, "SECONDS", (1, 2))
+    monkeypatch.setattr(growth, "SONGS", (1,))
+    monkeypatch.setattr(length, "BARS", {(2, 1): 1.5})
+    monkeypatch.setattr(length, "separated", lambda *_: {"wall_s": 2.0, "peak_mib": 100.0})
+    for name, value in {"SONGS": 1, "SECONDS": 1, "EXAMPLES": 2}.items():
+        monkeypatch.setattr(feeding, name, value)
+    return Scripted.asked
+
+
+@pytest.fixture
+def call(monkeypatch, capsys, tmp_path):
+    """Run ``twinsep bench`` with these arguments in an empty folder; gives (exit status, output, standard error)."""
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["twinsep", "bench", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        return end.value.code, *capsys.readouterr()
+
+    return run
+
+
+def test_frameworks_alternate_and_first_calls_and_warm_ups_do_not_count(asked):
+    done = []
+    options = BenchmarkOptions({"this": preset("tiny")}, 1, 3)
+    whole = step.measure(options, lambda *counts: done.append(counts))
+    record = whole["configurations"]["this"]
+    both = ["torch", "jax"]
+    sequence = ["open", *2 * ["step"], *2 * ["separate"], "peak", *3 * ["step"], *3 * ["separate"], "peak", "last_loss"]
+    assert asked == [(f, work) for work in sequence for f in both] + [("jax", "killed"), ("torch", "killed")]
+    # The answers are 1, 2, 3 … in the order of the questions.
+    assert record["step"]["torch"] == {
+        "first_call_s": 3.0,
+        "median_s": 15.0,
+        "minimum_s": 13.0,
+        "times_s": [13.0, 15.0, 17.0],
+    }
+    assert record["separate"]["jax"] == {
+        "first_call_s": 8.0,
+        "median_s": 22.0,
+        "minimum_s": 20.0,
+        "times_s": [20.0, 22.0, 24.0],
+    }
+    assert record["step"]["ratio_of_medians"] == round(16 / 15, 3)
+    assert record["step"]["ratio_of_minima"] == round(14 / 13, 3)
+    assert record["peak_memory_mib"]["first calls and warm-ups"] == {"torch": 11.0, "jax": 12.0}
+    assert done == [(n, 20) for n in range(1, 21)]
+    assert [(f["what"], f["value"]) for f in whole["figures"]] == [
+        ("training step of this, of its time in PyTorch", 1.067),
+        ("separation of this, of its time in PyTorch", 1.048),
+    ]
+
+
+def test_memory_stands_beside_the_bar_and_the_state(asked):
+    record = memory.measure(BenchmarkOptions({}, 0, 1), lambda *_: None)
+    assert asked == [(f, what) for f in ("torch", "jax") for what in ("layer", "killed")]
+    assert record["below_bar"] == {"torch": True, "jax": False}
+    assert record["materialised_state_mib"] == round(68 * 690 * 512 * 32 * 4 / MIB, 1)
+    assert memory.BAR_MB == 1500
+
+
+@pytest.mark.usefixtures("asked")
+def test_the_command_writes_a_record_each_and_prints_them(call, tmp_path):
+    status, printed, said = call("--repetitions", 2, "--set", "training.segment_seconds=0.5")
+    assert status == 0, said
+    written = {path.stem: json.loads(path.read_text()) for path in (tmp_path / "work/results/bench").iterdir()}
+    named = {"scan", "block", "step", "separate", "growth", "memory", "length", "feeding"}
+    assert written.keys() == suite.BENCHMARKS.keys() == named
+    for name, record in written.items():
+        assert {"load_average_at_start", "cores", "command", "commit", "device", "versions"} <= record.keys()
+        assert name in printed
+    stepped = written["step"]["configurations"]
+    assert stepped.keys() == {"tiny", "small"}
+    assert stepped["small"]["configuration"]["training"]["segment_seconds"] == 0.5
+    assert len(stepped["tiny"]["step"]["jax"]["times_s"]) == 2
+
+
+@pytest.mark.usefixtures("asked")
+def test_one_benchmark_by_name(call, tmp_path):
+    assert call("memory", "memory", "--out", "here")[0] == 0
+    assert [path.name for path in (tmp_path / "work/here").iterdir()] == ["memory.json"]
+
+
+def test_bad_arguments_end_in_a_sentence_before_anything_is_measured(call, asked, tmp_path):
+    (tmp_path / "file").write_text("")
+    for arguments, sentence in [
+        (("pace",), "unknown benchmark 'pace'; known: scan, block, step"),
+        (("--repetitions", 0), "0 repetitions"),
+        (("--warmups=-1",), "-1 warm-ups"),
+        (("--preset", "huge"), "unknown preset 'huge'"),
+        (("--preset", "tiny", "--config", "c.yaml"), "give either"),
+        (("--out", tmp_path / "file"), "no folder that may be written"),
+        (("--out", tmp_path / "file" / "below"), "no folder that may be written"),
+    ]:
+        status, printed, said = call(*arguments)
+        assert status == 2, arguments
+        assert sentence in said
+        assert printed == ""
+        assert len([line for line in said.splitlines() if line.startswith("twinsep: ")]) == 1
+        assert "Traceback" not in said
+    assert asked == []
+    assert list((tmp_path / "work").iterdir()) == []
+
+
+def test_a_worker_tells_what_the_twins_refuse():
+    with (
+        WorkerProcess("abacus") as worker,
+        pytest.raises(InputError, match="unknown framework 'abacus'; known: torch, jax"),
+    ):
+        worker.ask("layer", sizes=TOY)
+
+
+def test_a_missing_framework_ends_in_a_sentence(call, monkeypatch, tmp_path):
+    """In the workers Python looks here first, and this JAX cannot be imported."""
+    (tmp_path / "jax.py").write_text("raise ModuleNotFoundError('no JAX', name='jax')")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, (tmp_path, Path(__file__).parents[2]))))
+    monkeypatch.setattr(memory, "TWINS", {"jax": "jax_impl"})
+    status, _, said = call("memory")
+    assert status == 2
+    assert "framework jax needs the package jax; install it with: pip install 'twinsep[jax]'" in said
+    assert "Traceback" not in said
+
+
+def test_a_worker_that_dies_is_named_with_its_signal():
+    with WorkerProcess("torch") as worker:
+        worker.process.kill()
+        worker.process.wait()
+        with pytest.raises(TwinsepError, match=r"process of torch ended during 'peak' \(signal 9, perhaps"):
+            worker.ask("peak")
+
+
+def test_an_interruption_kills_the_workers():
+    processes = []
+
+    def interrupted():
+        with WorkerProcess("torch") as worker, WorkerProcess("jax") as other:
+            processes.extend([worker.process, other.process])
+            assert worker.ask("peak") > 0
+            # A signal to the group of the asking process, as the terminal sends it, does not reach them.
+            assert all(os.getpgid(process.pid) != os.getpgid(0) for process in processes)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert [process.returncode for process in processes] == [-9, -9]
+
+
+def test_a_subject_steps_and_separates(worker):
+    before = worker.trainer.state()
+    assert worker.step() > 0
+    assert any((before[name] != after).any() for name, after in worker.trainer.state().items())
+    assert worker.last_loss() > 0
+    assert worker.separate() > 0
+
+
+def test_a_loss_that_is_not_finite_is_refused(worker):
+    worker.batch["mixture"][:] = float("nan")
+    with pytest.raises(TwinsepError, match="not finite"):
+        worker.step()
+
+
+def test_memory_of_a_layer_in_a_worker():
+    with WorkerProcess("jax") as worker:
+        found = worker.ask("layer", sizes=TOY)
+    assert found.keys() == {"peak_mib", "compiler_peak_mib", "resident_before_mib", "source", "setting"}
+    # The layer at this size takes kilobytes: pages at most, of a process of hundreds of megabytes.
+    assert 0 <= found["peak_mib"] < 50 < found["resident_before_mib"]
+
+
+def test_both_twins_compute_the_same_layer():
+    """Outputs and gradients of what ``memory`` measures: first for the input, then for the weights."""
+    import jax
+
+    x, dy = workloads.noise(2, 16, 8, seed=0), workloads.noise(2, 16, 8, seed=1)
+    mixer = {"kind": "mamba", "d_state": 4, "expand": 2}
+    model = preset("paper").override({"model": {"d_model": 8, "mixer": mixer}}).model
+    found = {}
+    for framework, prepare in (("torch", workloads.layer_in_torch), ("jax", workloads.layer_in_jax)):
+        module = twin(framework, "mixers").build(model)
+        twin(framework, "layers").initialise(module, 0)
+        found[framework] = prepare(module, x, dy)()()
+    y, (dx, *dweights) = found["torch"]
+    np.testing.assert_allclose(found["jax"][0], y.detach().numpy(), rtol=1e-4, atol=1e-6)
+    jax_dweights, jax_dx = found["jax"][1]
+    np.testing.assert_allclose(jax_dx, dx.numpy(), rtol=1e-4, atol=1e-6)
+    assert sorted(w.shape for w in jax.tree.leaves(jax_dweights)) == sorted(tuple(w.shape) for w in dweights)
+
+
+def test_a_watch_sees_a_peak_that_is_over():
+    watch = MemoryWatch()
+    block = np.ones(64 * MIB // 8)
+    del block
+    if not watch.source.startswith("VmHWM"):
+        pytest.skip("the peak cannot be reset here: an earlier one may hide this one")
+    peak = watch.peak()
+    assert peak - watch.before == pytest.approx(64, abs=8)
+    assert MemoryWatch().peak() < peak - 50
+
+
+@pytest.mark.parametrize("framework", ["torch", "jax"])
+@pytest.mark.parametrize("backward", [False, True])
+def test_every_way_to_scan_gives_the_same(framework, backward):
+    ways = ["default", "definition"] + ["sequential", "associative"] * (framework == "jax")
+    results = [workloads.scan(framework, [2, 12, 3, 2], way, backward)() for way in ways]
+    for other in results[1:]:
+        for x, y in zip(results[0] if backward else results[:1], other if backward else [other], strict=True):
+            np.testing.assert_allclose(np.asarray(y), np.asarray(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("framework", ["torch", "jax"])
+@pytest.mark.parametrize("backward", [False, True])
+def test_a_block_is_that_of_the_network(framework, backward):
+    """With every mixer; frame after frame Mamba gives what its kernel does."""
+    config = preset("tiny").override(MICRO)
+    for kind in ("mamba", "conv"):
+        chosen = config.override({"model": {"mixer": {"kind": kind}}}).to_dict()
+        y = workloads.block(framework, chosen, 6, backward)()
+        assert (y[0] if backward else y).shape == (1, 18, 6, 8)
+    if framework == "torch" and not backward:
+        module = twin("torch", "mixers.mamba")
+        kept = module.selective_scan
+        by_kernel = workloads.block("torch", config.to_dict(), 6, backward)()
+        try:
+            looped = workloads.block("torch", config.to_dict(), 6, backward, looped=True)()
+        finally:
+            module.selective_scan = kept
+        np.testing.assert_allclose(looped.numpy(), by_kernel.numpy(), rtol=1e-4, atol=1e-5)
+
+
+def test_what_is_prepared_is_called_and_watched():
+    worker = Worker("torch")
+    assert worker.prepare("scan", "scan", shape=[2, 12, 3, 2], way="default", backward=True) > 0
+    assert worker.call("scan") > 0
+    assert 0 <= worker.peak_of("scan") < 50
+    worker.forget()
+    with pytest.raises(KeyError):
+        worker.call("scan")
+
+
+def test_scans_are_in_turns_and_beside_their_exponentials(asked):
+    record = scan.measure(BenchmarkOptions({}, 0, 1), lambda *_: None)
+    questions = [what for _, what in asked]
+    # Four shapes; five rounds each of the machine's rate and of all ways.
+    small, large = len(scan.asked(scan.SMALL, ["mambapy"])), len(scan.asked(scan.LARGE, ["mambapy"]))
+    assert (small, large) == (13, 10)  # at the large one nothing that keeps every state
+    assert questions[: 1 + small + 1 + 2 * small] == ["scans", *small * ["prepare"], "rates", *2 * small * ["call"]]
+    assert questions.count("rates") == 4 * scan.REPETITIONS
+    assert record["left_out"].endswith("more than 1 GiB")
+    first = record["times"][0]
+    assert (first["shape"], first["framework"], first["way"], first["backward"]) == (
+        scan.TINY,
+        "torch",
+        "default",
+        False,
+    )
+    # 5 exponentials a second, the scripted machine's rate; the answers are the numbers of the questions.
+    assert first["exponentials_s"] == 72 * 259 * 32 * 8 / 5
+    assert first["times_s"] == [17.0, 44.0, 71.0, 98.0, 125.0]
+    assert first["median_s"] == 71.0
+    peers = [t for t in record["times"] if t["way"] == "mambapy"]
+    assert [tuple(t["shape"]) for t in peers] == [s for s in scan.SHAPES if s != scan.LARGE for _ in range(2)]
+    assert [m["shape"] for m in record["memory"][::2]] == [(68, 690, 512, 32), (68, 690, 512, 64), (68, 345, 512, 32)]
+    assert len(record["figures"]) == 4 + 2 + 2
+    assert len(scan.rows(record)) == len(record["times"]) + 3 + 8
+
+
+def test_the_figures_of_the_scan():
+    key = {"median_s": 1.0, "times_the_exponentials": 1.9}
+    times = [
+        {"shape": scan.LARGE, "framework": framework, "way": way, "backward": backward, **key}
+        for framework, way in (("torch", "default"), ("jax", "default"))
+        for backward in (False, True)
+    ]
+    times[3]["times_the_exponentials"] = 15.1
+    times += [
+        {"shape": scan.SMALL, "framework": "torch", "way": way, "backward": False, "median_s": seconds}
+        for way, seconds in (("default", 0.5), ("definition", 1.9))
+    ]
+    memory_found = [{"framework": "torch", "what": "as it is", "shape": [68, 690, 512, 32], "peak_mib": 667.0}]
+    found = scan.figures(times, memory_found)
+    assert [(f["value"], f["reached"]) for f in found] == [
+        (1.9, True),
+        (1.9, True),
+        (1.9, True),
+        (15.1, False),
+        (3.8, False),  # no mambapy, no figure
+        (699.4, True),
+    ]
+
+
+def test_another_packages_scan_gives_what_ours_does(monkeypatch, tmp_path):
+    """A function as mamba_ssm's file has one, among what cannot be imported."""
+    scans = twin("torch", "baselines.scans")
+    with pytest.raises(InputError, match="unknown scan 'pace'; known: default, definition, mambapy, mamba_ssm"):
+        scans.scan_of("pace")
+    monkeypatch.setenv(scans.SOURCES, str(tmp_path))
+    with pytest.raises(InputError, match="set TWINSEP_MAMBA_SSM to the folder that holds mamba_ssm/"):
+        scans.scan_of("mamba_ssm")
+    path = tmp_path / "mamba_ssm/ops/selective_scan_interface.py"
+    path.parent.mkdir(parents=True)
+    path.write_text(
+        "import selective_scan_cuda\n"
+        "def selective_scan_ref(u, delta, A, B, C, D=None, z=None):\n"
+        "    h, ys = 0, []\n"
+        "    for t in range(u.shape[2]):\n"
+        "        h = torch.exp(delta[:, :, t, None] * A) * h + (delta * u)[:, :, t, None] * B[:, None, :, t]\n"
+        "        ys.append((h * C[:, None, :, t]).sum(-1))\n"
+        "    y = torch.stack(ys, 2) + u * rearrange(D, 'd -> d 1')\n"
+        "    return y * F.silu(z)\n"
+    )
+    assert "mamba_ssm" in scans.available()
+    theirs, ours = (workloads.scan("torch", [2, 9, 3, 2], way, True)() for way in ("mamba_ssm", "default"))
+    for x, y in zip(theirs, ours, strict=True):
+        np.testing.assert_allclose(y.numpy(), x.numpy(), rtol=1e-4, atol=1e-6)
+
+
+def test_a_mambapy_that_is_missing_is_named_with_the_command_that_installs_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "mambapy", None)
+    monkeypatch.setitem(sys.modules, "mambapy.mamba", None)
+    with pytest.raises(
+        InputError, match=r"mambapy needs the package mambapy\S*; install it with: pip install 'twinsep"
+    ):
+        twin("torch", "baselines.scans").scan_of("mambapy")
+
+
+def test_mambapys_scan_is_ours():
+    pytest.importorskip("mambapy")
+    theirs, ours = (workloads.scan("torch", [2, 16, 3, 2], way, True)() for way in ("mambapy", "default"))
+    for x, y in zip(theirs, ours, strict=True):
+        np.testing.assert_allclose(y.numpy(), x.numpy(), rtol=1e-4, atol=1e-5)
+
+
+def test_blocks_of_every_mixer_are_in_turns(asked):
+    record = block.measure(BenchmarkOptions({}, 0, 1), lambda *_: None)
+    kinds = [t["mixer"] for t in record["times"]]
+    assert set(kinds) == {"mamba", "mamba2", "transformer", "lstm", "conv", block.LOOP}
+    assert kinds.count("mamba") == 4
+    assert kinds.count(block.LOOP) == 2
+    assert asked.count(("torch", "call")) == 6 * 2 * block.REPETITIONS
+    assert len(block.rows(record)) == 6 * 2
+
+
+def test_what_grows_is_all_that_changes(asked, monkeypatch):
+    configurations = []
+
+    class Noting(Scripted):
+        def ask(self, method, **arguments):
+            if method == "network":
+                configurations.append((arguments["config"], arguments["seconds"]))
+            return super().ask(method)
+
+    monkeypatch.setattr(growth, "WorkerProcess", Noting)
+    record = growth.measure(BenchmarkOptions({}, 0, 1), lambda *_: None)
+    cases = [(axis, value) for axis, (values, _) in growth.AXES.items() for value in values]
+    assert [(x["axis"], x["value"]) for x in record["chunks"][::2]] == cases
+    plain = preset("tiny").to_dict()["model"]
+    for (axis, value), (config, seconds) in zip(cases, configurations[::2], strict=True):
+        changed = {key for key, x in config["model"].items() if plain[key] != x}
+        if axis == "seconds of a chunk":
+            assert (seconds, changed) == (value, set())
+        else:
+            assert seconds == growth.SECONDS
+            assert changed <= {{"width D": "d_model", "bands K": "bands", "states N": "mixer"}[axis]}
+    assert [song["seconds"] for song in record["songs"]] == [1, 1]
+    assert len(growth.rows(record)) == 2 * len(cases) + 2
+    assert all(killed == "killed" for _, killed in asked[6::7])
+
+
+def test_the_network_of_a_configuration():
+    worker = Worker("torch")
+    opened = worker.network(preset("tiny").override(MICRO).to_dict(), 0.2)
+    assert opened["first_call_s"] > 0
+    assert worker.chunk_of_noise.shape == (1, 2, 8820)
+    assert worker.chunk() > 0
+
+
+# ---------------------------------------------------------------------------- lengths and speed
+
+
+def test_the_cost_of_a_length_is_that_of_a_real_separation(monkeypatch):
+    for name, value in {"SECONDS": (1, 2), "BARS": {(2, 1): 1.2}, "TWINS": ("torch",)}.items():
+        monkeypatch.setattr(length, name, value)
+    record = length.measure(BenchmarkOptions({}, 0, 1), lambda *_: None)
+    assert [song["seconds"] for song in record["songs"]] == [1, 2]
+    for song in record["songs"]:
+        assert song["wall_s"] > 0.5
+        assert 150 < song["peak_mib"] < 3000
+    (ratio,) = record["peak_memory_ratios"]
+    assert ratio["torch"] == round(record["songs"][1]["peak_mib"] / record["songs"][0]["peak_mib"], 4)
+
+
+def test_the_figures_of_separation():
+    seconds = {"tiny": 0.1, "small": 1.0, "paper": 7.0, **dict.fromkeys(separate.OTHERS, 2.0)}
+    systems = [
+        {
+            "framework": f,
+            "system": name,
+            "keeps_freed_memory": kept,
+            "seconds_per_audio_second": seconds[name] * (1 + (f == "jax")) * (1 if kept else 4),
+        }
+        for f, name, kept in separate.SYSTEMS
+    ]
+    counts = {"flop_per_audio_second": 20.0, "exponentials_per_audio_second": 15.0}
+    found = separate.figures(systems, {"matrix_flop_per_s": 10.0, "exponentials_per_s": 5.0}, {"paper": counts})
+    # 20/10 + 15/5 seconds at the machine's best, against 7; the others 2, or 8 as they come; JAX twice PyTorch.
+    assert [f["value"] for f in found] == [1.4, 0.875, 3.5, 0.125, 0.5, 0.125, 0.5, 0.1, 2.0, 2.0]
+    assert [f["reached"] for f in found] == [True, False, False, *5 * [True], False, False]
+    assert [f["framework"] for f in found] == [*8 * ["torch"], *2 * ["jax"]]
+
+
+def test_the_counts_and_limits_of_a_real_machine(monkeypatch):
+    worker = Worker("torch")
+    opened = worker.system("tiny")
+    assert opened["parameters"] == 235_444
+    assert worker.chunk() > 0
+    rates = worker.rates()
+    assert rates["matrix_flop_per_s"] > 1e9
+    assert 1e7 < rates["exponentials_per_s"] < rates["matrix_flop_per_s"]
+    assert rates["copied_bytes_per_s"] > 1e8
+    with WorkerProcess("torch") as process:  # whose types are not checked: it counts on tensors that are none
+        counted = process.ask("operations", name="tiny")
+    assert 0 < counted["exponentials_per_audio_second"] < counted["flop_per_audio_second"]
+    monkeypatch.setitem(sys.modules, "bs_roformer", None)
+    with pytest.raises(InputError, match=r"needs the package \w+; install it with: pip install 'twinsep\[peers\]'"):
+        worker.system("bs-roformer")
+
+
+def test_a_package_that_is_missing_is_left_out_and_named(asked):
+    record = separate.measure(BenchmarkOptions({}, 0, 1), lambda *_: None)
+    assert record["not_installed"] == ["htdemucs"]
+    assert "htdemucs" not in {s["system"] for s in record["systems"]}
+    assert not any("htdemucs" in f["what"] for f in record["figures"])
+    assert asked.count(("torch", "chunk")) == (3 + 3 * 2) * 2 * separate.REPETITIONS
+
+
+def test_missing_packages_are_those_that_cannot_be_imported(monkeypatch):
+    packages = twin("torch", "baselines.packages")
+    for name in ("bs_roformer", "moises_light", "demucs"):
+        monkeypatch.setitem(sys.modules, name, None)
+    assert packages.missing() == list(packages.PACKAGES)
+    monkeypatch.setattr(packages, "_installed", lambda module: module != "demucs")
+    assert packages.missing() == ["htdemucs"]

@@ -1,0 +1,145 @@
+"""Configuration, presets, schedule, initial draws."""
+
+import json
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from twinsep.config import PRESETS, Config, ModelConfig, TrainingConfig, from_dict, mixers, preset
+from twinsep.errors import InputError
+from twinsep.model import initializers
+from twinsep.training import schedule
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_survive_json(name):
+    chosen = preset(name)
+    assert from_dict(json.loads(json.dumps(chosen.to_dict()))) == chosen
+
+
+def test_reference_presets_have_the_references_faults_and_no_other_does():
+    for name, chosen in PRESETS.items():
+        faulty = name.startswith("reference")
+        assert (chosen.model.bands == "reference68") == faulty
+        assert (chosen.model.memory_alignment == "reference") == faulty
+        assert ("log_magnitude" in chosen.loss.weights) == faulty
+
+
+def test_default_mix_is_the_papers():
+    assert preset("paper").loss.weights == {"magnitude": 0.25, "band": 1.25, "si_sdr": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        (
+            {"model": {"mixer": {"kind": "rnn"}}},
+            "unknown mixer kind 'rnn'; known: mamba, mamba2, transformer, lstm, conv",
+        ),
+        ({"model": {"mixer": {"kind": "mamba", "d_stat": 3}}}, "model.mixer"),
+        ({"model": {"mixer": {"kind": "mamba", "directions": 3}}}, "model.mixer"),
+        ({"model": {"mixer": {"kind": "mamba2", "head_dim": 24}}}, "head_dim 24 must divide expand · d_model = 32"),
+        ({"model": {"mixer": {"kind": "conv", "kernel": 8}}}, "kernel 8 must be odd"),
+        ({"model": {"bands": "octaves"}}, "octaves"),
+        ({"model": {"hop": 4096}}, "hop 4096 at most half"),
+        ({"model": {"n_heads": 5}}, "n_heads 5 must divide d_model"),
+        ({"model": {"targets": ["kazoo"]}}, "unknown target 'kazoo'"),
+        ({"model": {"targets": []}}, "non-empty"),
+        ({"model": {"memory_tokens": [1, 2, 3, -4]}}, "must not be negative"),
+        ({"model": {"memory_alignment": "sideways"}}, "memory_alignment"),
+        ({"model": {"widht": 3}}, "model.widht"),
+        ({"loss": {"weights": {"magnitud": 1}}}, "unknown loss 'magnitud'"),
+        ({"loss": {"weights": {"magnitude": 0}}}, "every loss has weight 0"),
+        ({"training": {"learning_rate": float("nan")}}, "training.learning_rate"),
+        ({"training": {"steps": 0}}, "training.steps"),
+        ({"nonsense": 1}, "nonsense"),
+        ({"model": 3}, "model"),
+    ],
+)
+def test_bad_values_are_named(changes, sentence):
+    with pytest.raises(InputError, match=r"^configuration: ") as caught:
+        preset("tiny").override(changes)
+    assert sentence in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_unknown_preset():
+    with pytest.raises(
+        InputError, match="unknown preset 'huge'; known: reference, reference-large, paper, small, tiny"
+    ):
+        preset("huge")
+
+
+def test_override_is_deep_but_replaces_another_mixer_and_a_mix_whole():
+    base = preset("tiny")
+    changed = base.override({"model": {"hop": 256}, "loss": {"weights": {"magnitude": 1}}})
+    assert changed.model.hop == 256
+    assert changed.model.bands == base.model.bands
+    assert changed.loss.weights == {"magnitude": 1}
+    assert base.override({"model": {"mixer": {"kind": "transformer"}}}).model.mixer == mixers.Transformer()
+    assert base.override({"model": {"mixer": {"d_state": 4}}}).model.mixer == mixers.Mamba(d_state=4)
+
+
+def test_hash_tells_configurations_apart():
+    base = preset("tiny")
+    assert base.hash == preset("tiny").hash
+    assert base.hash != base.override({"training": {"seed": 1}}).hash
+    assert len(base.hash) == 16
+
+
+def test_frozen():
+    with pytest.raises(AttributeError):
+        preset("tiny").model.d_model = 3
+
+
+def test_derived_sizes():
+    model = preset("paper").model
+    assert (model.n_bands, model.n_bins, model.d_ff, model.min_samples) == (72, 1025, 682, 1792)
+    mamba = model.mixer
+    assert (mamba.inner_width(256), mamba.dt_rank(256), mamba.dt_rank(250)) == (512, 16, 16)
+    assert preset("tiny").model.min_samples == 7 * 512
+
+
+def test_targets_and_residual_name_the_stems():
+    model = {"d_model": 8, "n_heads": 2, "n_enc": 1, "n_bottleneck": 2, "n_dec": 1, "residual": True}
+    assert ModelConfig(**model).stems == ("instrumental", "vocals")
+    assert ModelConfig(**model, targets=("drums", "bass")).stems == ("drums", "bass", "residual")
+
+
+def test_learning_rate_warms_up_and_falls_to_the_floor():
+    t = TrainingConfig(steps=100, warmup_steps=10, learning_rate=1.0, cosine_floor=0.1)
+    rates = [schedule.learning_rate(step, t) for step in range(100)]
+    assert rates[:10] == pytest.approx([0.1 * (i + 1) for i in range(10)])
+    assert rates[10] == 1
+    assert rates[-1] == pytest.approx(0.1)
+    assert all(a > b for a, b in pairwise(rates[10:]))
+
+
+@given(steps=st.integers(1, 50), warmup=st.integers(0, 80))
+def test_learning_rate_is_positive_and_bounded(steps, warmup):
+    t = TrainingConfig(steps=steps, warmup_steps=warmup, learning_rate=0.5, cosine_floor=0.05)
+    assert all(0 < schedule.learning_rate(step, t) <= 0.5 for step in range(steps))
+
+
+def test_average_forgets_the_start_first():
+    t = TrainingConfig(ema_decay=0.99)
+    decays = [schedule.ema_decay(step, t) for step in range(2000)]
+    assert decays[0] == pytest.approx(0.1)
+    assert decays[-1] == 0.99
+    assert decays == sorted(decays)
+
+
+def test_draws_are_keyed_by_seed_and_name():
+    a = initializers.draw("enc1.0.w", (3, 4), initializers.normal(1.0), 0)
+    assert a.dtype == np.float32
+    assert np.array_equal(a, initializers.draw("enc1.0.w", (3, 4), initializers.normal(1.0), 0))
+    assert not np.array_equal(a, initializers.draw("enc1.1.w", (3, 4), initializers.normal(1.0), 0))
+    assert not np.array_equal(a, initializers.draw("enc1.0.w", (3, 4), initializers.normal(1.0), 1))
+
+
+def test_a_config_is_whole():
+    assert isinstance(preset("small"), Config)
+    assert preset("tiny").segment_samples == 132_300

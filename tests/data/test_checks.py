@@ -1,0 +1,300 @@
+"""Every fault that ``twinsep check-data`` is to find, made on purpose and found by name; and a clean set."""
+
+import os
+import shutil
+import sys
+
+import numpy as np
+import pytest
+import soundfile
+from helpers.datasets import make_pair, make_song
+
+from twinsep import audio, cli
+from twinsep.config import SOURCES
+from twinsep.data import checks
+from twinsep.data.dataset import tracks
+from twinsep.errors import InputError
+
+RATE = 44_100
+FRAMES = 6_000
+SEGMENT = 0.1  # seconds: 4,410 samples
+STEMS = (*SOURCES, "mixture")
+
+
+@pytest.fixture
+def root(tmp_path):
+    """Two songs to train on, one each to validate on, to test on and "real"; nothing is wrong with them."""
+    root = tmp_path / "set"
+    lines = ["track,split"]
+    for seed, (name, split) in enumerate(
+        [("a", "train"), ("b [live]", "train"), ("v", "valid"), ("t", "test"), ("r", "real")]
+    ):
+        make_song(root / ("train" if split in ("train", "valid") else "test") / name, FRAMES, seed)
+        lines.append(f"{name},{split}")
+    (root / "splits.csv").write_text("\n".join(lines) + "\n")
+    return root
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    """Run ``twinsep`` with these arguments; gives (exit status, output, standard error)."""
+    monkeypatch.setenv("COLUMNS", "300")
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["twinsep", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        return end.value.code, *capsys.readouterr()
+
+    return run
+
+
+def found(root):
+    """What is found in the set: {(song, file): [(unusable, what)]}."""
+    songs, astray = checks.find_faults(root, RATE, SEGMENT, lambda *_: None)
+    collected = {}
+    for name, file, what, unusable in [*astray, *(finding for song in songs for finding in song.findings)]:
+        collected.setdefault((name, file), []).append((unusable, what))
+    return collected
+
+
+def rewrite(path, sound, rate=RATE, subtype="PCM_16"):
+    soundfile.write(path, sound, rate, subtype=subtype)
+
+
+def with_sample(path, value):
+    sound = soundfile.read(path)[0]
+    sound[5_000, 1] = value
+    return sound
+
+
+# ---------------------------------------------------------------------------- what makes a song unusable
+
+
+@pytest.mark.parametrize(
+    ("spoil", "what"),
+    [
+        (lambda path: os.truncate(path, 9_000), "is damaged or cut short (8956 of 24000 bytes"),
+        (lambda path: path.write_bytes(b""), "is empty (0 bytes)"),
+        (lambda path: path.write_text("no sound"), "has no random access, being neither WAV nor FLAC"),
+        (lambda path: rewrite(path, with_sample(path, np.nan), subtype="FLOAT"), "holds NaN or infinite samples"),
+        (lambda path: rewrite(path, with_sample(path, np.inf), subtype="FLOAT"), "holds NaN or infinite samples"),
+        (lambda path: rewrite(path, np.zeros((0, 2))), "holds no sound (0 samples)"),
+        (lambda path: rewrite(path, soundfile.read(path)[0], 48_000), "is at 48000 Hz but the model is at 44100 Hz"),
+        (lambda path: rewrite(path, np.zeros((FRAMES, 3))), "has 3 channels"),
+        (lambda path: path.unlink(), "is missing"),
+        (lambda path: shutil.copy(path, path.with_suffix(".flac")), "is there as bass.flac too"),
+    ],
+)
+def test_a_song_that_cannot_be_trained_on(root, call, tmp_path, spoil, what):
+    song = root / "train" / "b [live]"
+    spoil(song / "bass.wav")
+    with pytest.raises(InputError, match=r"bass\.wav"):
+        [track.read("bass") for track in tracks(root, "train")]
+    everything = found(root)
+    assert {place for place in everything if any(u for u, _ in everything[place])} == {("train/b [live]", "bass.wav")}
+    assert any(u and w.startswith(what) for u, w in everything["train/b [live]", "bass.wav"])
+    assert not any("stems' sum" in w for place in everything.values() for _, w in place)  # of what was not heard
+    status, printed, _ = call("check-data", root, "--list", tmp_path / "list", "--set", "training.segment_seconds=0.1")
+    assert status == 1
+    row = next(line for line in printed.splitlines() if f"unusable: {what}" in line)
+    assert "train/b [live]" in row
+    assert "bass.wav" in row
+    assert printed.splitlines()[-1].startswith("5 songs, 2")
+    assert printed.splitlines()[-1].endswith("unusable: 1")
+    assert (tmp_path / "list").read_text() == "b [live]\n"
+
+
+def test_unequal_lengths(root):
+    path = root / "test" / "t" / "drums.wav"
+    rewrite(path, np.pad(soundfile.read(path)[0], ((0, 10), (0, 0))))
+    ((place, findings),) = found(root).items()
+    assert place[0] == "test/t"
+    assert findings == [(True, "has 6000 samples but drums.wav 6010: cut or pad the song's files to one length")]
+
+
+def test_a_broken_flac(root):
+    song = root / "train" / "a"
+    sound, rate = audio.read(song / "other.wav")
+    (song / "other.wav").unlink()
+    audio.write(song / "other.flac", sound, rate)
+    assert found(root) == {}
+    content = bytearray((song / "other.flac").read_bytes())
+    content[len(content) // 2] ^= 0x55
+    (song / "other.flac").write_bytes(content)
+    (((unusable, what),),) = found(root).values()
+    assert unusable
+    assert what.startswith("is damaged or cut short (decoding")
+
+
+@pytest.mark.parametrize(
+    ("name", "guess"),
+    [("vocal.wav", "vocals.wav"), ("VOCALS.WAV", "vocals.wav"), ("vocals.mp3", "vocals.wav"), ("zzz.ogg", "")],
+)
+def test_a_misnamed_stem(root, name, guess):
+    song = root / "train" / "a"
+    (song / "vocals.wav").rename(song / name)
+    (song / "._vocals.wav").write_bytes(b"a shadow of another system")
+    (song / "song.json").write_text("{}")
+    perhaps = f", perhaps for {guess}" if guess else ""
+    assert found(root) == {
+        ("train/a", "vocals.wav"): [(True, "is missing")],
+        ("train/a", name): [(bool(guess), f"is of no known name{perhaps}: not used")],
+    }
+
+
+def test_a_file_too_many_does_no_harm(root):
+    shutil.copy(root / "train" / "a" / "drums.wav", root / "train" / "a" / "drum.wav")
+    shutil.copy(root / "train" / "a" / "drums.wav", root / "train" / "lone.wav")
+    assert found(root) == {
+        ("train/a", "drum.wav"): [(False, "is of no known name, perhaps for drums.wav: not used")],
+        ("", "train/lone.wav"): [(False, "lies in no song's folder: it is not used")],
+    }
+
+
+def test_folders_that_are_empty_or_not_there(root):
+    for stem in STEMS:
+        (root / "train" / "a" / f"{stem}.wav").unlink()
+    shutil.rmtree(root / "test" / "r")
+    assert found(root) == {
+        ("train/a", ""): [(True, "holds none of drums.wav, bass.wav, other.wav, vocals.wav, mixture.wav")],
+        ("real/r", ""): [(True, f"is in splits.csv, but there is no folder {root / 'test' / 'r'}")],
+    }
+
+
+def test_a_song_in_two_splits(root):
+    """The one to train on goes, that to test on stays; only the mixture has to be the same, and not its format."""
+    shutil.rmtree(root / "train" / "a")
+    shutil.copytree(root / "test" / "t", root / "train" / "a")
+    sound, rate = audio.read(root / "train" / "a" / "mixture.wav")
+    (root / "train" / "a" / "mixture.wav").unlink()
+    audio.write(root / "train" / "a" / "mixture.flac", sound, rate)
+    assert found(root) == {("train/a", ""): [(True, "is a duplicate: it sounds the same as test/t")]}
+
+
+def test_a_song_twice_in_a_split_and_a_stem_in_two_songs(root):
+    for song in ("a", "b [live]"):
+        (root / "train" / song / "mixture.wav").unlink()
+    shutil.copy(root / "train" / "a" / "bass.wav", root / "test" / "t" / "other.wav")
+    (root / "test" / "t" / "mixture.wav").unlink()
+    assert found(root) == {
+        ("train/a", "bass.wav"): [(False, "is a duplicate: it sounds the same as test/t/other.wav")],
+        ("test/t", "other.wav"): [(False, "is a duplicate: it sounds the same as train/a/bass.wav")],
+    }
+    for source in SOURCES:
+        shutil.copy(root / "train" / "a" / f"{source}.wav", root / "train" / "b [live]")
+    assert found(root)["train/b [live]", ""] == [(False, "is a duplicate: it sounds the same as train/a")]
+
+
+# ---------------------------------------------------------------------------- what is only worth knowing
+
+
+def test_silence_is_a_note_and_no_duplicate(root, call):
+    for song in ("a", "b [live]"):
+        rewrite(root / "train" / song / "vocals.wav", np.full((FRAMES, 2), 2.0**-16), subtype="PCM_24")
+        (root / "train" / song / "mixture.wav").unlink()
+    assert found(root) == {
+        ("train/a", "vocals.wav"): [(False, "is silent")],
+        ("train/b [live]", "vocals.wav"): [(False, "is silent")],
+    }
+    status, printed, _ = call("check-data", root, "--set", "training.segment_seconds=0.1")
+    assert status == 0
+    assert "note: is silent" in printed
+    assert printed.splitlines()[-1] == "5 songs, 23 files, 2 findings; unusable: 0"
+
+
+def test_clipped_runs_are_counted_across_blocks(root, monkeypatch):
+    monkeypatch.setattr(audio, "BLOCK", 1_000)
+    path = root / "train" / "a" / "drums.wav"
+    sound = soundfile.read(path)[0]
+    for start, length in ((0, 3), (500, 2), (999, 3), (1_998, 5), (3_000, 2_500), (5_998, 2)):
+        sound[start : start + length, 0] = 1
+    sound[100:103, 1] = -1
+    rewrite(path, sound)
+    (root / "train" / "a" / "mixture.wav").unlink()
+    assert found(root) == {
+        ("train/a", "drums.wav"): [(False, "is clipped: 5 runs of at least 3 samples at full scale")]
+    }
+
+
+def test_too_short(root):
+    shutil.rmtree(root / "train" / "a")
+    make_song(root / "train" / "a", 4_409, 9)
+    (finding,) = found(root)["train/a", ""]
+    assert finding == (False, "is too short: 0.10 s, and zeros up to a training segment's 0.1 s")
+    shutil.rmtree(root / "train" / "a")
+    make_song(root / "train" / "a", 4_410, 9)
+    assert found(root) == {}
+
+
+@pytest.mark.parametrize(("decibels", "told"), [(-38, True), (-42, False)])
+def test_stems_that_do_not_sum_to_the_mixture(root, monkeypatch, decibels, told):
+    monkeypatch.setattr(audio, "BLOCK", 1_024)
+    path = root / "train" / "a" / "mixture.wav"
+    rewrite(path, soundfile.read(path)[0] * (1 + 10 ** (decibels / 20)), subtype="PCM_24")
+    findings = found(root)
+    assert bool(findings) == told
+    if told:
+        ((unusable, what),) = findings["train/a", "mixture.wav"]
+        assert not unusable
+        assert what.startswith("is not the stems' sum: the difference is at -38.1 dB")
+
+
+# ---------------------------------------------------------------------------- the set and the command
+
+
+def test_pairs_by_folders_and_by_hash(tmp_path):
+    for seed, song in enumerate(("train/a", "train/b", "val/v", "test/t")):
+        make_pair(tmp_path / "sorted" / song, FRAMES, seed)
+    assert found(tmp_path / "sorted") == {}
+    shutil.copy(tmp_path / "sorted/val/v/in.wav", tmp_path / "sorted/train/a/in.wav")
+    (tmp_path / "sorted/train/b/out.wav").rename(tmp_path / "sorted/train/b/output.wav")
+    assert found(tmp_path / "sorted") == {
+        ("train/a", ""): [(True, "is a duplicate: it sounds the same as valid/v")],
+        ("train/b", "out.wav"): [(True, "is missing")],
+        ("train/b", "output.wav"): [(True, "is of no known name, perhaps for out.wav: not used")],
+    }
+    for seed, song in enumerate(("Abend", "Gale", "Duna")):
+        make_pair(tmp_path / "flat" / song, FRAMES, seed)
+    (tmp_path / "flat" / "notes").mkdir()
+    ((song, _),) = found(tmp_path / "flat")
+    assert song.endswith("/notes")
+    assert found(tmp_path / "flat") == {(song, ""): [(True, "holds none of in.wav, out.wav")]}
+
+
+def test_a_clean_set_passes_and_a_list_is_not_overwritten(root, call, tmp_path):
+    arguments = ("check-data", root, "--list", tmp_path / "list", "--set", "training.segment_seconds=0.1")
+    status, printed, said = call(*arguments)
+    assert (status, printed) == (0, "5 songs, 25 files, 0 findings; unusable: 0\n")
+    assert "check" in said  # the bar
+    assert (tmp_path / "list").read_text() == ""
+    (tmp_path / "list").write_text("mine\n")
+    status, printed, said = call(*arguments)
+    assert (status, printed) == (2, "")
+    assert "list exists; give --overwrite" in said
+    assert (tmp_path / "list").read_text() == "mine\n"
+    assert call(*arguments, "--overwrite")[0] == 0
+    assert (tmp_path / "list").read_text() == ""
+
+
+def test_sets_that_are_none(call, tmp_path):
+    for root, sentence in ((tmp_path / "none", "there is no data folder"), (tmp_path, "no songs in")):
+        status, _, said = call("check-data", root)
+        assert status == 2
+        assert sentence in said
+        assert "Traceback" not in said
+
+
+def test_train_leaves_out_what_a_list_names(root, call, tmp_path, monkeypatch):
+    from twinsep.training import loop
+
+    seen = []
+    monkeypatch.setattr(loop, "train", lambda config, *_, **__: seen.append(config.data.exclude))
+    (tmp_path / "list").write_text("# found\n\nb [live]\n")
+    arguments = ("train", "--preset", "tiny", "--data", root, "--out", tmp_path / "run", "--exclude")
+    assert call(*arguments, tmp_path / "list", "--set", "data.exclude=[a]")[0] == 0
+    assert seen == [("b [live]",)]
+    status, _, said = call(*arguments, tmp_path / "none")
+    assert status == 2
+    assert "none cannot be read" in said
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,210 @@
+"""FLAC in the place of WAV, songs that are left out, and files that cannot be read."""
+
+import os
+import shutil
+
+import numpy as np
+import pytest
+import soundfile
+from helpers.datasets import PLAIN, make_pair, make_song
+
+from twinsep import audio
+from twinsep.config import SOURCES, preset
+from twinsep.data import checks
+from twinsep.data.dataset import open_track, track_folders, tracks, validation_segments
+from twinsep.data.loader import TrainingBatches
+from twinsep.errors import InputError
+
+RATE = 44_100
+
+
+@pytest.fixture
+def root(tmp_path):
+    """Three songs to train on, two to validate on, one to test on."""
+    lines = ["track,split"]
+    songs = [("a", "train"), ("b", "train"), ("c", "train"), ("v", "valid"), ("w", "valid"), ("t", "test")]
+    for seed, (name, split) in enumerate(songs):
+        make_song(tmp_path / ("test" if split == "test" else "train") / name, 6_000, seed)
+        lines.append(f"{name},{split}")
+    (tmp_path / "splits.csv").write_text("\n".join(lines) + "\n")
+    return tmp_path
+
+
+@pytest.fixture
+def config(root):
+    """Segments of 2,000 samples."""
+    training = {"segment_seconds": 2_000 / RATE, "validation_seconds": 2_000 / RATE, "batch_size": 2}
+    return preset("tiny").override({"data": {"root": str(root)}, "training": training})
+
+
+def as_flac(path):
+    sound, rate = audio.read(path)
+    path.unlink()
+    audio.write(path.with_suffix(".flac"), sound, rate, subtype="PCM_16")
+
+
+def same(one, other):
+    sounds = all(np.array_equal(one[key], other[key]) for key in ("mixture", "target"))
+    return sounds and all(one[key] == other[key] for key in ("song", "index"))
+
+
+# ---------------------------------------------------------------------------- FLAC
+
+
+def test_flac_gives_the_same_examples(root, config):
+    before = [TrainingBatches(config).example(index) for index in range(8)]
+    segments = validation_segments(config)
+    for name in ("a/bass", "a/mixture", "b/vocals", "c/drums", "v/vocals", "v/mixture"):
+        as_flac(root / "train" / f"{name}.wav")
+    make = TrainingBatches(config).example
+    assert all(same(make(index), example) for index, example in enumerate(before))
+    for found, expected in zip(validation_segments(config), segments, strict=True):
+        assert np.array_equal(found.mixture, expected.mixture)
+        assert np.array_equal(found.target, expected.target)
+
+
+def test_flac_pairs(tmp_path):
+    for song in ("train/a", "train/b"):
+        make_pair(tmp_path / song)
+    mixture, target = make_pair(tmp_path / "train/b")
+    as_flac(tmp_path / "train/b/in.wav")
+    as_flac(tmp_path / "train/b/out.wav")
+    song = tracks(tmp_path, "train")[1]
+    assert np.array_equal(song.read("mixture"), mixture)
+    assert np.array_equal(song.read("instrumental", 100, 50), target[:, 100:150])
+    assert np.array_equal(song.read("vocals"), mixture - target)
+
+
+@pytest.mark.parametrize(("make", "name"), [(make_song, "bass"), (make_song, "mixture"), (make_pair, "out")])
+def test_both_are_ambiguous_and_neither_is_missed_as_wav(tmp_path, make, name):
+    make(tmp_path / "song")
+    as_flac(tmp_path / "song" / f"{name}.wav")
+    make(tmp_path / "song")
+    with pytest.raises(InputError, match=rf"{name}\.wav and {name}\.flac are both there: remove the one"):
+        open_track(tmp_path / "song")
+    for suffix in ("wav", "flac"):
+        (tmp_path / "song" / f"{name}.{suffix}").unlink()
+    if name == "mixture":
+        assert open_track(tmp_path / "song").read("mixture").any()
+    else:
+        with pytest.raises(InputError, match=rf"song/{name}\.wav does not exist"):
+            open_track(tmp_path / "song")
+
+
+def test_where_files_lie_is_decided_once(root, monkeypatch):
+    as_flac(root / "train" / "a" / "mixture.wav")
+    song = open_track(root / "train" / "a")
+    monkeypatch.setattr("pathlib.Path.exists", lambda _: pytest.fail("looked for again"))
+    assert song.read("mixture").shape == song.read("bass").shape == (2, 6_000)
+
+
+# ---------------------------------------------------------------------------- songs left out
+
+
+def test_excluded_songs_are_in_neither_split(root, config):
+    chosen = config.override({"data": {"exclude": ["b", "w", "t"], "remix": 1}})
+    shutil.rmtree(root / "train" / "b")  # it need not even be there
+    assert [song.name for song in TrainingBatches(chosen).example.songs] == ["a", "c"]
+    assert [segment.track for segment in validation_segments(chosen)] == ["v"]
+    assert [song.name for song in tracks(root, "test")] == ["t"]
+
+
+def test_excluded_pairs_may_be_anything(tmp_path):
+    for song in ("train/a", "train/b", "val/v"):
+        make_pair(tmp_path / song)
+    (tmp_path / "train" / "notes").mkdir()
+    assert [folder.name for folder in track_folders(tmp_path, "train", ["notes", "b"])] == ["a"]
+    for name in ("Abend", "Gale"):
+        make_pair(tmp_path / "flat" / name)
+    (tmp_path / "flat" / "notes").mkdir()
+    assert [folder.name for folder in track_folders(tmp_path / "flat", "train", ["notes"])] == ["Abend"]
+    with pytest.raises(InputError, match="no train songs among the pairs"):
+        track_folders(tmp_path / "flat", "train", ["notes", "Abend"])
+
+
+def test_exclusions_that_are_refused(config):
+    for use in (TrainingBatches, validation_segments):
+        with pytest.raises(InputError, match=r"data\.exclude names 'd', but .* has no such song"):
+            use(config.override({"data": {"exclude": ["a", "d"]}}))
+    with pytest.raises(InputError, match=r"data\.exclude leaves no train songs of those in .*splits\.csv"):
+        TrainingBatches(config.override({"data": {"exclude": ["a", "b", "c"]}}))
+
+
+def test_a_list_of_names(tmp_path):
+    file = tmp_path / "list"
+    checks.write_song_list(file, ["Été", "a #1"])
+    file.write_text(f"# these\n\n  {file.read_text()}  \n#b\n")
+    assert checks.read_song_list(file) == ["Été", "a #1"]
+    for name in ("#1", " a", "a\nb"):
+        with pytest.raises(InputError, match="cannot hold the name"):
+            checks.write_song_list(file, [name])
+    for path in (tmp_path / "none", tmp_path):
+        with pytest.raises(InputError, match=r"cannot be read as UTF-8 text: give a list of songs"):
+            checks.read_song_list(path)
+
+
+# ---------------------------------------------------------------------------- what cannot be read
+
+
+def test_songs_that_do_not_open_are_skipped_only_if_asked_for(root, config):
+    os.truncate(root / "train" / "b" / "bass.wav", 1_000)
+    with pytest.raises(InputError, match=r"b/bass\.wav is damaged or cut short"):
+        TrainingBatches(config)
+    with iter(TrainingBatches(config.override({"data": {"skip_unreadable": True, "remix": 0}}))) as stream:
+        batches = [next(stream) for _ in range(6)]
+    assert {song for batch in batches for song in batch["song"]} == {"a", "c"}
+    for batch in batches:
+        (sentence,) = batch["skipped"]  # once, though both examples tell it
+        assert "b/bass.wav is damaged or cut short" in sentence
+
+
+def break_later(path):
+    """So that the header still promises all of it."""
+    sound, rate = audio.read(path)
+    sound[:, 3_000] = np.nan
+    soundfile.write(path, sound.T, rate, subtype="FLOAT")
+
+
+def test_files_that_fail_later_are_drawn_anew(root, config):
+    chosen = config.override({"data": {**PLAIN, "skip_unreadable": True}})
+    before = [TrainingBatches(chosen).example(index) for index in range(30)]
+    assert all(example["skipped"] == () for example in before)
+    for source in SOURCES:
+        break_later(root / "train" / "b" / f"{source}.wav")
+    after = [TrainingBatches(chosen).example(index) for index in range(30)]
+    anew = [index for index, example in enumerate(after) if example["skipped"]]
+    assert 3 < len(anew) < 20
+    for index, (example, other) in enumerate(zip(after, before, strict=True)):
+        if index in anew:
+            assert other["song"] == "b"
+            rng = np.random.default_rng([0, index, 1])  # seed, number, attempt
+            rng.random()
+            assert example["song"] == ("a" if rng.integers(12_000) < 6_000 else "c")
+            assert len(example["skipped"]) == 1
+            assert "b/drums.wav holds NaN" in example["skipped"][0]
+            assert np.abs(example["mixture"]).max() > 0.1  # sound, no zeros
+        else:
+            assert same(example, other)
+    assert {after[index]["song"] for index in anew} == {"a", "c"}
+    again = TrainingBatches(chosen).example
+    assert all(same(again(index), after[index]) for index in anew)
+    asked_for_nothing = TrainingBatches(chosen.override({"data": {"skip_unreadable": False}})).example
+    with pytest.raises(InputError, match=r"b/drums\.wav holds NaN"):
+        asked_for_nothing(anew[0])
+
+
+def test_nothing_readable_is_an_error(root, config):
+    skipping = config.override({"data": {"skip_unreadable": True}, "training": {"segment_seconds": 6_000 / RATE}})
+    batches = TrainingBatches(skipping)
+    for song in "abc":
+        (root / "train" / song / "drums.wav").unlink()
+    sentence = r"none of the 3 songs to train on in .* can be read, to begin with: .*/drums\.wav does not exist"
+    with iter(batches) as stream, pytest.raises(InputError, match=sentence):
+        next(stream)
+    with pytest.raises(InputError, match=sentence):
+        TrainingBatches(skipping)
+
+
+def test_defaults_skip_and_exclude_nothing():
+    data = preset("tiny").data
+    assert (data.exclude, data.skip_unreadable) == ((), False)

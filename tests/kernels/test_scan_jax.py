@@ -1,0 +1,168 @@
+"""The selective scan in JAX: each way to compute it against its definition, and that against PyTorch's."""
+
+from functools import lru_cache, partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jax_impl import scan
+from torch_impl.scan import selective_scan_sequential as torch_definition
+
+NAMES = ("u", "delta", "A", "B", "C", "D", "z")
+TOLERANCE = {"float32": 1e-5, "float64": 1e-12}  # of the largest value
+WAYS = {
+    "sequential": partial(scan.selective_scan_chunked, frames="sequential"),
+    "associative": partial(scan.selective_scan_chunked, frames="associative"),
+    "definition": scan.selective_scan_sequential,
+    "kernel": scan.selective_scan,
+}
+#: Those whose gradients are written out.
+WRITTEN = ("kernel", "sequential", "associative")
+
+
+def make(b=2, l=40, e=6, n=3, seed=0, scale=1.0, loudness=1.0):
+    """The inputs in float64, rounded to float32 first so that both types have one expected result."""
+    rng = np.random.default_rng(seed)
+    shapes = ((b, l, e), (b, l, e), (e, n), (b, l, n), (b, l, n), (e,), (b, l, e))
+    arrays = dict(zip(NAMES, (rng.standard_normal(shape) for shape in shapes), strict=True))
+    arrays["delta"] = scale * np.log1p(np.exp(arrays["delta"] - 1))
+    arrays["A"] = -np.exp(arrays["A"])
+    arrays["u"] = loudness * arrays["u"]
+    return [x.astype(np.float32).astype(np.float64) for x in arrays.values()]
+
+
+@lru_cache
+def expected(*size):
+    """(y, gradients) by PyTorch's definition in float64, for the cotangent :func:`cotangent`."""
+    inputs = [torch.from_numpy(x).requires_grad_() for x in make(*size)]
+    y = torch_definition(*inputs)
+    gradients = torch.autograd.grad(y, inputs, torch.from_numpy(cotangent(y.shape)))
+    return [y.detach().numpy(), *(g.numpy() for g in gradients)]
+
+
+def cotangent(shape):
+    return np.random.default_rng(1).standard_normal(shape).astype(np.float32).astype(np.float64)
+
+
+def values_and_gradients(way, inputs, dtype):
+    arrays = [jnp.asarray(x, dtype) for x in inputs]
+    y, pull = jax.vjp(way, *arrays)
+    return [y, *pull(jnp.asarray(cotangent(y.shape), dtype))]
+
+
+def assert_agree(found, wanted, tolerance):
+    for name, x, exact in zip(("y", *NAMES), found, wanted, strict=True):
+        assert x.shape == exact.shape
+        error = np.abs(np.asarray(x, np.float64) - exact).max(initial=0) / max(np.abs(exact).max(initial=0), 1e-3)
+        assert error <= tolerance, f"{name}: {error:.1e} of its largest value"
+
+
+#: Lengths about one chunk, of which 2·CHUNK + 1 leaves one to be filled, and one of many chunks.
+SIZES = {
+    way: [(2, l, 6, 3) for l in (1, 2, chunk - 1, chunk, chunk + 1, 2 * chunk + 1)] + [(1, 200, 4, 2)]
+    for way, chunk in scan.CHUNK.items()
+} | {
+    "definition": [(2, 1, 6, 3), (2, 40, 6, 3)],
+    # about one chunk, less and more than whole vectors of channels, enough work for a second thread
+    "kernel": [(2, l, e, 3) for l in (1, 31, 32, 33, 65) for e in (5, 16, 20)] + [(70, 64, 32, 2)],
+}
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, indirect=True)
+@pytest.mark.parametrize(("way", "size"), [(way, size) for way in WAYS for size in SIZES[way]], ids=str)
+def test_agrees_with_the_definition(way, size, dtype):
+    found = values_and_gradients(WAYS[way], make(*size), dtype)
+    assert all(x.dtype == dtype for x in found)
+    assert_agree(found, expected(*size), TOLERANCE[dtype])
+
+
+@settings(max_examples=6)
+@given(
+    st.tuples(st.integers(1, 2), st.integers(1, 80), st.integers(1, 5), st.integers(1, 4)),
+    st.sampled_from([1e-6, 1.0, 1e4]),
+    st.sampled_from([0.0, 1.0, 1e3]),
+)
+def test_agrees_for_any_shape_decay_and_loudness(size, scale, loudness):
+    more = (0, scale, loudness)
+    for way in WRITTEN:
+        found = values_and_gradients(WAYS[way], make(*size, *more), "float32")
+        assert_agree(found, expected(*size, *more), 1e-5)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, indirect=True)
+@pytest.mark.parametrize("way", WRITTEN)
+@pytest.mark.parametrize("scale", [1e-6, 30.0, 1e4])
+def test_slow_and_strong_decay(way, scale, dtype):
+    inputs = make(seed=3, scale=scale)
+    wanted = values_and_gradients(WAYS["definition"], inputs, dtype)
+    found = values_and_gradients(WAYS[way], inputs, dtype)
+    assert all(np.isfinite(x).all() for x in found)
+    assert_agree(found, [np.asarray(x, np.float64) for x in wanted], TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("dtype", ["float32"], indirect=True)
+@pytest.mark.parametrize("way", WAYS)
+def test_without_gate(way, dtype):
+    *inputs, z = make()
+    gated = WAYS[way](*(jnp.asarray(x, dtype) for x in (*inputs, z)))
+    plain = WAYS[way](*(jnp.asarray(x, dtype) for x in inputs))
+    np.testing.assert_allclose(gated, plain * jax.nn.silu(jnp.asarray(z, dtype)), rtol=1e-5)
+
+
+@pytest.mark.parametrize("gated", [True, False])
+def test_sequences_in_groups(gated, monkeypatch):
+    """Where the states of all would take too much memory."""
+    inputs = make(6, 25, 4, 2)[: 7 if gated else 6]
+    wanted = values_and_gradients(WAYS["sequential"], inputs, "float32")
+    monkeypatch.setitem(scan.GROUP, "sequential", 3 * 4 * 2 * 4)  # three sequences of e = 4, n = 2
+    assert "remat" in str(jax.make_jaxpr(WAYS["sequential"])(*(jnp.asarray(x, jnp.float32) for x in inputs)))
+    found = values_and_gradients(WAYS["sequential"], inputs, "float32")
+    for a, b in zip(found, wanted, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("sequences", "size", "group"), [(68, 1 << 16, 4), (72, 1 << 10, 72), (7, 1 << 20, 1), (5, 1 << 30, 1)]
+)
+def test_size_of_a_group(sequences, size, group):
+    assert scan._group(sequences, size, 1 << 18) == group
+
+
+def test_half_precision_keeps_its_state_in_float32():
+    inputs = make(1, 400, 4, 2)
+    half = [jnp.asarray(x, jnp.bfloat16) for x in inputs]
+    y = scan.selective_scan(*half)
+    assert y.dtype == jnp.bfloat16
+    exact = scan.selective_scan(*(x.astype(jnp.float32) for x in half))
+    np.testing.assert_array_equal(y, exact.astype(jnp.bfloat16))
+
+
+@pytest.mark.parametrize("way", ["kernel", "associative"])
+def test_the_backward_keeps_no_states(way):
+    """What is saved between forward and backward is the inputs and one state a chunk."""
+    b, l, e, n = 2, 320, 16, 5
+    inputs = [jnp.asarray(x, jnp.float32) for x in make(b, l, e, n)]
+    _, pull = jax.vjp(WAYS[way], *inputs)
+    saved = sum(x.size for x in jax.tree.leaves(pull) if hasattr(x, "size"))
+    assert saved < 8 * b * l * e + 4 * b * l * n + 10 * b * e * n + 100 < b * l * e * n * 3
+
+
+@pytest.mark.parametrize(
+    ("position", "change", "message"),
+    [
+        (1, lambda x: x[:, 1:], "delta has shape"),
+        (2, lambda x: x[0], "A \\(e, n\\)"),
+        (3, lambda x: x[..., :1], "B has shape"),
+        (5, lambda x: x.astype(np.int32), "D is int32"),
+    ],
+)
+def test_what_does_not_fit_is_refused(position, change, message):
+    inputs = [jnp.asarray(x, jnp.float32) for x in make()]
+    inputs[position] = change(inputs[position])
+    with pytest.raises(Exception, match=message):
+        scan.check_scan_inputs(*inputs)

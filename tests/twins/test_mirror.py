@@ -1,0 +1,118 @@
+"""The twins have the same files, and in these the same classes, methods and parameters in the same order."""
+
+import difflib
+import re
+import subprocess
+import sys
+
+import pytest
+from helpers import outline as outlines
+from helpers.outline import ROOT, files, outline
+
+import jax_impl
+import torch_impl
+
+TWINS = ("torch_impl", "jax_impl")
+#: Where the frameworks may differ: these may hold helpers that the other twin has no need of.
+FRAMEWORK = {"devices.py", "layers.py", "scan.py", "train.py"}
+EXPECTED = {
+    "devices.py": {"on_numpy", "find_device", "describe_machine"},
+    "layers.py": {
+        *("Linear", "RMSNorm", "DepthwiseConvSiLU1d", "HalvingConv1d", "DoublingConv1d", "MultiHeadAttention"),
+        *(
+            "parameter",
+            "named_parameters",
+            "initialise",
+            "constant",
+        ),
+        *("rematerialised", "rms_norm", "batched_linear", "split_complex", "polar", "pad_axis", "attention"),
+    },
+    "scan.py": {"selective_scan", "selective_scan_sequential", "selective_scan_chunked"},
+    "train.py": {"Trainer", "load_weights"},
+}
+
+
+def test_same_files():
+    assert files("torch_impl") == files("jax_impl")
+
+
+@pytest.mark.parametrize("name", sorted(files("torch_impl")))
+def test_same_outline(name):
+    torch, jax = (outline(twin, name) for twin in TWINS)
+    if name not in FRAMEWORK:
+        assert torch == jax
+        return
+    # Helpers may differ, and what methods are handed; shared classes and functions may not, nor their order.
+    shared = {n for n, _ in torch if not n.startswith("_")} & {n for n, _ in jax}
+    assert [n for n, _ in torch if n in shared] == [n for n, _ in jax if n in shared]
+    assert EXPECTED[name] <= shared
+    for (n, ours), (_, theirs) in zip(*([x for x in y if x[0] in shared] for y in (torch, jax)), strict=True):
+        if ours and isinstance(ours[0], tuple):
+            assert {method for method, _ in ours} <= {method for method, _ in theirs}, n
+        else:
+            assert [a for a in ours if a != "device"] == [a for a in theirs if a not in ("device", "frames")], n
+
+
+@pytest.mark.parametrize("name", ["torch_impl", "jax_impl"])
+def test_the_outline_would_see_a_method_missing(name, tmp_path, monkeypatch):
+    source = (ROOT / name / "blocks.py").read_text()
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "cut").mkdir()
+    (tmp_path / "whole" / "blocks.py").write_text(source)
+    (tmp_path / "cut" / "blocks.py").write_text(re.sub(r"def (forward|__call__)\(", "def other(", source, count=1))
+    monkeypatch.setattr(outlines, "ROOT", tmp_path)
+    assert outline("whole", "blocks.py") != outline("cut", "blocks.py")
+
+
+def test_share_of_identical_lines(capsys):
+    """Read aloud, not judged, but where it falls below half the twins have drifted."""
+    same = total = 0
+    with capsys.disabled():
+        for name in sorted(files("torch_impl") - FRAMEWORK):
+            a, b = ((ROOT / twin / name).read_text().replace(twin, "impl").splitlines() for twin in TWINS)
+            matching = sum(block.size for block in difflib.SequenceMatcher(None, a, b).get_matching_blocks())
+            same, total = same + 2 * matching, total + len(a) + len(b)
+        print(f" [{same / total:.0%} of the lines of the twins are identical]", end="")
+    assert same / total > 0.5
+
+
+@pytest.mark.parametrize("preset", ["tiny", "reference"])
+def test_same_parameters(preset):
+    import torch
+
+    from twinsep.config import PRESETS
+
+    with torch.device("meta"):
+        ours = torch_impl.layers.named_parameters(torch_impl.unet.BandSplitUNet(PRESETS[preset]))
+    theirs = jax_impl.layers.named_parameters(jax_impl.unet.BandSplitUNet(PRESETS[preset]))
+    assert {n: (tuple(w.shape), w.decay) for n, w in ours.items()} == {
+        n: (tuple(w.shape), w.decay) for n, w in theirs.items()
+    }
+
+
+@pytest.mark.parametrize(("twin", "other"), [("torch_impl", ("jax", "jaxlib", "flax")), ("jax_impl", ("torch",))])
+def test_each_works_without_the_others_framework(twin, other):
+    code = (
+        "import sys\n"
+        "class Hidden:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        f"        if name.split('.')[0] in {other!r}:\n"
+        "            raise ModuleNotFoundError(name=name)\n"
+        "sys.meta_path.insert(0, Hidden())\n"
+        "import numpy as np\n"
+        "from twinsep import load\n"
+        f"separate = load('tiny', framework={twin.removesuffix('_impl')!r})\n"
+        "stems = separate(np.zeros((2, 4000), np.float32), 44100)\n"
+        "assert {stem: estimate.shape for stem, estimate in stems.items()} == {\n"
+        "    'vocals': (2, 4000), 'instrumental': (2, 4000)\n"
+        "}, stems\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(("framework", "missing"), [("torch", "torch"), ("jax", "flax")])
+def test_a_missing_framework_is_named_with_the_command_that_installs_it(framework, missing):
+    code = f"import sys; sys.modules[{missing!r}] = None\nfrom twinsep.utils.backend import twin\ntwin({framework!r})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert f"pip install 'twinsep[{framework}]'" in done.stderr

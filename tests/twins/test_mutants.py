@@ -1,0 +1,279 @@
+"""Faults put into the PyTorch twin on purpose: each must be seen by the measurement that :mod:`test_parity` makes.
+
+A fault is caught if outputs or gradients of the module named move further than the table of tolerances allows.
+"""
+
+from functools import lru_cache
+
+import jax
+import numpy as np
+import pytest
+import torch
+from test_parity import STEPPED
+from torch import nn
+
+import torch_impl
+from ablations import comparison
+from ablations.comparison import TOLERANCE, configuration, distance
+from ablations.stages import parity
+from torch_impl import bandsplit, blocks, layers, train
+from torch_impl.mixers import lstm, mamba, mamba2, transformer
+from twinsep.model import pooling
+
+MAMBA = {"mixer": {"kind": "mamba", "d_state": 4}}
+MODELS = {
+    "mamba": MAMBA,
+    "reference": {**MAMBA, "memory_alignment": "reference", "bands": "reference68", "targets": ["drums", "bass"]},
+    "mamba2": {"mixer": {"kind": "mamba2", "d_state": 4, "head_dim": 8}},
+    "transformer": {"mixer": {"kind": "transformer"}},
+    "lstm": {"mixer": {"kind": "lstm"}},
+}
+
+
+def replaced(module, name, make):
+    """A fault that replaces ``module.name`` by what ``make`` makes of it."""
+    return lambda patch: patch.setattr(module, name, make(getattr(module, name)))
+
+
+def rounded_half_up(numerator, denominator):
+    return (2 * numerator + denominator) // (2 * denominator) if denominator else 0
+
+
+def mean_over_existing(_):
+    def summary(alignment, tokens, frames):
+        found = pooling.summary_matrix.__wrapped__(alignment, tokens, frames)
+        return found / found.sum(1, keepdims=True)
+
+    return summary
+
+
+def half_up(_):
+    def summary(*arguments):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(pooling, "_round_half_even", rounded_half_up)
+            return pooling.summary_matrix.__wrapped__(*arguments)
+
+    return summary
+
+
+def floored(_):
+    def pool(frames, tokens):
+        matrix = np.zeros((tokens, frames), np.float32)
+        for i in range(tokens):
+            lo, hi = i * frames // tokens, max(i * frames // tokens + 1, (i + 1) * frames // tokens)
+            matrix[i, lo:hi] = 1 / (hi - lo)
+        return matrix
+
+    return pool
+
+
+def interleaved(_):
+    def rotate(x, base):
+        l, e = x.shape[-2:]
+        angle = np.outer(np.arange(l), base ** (-2 * np.arange(e // 2) / e))
+        cos, sin = (torch.as_tensor(f(angle), dtype=x.dtype) for f in (np.cos, np.sin))
+        a, b = x[..., ::2], x[..., 1::2]
+        return torch.stack([a * cos - b * sin, a * sin + b * cos], -1).flatten(-2)
+
+    return rotate
+
+
+def without_bias(_):
+    """Δ without its bias: dt_proj is the only Linear of a Mamba that has one."""
+    return lambda self, x: nn.functional.linear(x, self.weight)
+
+
+#: fault → (model, module that must show it, how it is put in)
+MUTANTS = {
+    "B and C swapped": (
+        "mamba",
+        "Mixer",
+        replaced(mamba, "selective_scan", lambda scan: lambda u, d, A, B, C, D, z: scan(u, d, A, C, B, D, z)),
+    ),
+    "no skip D u": (
+        "mamba",
+        "Mixer",
+        replaced(mamba, "selective_scan", lambda scan: lambda u, d, A, B, C, D, z: scan(u, d, A, B, C, 0 * D, z)),
+    ),
+    "Δ without bias": ("mamba", "Mixer", replaced(layers.Linear, "forward", without_bias)),
+    "ReLU for SiLU after the convolution": (
+        "mamba",
+        "Mixer",
+        replaced(layers, "depthwise_silu", lambda _: lambda *a: torch.relu(layers.depthwise(*a))),
+    ),
+    "zeros on the wrong side": (
+        "mamba",
+        "Mixer",
+        replaced(layers, "depthwise_silu", lambda f: lambda x, w, b, left: f(x, w, b, w.shape[2] - 1 - left)),
+    ),
+    "A without its sign": ("mamba", "Mixer", replaced(mamba, "exp", lambda f: lambda x: -f(x))),
+    "flip forgotten": ("mamba", "Bidirectional", replaced(blocks, "flip", lambda _: lambda x, _axes: x)),
+    "directions the other way about": (
+        "mamba",
+        "Bidirectional",
+        replaced(blocks, "concatenate", lambda f: lambda x, axis: f(x[::-1], axis)),
+    ),
+    "ReLU for SiLU": ("mamba", "SwiGLU", replaced(blocks, "silu_gate", lambda _: lambda a, b: a * torch.relu(b))),
+    "eps 1e-5": (
+        "mamba",
+        "SwiGLU",
+        replaced(layers, "rms_norm", lambda f: lambda x, w, *_: f(x, w, 1e-5)),
+    ),
+    "residual forgotten": ("mamba", "SwiGLU", replaced(blocks.SwiGLU, "forward", lambda f: lambda s, x: f(s, x) - x)),
+    "Linear transposed": (
+        "mamba",
+        "GlobalAttention",
+        replaced(
+            layers.Linear,
+            "forward",
+            lambda f: lambda s, x: x @ s.weight if s.weight.shape[0] == s.weight.shape[1] else f(s, x),
+        ),
+    ),
+    "scores not scaled": (
+        "mamba",
+        "GlobalAttention",
+        replaced(layers, "attention", lambda f: lambda q, k, v: f(q * q.shape[-1] ** 0.5, k, v)),
+    ),
+    "taps of the convolution in reverse": (
+        "mamba",
+        "LocalConv",
+        replaced(layers, "depthwise_silu", lambda f: lambda x, w, b, left: f(x, w.flip(2), b, left)),
+    ),
+    "pairs of frames swapped": (
+        "mamba",
+        "Upsample",
+        replaced(
+            layers.DoublingConv1d, "forward", lambda f: lambda s, x: f(s, x).unflatten(1, (-1, 2)).flip(2).flatten(1, 2)
+        ),
+    ),
+    "skip not normalised": (
+        "mamba",
+        "SkipGate",
+        replaced(
+            blocks.SkipGate,
+            "forward",
+            lambda _: lambda s, x, skip: x + torch.sigmoid(s.gate(torch.cat([s.norm_x(x), skip], -1))) * s.proj(skip),
+        ),
+    ),
+    "gate's halves swapped": (
+        "mamba",
+        "SkipGate",
+        replaced(blocks, "concatenate", lambda f: lambda x, axis: f(x[::-1], axis)),
+    ),
+    "pooling windows that do not overlap": ("mamba", "memory_bank", replaced(blocks, "pool_matrix", floored)),
+    "half rounded up": ("reference", "MemoryAttention", replaced(blocks, "summary_matrix", half_up)),
+    "mean over the tokens that exist": (
+        "reference",
+        "MemoryAttention",
+        replaced(blocks, "summary_matrix", mean_over_existing),
+    ),
+    "phase without π": ("mamba", "MaskHead", replaced(bandsplit, "tanh", lambda f: lambda x: f(x) / np.pi)),
+    "mask of a bin without band 1, not 0.5": (
+        "reference",
+        "MaskHead",
+        replaced(bandsplit, "pad_axis", lambda f: lambda x, axis, right, _: f(x, axis, right, 1.0)),
+    ),
+    "left and right swapped": (
+        "mamba",
+        "BandSplit",
+        replaced(bandsplit, "split_complex", lambda f: lambda x: f(x.flip(1))),
+    ),
+    "band embedding forgotten": (
+        "mamba",
+        "BandSplit",
+        replaced(bandsplit.BandSplit, "forward", lambda f: lambda s, x: f(s, x) - s.embedding),
+    ),
+    "rotary pairs side by side": ("transformer", "Mixer", replaced(transformer, "rotate", interleaved)),
+    "gates in another order": (
+        "lstm",
+        "Mixer",
+        replaced(
+            lstm,
+            "lstm",
+            lambda f: lambda x, *w: f(x, *(p.unflatten(0, (4, -1))[[0, 1, 3, 2]].flatten(0, 1) for p in w)),
+        ),
+    ),
+    "gated norm forgotten": (
+        "mamba2",
+        "Mixer",
+        replaced(layers.RMSNorm, "forward", lambda f: lambda s, x: x if s.eps == mamba2.GATED_NORM_EPS else f(s, x)),
+    ),
+    "states of ones before the first chunk": (
+        "mamba2",
+        "Mixer",
+        replaced(mamba2, "zeros_like", lambda f: lambda x: f(x) + 1),
+    ),
+    "eps of the gated norm ours": (
+        "mamba2",
+        "Mixer",
+        replaced(layers, "rms_norm", lambda f: lambda x, w, _: f(x, w, 1e-6)),
+    ),
+}
+
+
+@pytest.fixture(autouse=True)
+def float64():
+    jax.config.update("jax_enable_x64", True)
+    yield
+    jax.config.update("jax_enable_x64", False)
+
+
+@lru_cache
+def right(model):
+    """What the other twin finds, for all the modules of ``model`` that have a mutant."""
+    names = sorted({module for its, module, _ in MUTANTS.values() if its == model})
+    return comparison.modules_in_jax(configuration(MODELS[model]), "float64", names)
+
+
+@pytest.mark.parametrize("fault", MUTANTS)
+def test_the_suite_sees(fault, monkeypatch):
+    model, module, put_in = MUTANTS[fault]
+    config, found = configuration(MODELS[model]), right(model)[module]
+
+    def caught():
+        wanted = comparison.module_in_torch(module, config, "float64")
+        pairs = (("y", TOLERANCE["block"]), ("d ", TOLERANCE["gradients"]))
+        return any(distance(found, wanted, prefix) > bar["float64"] for prefix, bar in pairs)
+
+    assert not caught()
+    put_in(monkeypatch)
+    assert caught()
+
+
+def test_the_suite_sees_decay_on_everything(monkeypatch):
+    adamw = train._adamw
+
+    def decay_all(weights, config):
+        optimiser = adamw(weights, config)
+        for group in optimiser.param_groups:
+            group["weight_decay"] = config.training.weight_decay
+        return optimiser
+
+    monkeypatch.setattr(train, "_adamw", decay_all)
+    assert steps_apart() > TOLERANCE["steps"]["float64"]
+
+
+def test_the_suite_sees_a_clip_with_an_epsilon(monkeypatch):
+    multiply = torch._foreach_mul_
+    monkeypatch.setattr(torch, "_foreach_mul_", lambda x, factor: multiply(x, factor / (1 + 1e-5)))
+    assert steps_apart() > TOLERANCE["steps"]["float64"]
+
+
+@lru_cache
+def stepped_in_jax():
+    config = configuration(STEPPED)
+    return parity.trained(parity.trainers(config, "float64")[1], config, "float64")[0]
+
+
+def steps_apart():
+    config = configuration(STEPPED)
+    wanted, _ = parity.trained(parity.trainers(config, "float64")[0], config, "float64")
+    return distance(stepped_in_jax(), wanted, "model/")
+
+
+def test_steps_agree_without_a_fault():
+    assert steps_apart() <= TOLERANCE["steps"]["float64"]
+
+
+def test_nothing_stays_put_in():
+    assert torch_impl.blocks.flip is torch.flip

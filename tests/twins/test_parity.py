@@ -1,0 +1,116 @@
+"""The twins against each other, by the measurements of the stage ``parity``: from the same weights the same numbers.
+
+Every two options of the model, mixers included, meet in one of the cases. All are compared in float64, where a
+difference of meaning cannot hide behind rounding; in float32 the modules are, each mixer's too, and two networks.
+"""
+
+import numpy as np
+import pytest
+
+import jax_impl
+import torch_impl
+from ablations import comparison
+from ablations.comparison import DTYPES, TOLERANCE, cases, configuration, distance
+from ablations.stages import parity
+from twinsep.config.mixers import MIXERS
+from twinsep.errors import InputError
+
+CASES = cases()
+
+
+FIRST = next(iter(CASES))
+#: What a mixer, and what the way the memory is read and the number of stems, can change of a module.
+OF_MIXER = ["Bidirectional", "DualPath", "Mixer"]
+OF_MEMORY = ["BandSplit", "DecoderBlock", "MaskHead", "MemoryAttention"]
+
+
+def module_cases():
+    """All modules once, those that a mixer or an option changes once more for each."""
+    out, seen = [(FIRST, None)], {FIRST.split("; ")[0]}
+    for name in CASES:
+        mixer, *options = name.split("; ")
+        if mixer not in seen:
+            out.append((name, OF_MIXER))
+        elif mixer == FIRST.split("; ")[0] and "reference" in options:
+            out.append((name, OF_MEMORY))
+        seen.add(mixer)
+    return [pytest.param(case, names, dtype, id=f"{case} {dtype}") for case, names in out for dtype in DTYPES]
+
+
+@pytest.mark.parametrize(("case", "names", "dtype"), module_cases(), indirect=["dtype"])
+def test_each_module_forward_and_backward(case, names, dtype):
+    config = configuration(CASES[case])
+    found = comparison.modules_in_jax(config, dtype, names)
+    assert set(found) == set(names or comparison.modules(config))
+    for name, arrays in found.items():
+        wanted = comparison.module_in_torch(name, config, dtype)
+        assert arrays["y"].dtype == wanted["y"].dtype == dtype
+        assert distance(arrays, wanted, "y") <= TOLERANCE["block"][dtype], name
+        assert distance(arrays, wanted, "d ") <= TOLERANCE["gradients"][dtype], name
+
+
+NETWORKS = [(case, "float64", True) for case in CASES]
+NETWORKS += [
+    (case, "float32", True) for case in CASES if case.startswith(("mamba, one direction", "transformer; aligned"))
+]
+#: Without JAX's kernels, whose loops are PyTorch's too.
+NETWORKS += [(FIRST, dtype, False) for dtype in DTYPES]
+
+
+@pytest.mark.parametrize(("case", "dtype", "kernels"), NETWORKS, indirect=["dtype"])
+def test_the_network_and_its_gradients_through_the_full_loss(case, dtype, kernels):
+    config = configuration(CASES[case])
+    draws = [(comparison.QUIET, seed) for seed in range(3)]
+    computed = comparison.network_in_jax(config, dtype, draws, kernels=kernels)
+    for found, wanted in zip(computed, comparison.network_in_torch(config, dtype, draws), strict=True):
+        assert found["y"].dtype == dtype
+        assert distance(found, wanted, "y") <= TOLERANCE["network"][dtype]
+        assert distance(found, wanted, "loss") <= TOLERANCE["network"][dtype]
+        assert distance(found, wanted, "d input") <= TOLERANCE["gradients"][dtype]
+        assert distance(found, wanted, "d ") <= TOLERANCE["gradients"][dtype]
+        name, worst = comparison.worst_leaf(found, wanted)
+        assert worst <= 30 * TOLERANCE["gradients"][dtype], name
+
+
+def test_the_cases_cover_every_two_options():
+    product = [name.split("; ") for name in CASES if len(name.split("; ")) == 4]
+    seen = set().union(*map(comparison.pairs, product))
+    options = [{case[i] for case in product} for i in range(4)]
+    assert options[0] == set(MIXERS)
+    assert len(seen) == sum(len(a) * len(b) for i, a in enumerate(options) for b in options[i + 1 :])
+
+
+#: The smallest network: an optimiser does not see what its weights are for.
+STEPPED = {"mixer": {"kind": "conv", "kernel": 3}, "memory_tokens": [0, 0, 0, 0]}
+
+
+@pytest.mark.parametrize("dtype", DTYPES, indirect=True)
+def test_ten_optimiser_steps_and_the_average(dtype):
+    config = configuration(STEPPED)
+    found = parity.training_distance(config, dtype)
+    assert found["parameters"] <= TOLERANCE["steps"][dtype]
+    assert found["average"] <= TOLERANCE["steps"][dtype]
+    assert found["first moments"] <= 100 * TOLERANCE["steps"][dtype]
+
+
+def test_a_song_separated():
+    config = configuration({"mixer": {"kind": "mamba", "d_state": 4}})
+    assert parity.song_snr(config) >= comparison.SONG_SNR_DB
+
+
+def test_distance_sees_names_shapes_and_values():
+    a = {"d x": np.ones(3), "y": np.zeros(2)}
+    assert distance(a, a) == 0
+    assert distance({"d x": np.ones(3)}, a) == np.inf
+    assert distance({**a, "d x": np.ones(4)}, a) == np.inf
+    assert distance({**a, "d x": np.array([1, 1, 1.3])}, a, "d ") == pytest.approx(0.3 / 3**0.5)
+
+
+def test_load_of_a_preset_and_of_nothing():
+    model = jax_impl.load("tiny", seed=1)
+    assert model.stems == ("instrumental",)
+    assert model.parameter_count == torch_impl.load("tiny").parameter_count
+    with pytest.raises(InputError, match="does not exist"):
+        jax_impl.load("no-such-thing")
+    with pytest.raises(InputError, match="cannot be used here"):
+        jax_impl.load("tiny", device="nonsense")

@@ -1,0 +1,39 @@
+"""Memory that is freed and taken again, counted in page faults."""
+
+import platform
+import subprocess
+import sys
+
+import pytest
+
+CODE = """
+import resource
+import sys
+from twinsep.utils.backend import keep_freed_memory
+
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+def activations():
+    blocks = [b"x" * (int(sys.argv[2]) << 20) for _ in range(20)]
+
+if sys.argv[1] == "keep":
+    keep_freed_memory()
+activations()
+before = faults()
+for _ in range(5):
+    activations()
+print(faults() - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library than glibc is left alone")
+@pytest.mark.parametrize("mib", [2, 40])  # above 32 MiB glibc would map each block by itself, whatever its threshold
+def test_freed_memory_is_used_again(mib):
+    counts = {
+        how: int(subprocess.run([sys.executable, "-c", CODE, how, str(mib)], capture_output=True, check=True).stdout)
+        for how in ("keep", "default")
+    }
+    pages = 5 * 20 * 256 * mib
+    assert counts["keep"] < pages / 20
+    assert counts["default"] > pages / 2  # or nothing was gained

@@ -1,0 +1,24 @@
+"""Sound files: reading, writing, resampling, tags and spectrograms. A waveform is float32 (C, S), full scale ±1."""
+
+from twinsep.audio.reading import AudioInfo, blocks, info, open_audio, read, read_segment, verify
+from twinsep.audio.resampling import resample
+from twinsep.audio.source import BLOCK, AudioSource
+from twinsep.audio.writing import FORMATS, FilePath, Writer, write, writer
+
+__all__ = [
+    "BLOCK",
+    "FORMATS",
+    "AudioInfo",
+    "AudioSource",
+    "FilePath",
+    "Writer",
+    "blocks",
+    "info",
+    "open_audio",
+    "read",
+    "read_segment",
+    "resample",
+    "verify",
+    "write",
+    "writer",
+]

@@ -1,0 +1,123 @@
+"""The rules that make the band tables, for any STFT grid.
+
+Every rule except mel72's is integer arithmetic, so that no edge depends on rounding. Symbols: F = n_fft/2 + 1 bins, sr
+the sample rate in Hz, bin k at k·sr/n_fft Hz.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+
+import numpy as np
+
+from twinsep.errors import InputError
+
+#: Hz at which the stretches of ``vocal72`` and ``reference68`` begin, and their bands.
+_STRETCH_HZ = (0, 80, 250, 500, 2000, 4000, 8000)
+_VOCAL_BANDS = (2, 8, 12, 24, 12, 8, 6)
+_REFERENCE_BANDS = (2, 12, 12, 20, 12, 8, 6)
+#: BS-RoFormer's widths in bins (Lu et al. 2023, arXiv 2309.02612, section 4.2 and its published code).
+_ROFORMER_WIDTHS = (2,) * 24 + (4,) * 12 + (12,) * 8 + (24,) * 8 + (48,) * 8 + (128, 129)
+#: BSRNN's V7: edges in Hz (Luo and Yu 2022, arXiv 2209.15174, section 4.3); the rest is the last band.
+_BSRNN_HZ = (
+    *range(0, 1000, 100),
+    *range(1000, 4000, 250),
+    *range(4000, 8000, 500),
+    *range(8000, 16_000, 1000),
+    *range(16_000, 20_001, 2000),
+)
+
+
+def _split(lo: int, hi: int, bands: int) -> list[int]:
+    """Lower edges lo + ⌊i·n/b⌋ of ``bands`` bands over the n bins [lo, hi); equal ones mean empty bands."""
+    return [lo + i * (hi - lo) // bands for i in range(bands)]
+
+
+def _stretch_starts(n_fft: int, sample_rate: int) -> list[int]:
+    return [hz * n_fft // sample_rate for hz in _STRETCH_HZ]
+
+
+def _vocal72(n_fft: int, sample_rate: int) -> list[int]:
+    """Single bins from 80 to 500 Hz, where a voice has its fundamental; wider and wider above."""
+    ends = [*_stretch_starts(n_fft, sample_rate), n_fft // 2 + 1]
+    edges = [e for (lo, hi), b in zip(pairwise(ends), _VOCAL_BANDS, strict=True) for e in _split(lo, hi, b)]
+    return [*edges, ends[-1]]
+
+
+def _merged(by: int) -> Callable[[int, int], list[int]]:
+    """``vocal72`` with its neighbours merged ``by`` at a time."""
+    return lambda n_fft, sample_rate: _vocal72(n_fft, sample_rate)[::by]
+
+
+def _reference68(n_fft: int, sample_rate: int) -> list[int]:
+    """The reference's table: 72 bands asked for, the empty ones dropped, the Nyquist bin left out."""
+    ends = [*_stretch_starts(n_fft, sample_rate), (sample_rate // 2) * n_fft // sample_rate]
+    edges: list[int] = []
+    for (lo, hi), bands in zip(pairwise(ends), _REFERENCE_BANDS, strict=True):
+        # A set keeps a stretch without bins (lo >= hi) visible: its edge comes back twice, or falls.
+        edges += sorted(set(_split(lo, hi, bands)))
+    return [*edges, ends[-1]]
+
+
+def _uniform72(n_fft: int, sample_rate: int) -> list[int]:  # noqa: ARG001  the rules share a signature
+    return [i * (n_fft // 2 + 1) // 72 for i in range(73)]
+
+
+def _mel72(n_fft: int, sample_rate: int) -> list[int]:
+    """Equal steps on the mel scale 2595·log10(1 + f/700), each band at least one bin wide."""
+    step = np.log10(1 + sample_rate / 1400) / 72
+    edges = [0]
+    for i in range(1, 72):
+        nearest = int(np.floor(700 * (10 ** (i * step) - 1) * n_fft / sample_rate + 0.5))
+        edges.append(max(edges[-1] + 1, nearest))
+    return [*edges, n_fft // 2 + 1]
+
+
+def _bsroformer62(n_fft: int, sample_rate: int) -> list[int]:  # noqa: ARG001
+    """A literal list of widths: it sums to 1,025, so it exists for no other F (see :func:`build`)."""
+    return [0, *np.cumsum(_ROFORMER_WIDTHS).tolist()]
+
+
+def _bsrnn41(n_fft: int, sample_rate: int) -> list[int]:
+    # ⌊f·n_fft/sr + ½⌋ in integers.
+    return [(2 * hz * n_fft + sample_rate) // (2 * sample_rate) for hz in _BSRNN_HZ] + [n_fft // 2 + 1]
+
+
+_RULES: dict[str, Callable[[int, int], list[int]]] = {
+    "vocal72": _vocal72,
+    "reference68": _reference68,
+    "uniform72": _uniform72,
+    "mel72": _mel72,
+    "bsroformer62": _bsroformer62,
+    "bsrnn41": _bsrnn41,
+    "vocal36": _merged(2),
+    "vocal18": _merged(4),
+}
+
+
+#: Names of all tables, the default first.
+NAMES: tuple[str, ...] = tuple(_RULES)
+
+
+def build(name: str, n_fft: int, sample_rate: int) -> np.ndarray:
+    """The table ``name`` made by its rule: (K, 2) int64, half-open bin ranges.
+
+    ``n_fft`` in samples (even), ``sample_rate`` in Hz. Raises :class:`InputError` for an unknown
+    name, a grid that is none, or one on which the rule leaves a band without bins.
+    """
+    if name not in _RULES:
+        raise InputError(f"unknown band table {name!r}; known: {', '.join(NAMES)}")
+    if n_fft < 2 or n_fft % 2 or sample_rate < 1:
+        raise InputError(f"band tables need an even n_fft and a positive sample rate, not {n_fft} and {sample_rate}")
+    edges = np.asarray(_RULES[name](n_fft, sample_rate), dtype=np.int64)
+    if edges[-1] > n_fft // 2 + 1 or (name == "bsroformer62" and edges[-1] != n_fft // 2 + 1):
+        raise InputError(
+            f"band table {name!r} lists {edges[-1]} bins, but n_fft {n_fft} has {n_fft // 2 + 1}; use another table"
+        )
+    if np.any(np.diff(edges) < 1):
+        raise InputError(
+            f"band table {name!r} would have empty bands at n_fft {n_fft} and {sample_rate} Hz; "
+            "use a larger n_fft or another table"
+        )
+    return np.stack([edges[:-1], edges[1:]], axis=1)

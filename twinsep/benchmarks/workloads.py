@@ -1,0 +1,122 @@
+"""Computations that a worker makes ready and then calls again and again: each function gives one, without arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from twinsep.config import from_dict
+from twinsep.utils.backend import twin
+
+Compute = Callable[[], Any]
+
+
+def noise(*shape: int, seed: int) -> np.ndarray:
+    """White noise of 0.1 rms in float32."""
+    return (0.1 * np.random.default_rng(seed).standard_normal(shape)).astype(np.float32)
+
+
+def scan(framework: str, shape: list[int], way: str, backward: bool) -> Compute:
+    """The selective scan at (b, l, e, n), forward, or forward and all gradients.
+
+    ``way`` is "default", "definition", one of those that JAX has in chunks, or in PyTorch another package's, see
+    ``torch_impl/baselines/scans.py``.
+    """
+    module = twin(framework, "scan")
+    named = {"default": module.selective_scan, "definition": module.selective_scan_sequential}
+    if framework == "torch" and way not in named:
+        function = twin("torch", "baselines.scans").scan_of(way)
+    else:
+        function = named.get(way) or partial(module.selective_scan_chunked, frames=way)
+    b, l, e, n = shape
+    u, z, dy = (noise(b, l, e, seed=seed) for seed in range(3))
+    B, C = noise(b, l, n, seed=3), noise(b, l, n, seed=4)
+    delta, A = np.abs(noise(b, l, e, seed=5)), -1 - np.abs(noise(e, n, seed=6))
+    prepare = {"torch": _scan_in_torch, "jax": _scan_in_jax}[framework]
+    return prepare(function, [u, delta, A, B, C, noise(e, seed=7), z], dy, backward)
+
+
+def _scan_in_torch(function: Any, arrays: list[np.ndarray], dy: np.ndarray, backward: bool) -> Compute:
+    import torch
+
+    inputs, dy_t = [torch.from_numpy(x).requires_grad_(backward) for x in arrays], torch.from_numpy(dy)
+    return lambda: torch.autograd.grad(function(*inputs), inputs, dy_t) if backward else function(*inputs)
+
+
+def _scan_in_jax(function: Any, arrays: list[np.ndarray], dy: np.ndarray, backward: bool) -> Compute:
+    import jax
+
+    inputs, dy_j = jax.block_until_ready(jax.device_put((arrays, dy)))
+    forward = jax.jit(function)
+    both = jax.jit(lambda inputs, dy: jax.vjp(function, *inputs)[1](dy))
+    return lambda: jax.block_until_ready(both(inputs, dy_j) if backward else forward(*inputs))
+
+
+def block(framework: str, config: dict[str, Any], frames: int, backward: bool, looped: bool = False) -> Compute:
+    """A dual-path block on all bands of ``frames`` frames of noise; ``looped`` replaces Mamba's scan by its definition,
+    which PyTorch computes frame after frame."""
+    model = from_dict(config).model
+    module = twin(framework, "blocks").DualPath(model)
+    twin(framework, "layers").initialise(module, 0)
+    shape = (1, len(model.band_table), frames, model.d_model)
+    arrays = noise(*shape, seed=0), noise(*shape, seed=1)
+    if looped:
+        mixer: Any = twin(framework, "mixers.mamba")
+        mixer.selective_scan = twin(framework, "scan").selective_scan_sequential
+    if framework == "torch":
+        import torch
+
+        if backward:
+            return layer_in_torch(module, *arrays, ahead=False)()
+        x = torch.from_numpy(arrays[0])
+        return torch.inference_mode()(lambda: module(x))
+    import jax
+    from flax import nnx
+
+    if backward:
+        return layer_in_jax(module, *arrays)()
+    definition, weights = nnx.split(module)
+    forward = jax.jit(lambda weights, x: nnx.merge(definition, weights)(x))
+    weights, x_j = jax.block_until_ready((weights, jax.device_put(arrays[0])))
+    return lambda: jax.block_until_ready(forward(weights, x_j))
+
+
+def layer_in_torch(module: Any, x: np.ndarray, dy: np.ndarray, *, ahead: bool = True) -> Callable[[], Compute]:
+    """Forward and gradients, after a call on eight frames of one sequence if ``ahead``."""
+    import torch
+
+    x_t, dy_t = torch.from_numpy(x).requires_grad_(), torch.from_numpy(dy)
+
+    def both(x: Any, dy: Any) -> Any:
+        y = module(x)
+        return y, torch.autograd.grad(y, [x, *module.parameters()], dy)
+
+    def prepare() -> Compute:
+        if ahead:
+            both(x_t[:1, :8], dy_t[:1, :8])
+        return lambda: both(x_t, dy_t)
+
+    return prepare
+
+
+def layer_in_jax(module: Any, x: np.ndarray, dy: np.ndarray) -> Callable[[], Compute]:
+    """Forward and gradients, compiled by the call that gives them, the kernels by one on eight frames of a sequence."""
+    import jax
+    from flax import nnx
+
+    definition, weights = nnx.split(module)
+    arguments = jax.block_until_ready((weights, *jax.device_put((x, dy))))
+
+    def both(weights: Any, x: Any, dy: Any) -> Any:
+        y, pull = jax.vjp(lambda weights, x: nnx.merge(definition, weights)(x), weights, x)
+        return y, pull(dy)
+
+    def prepare() -> Compute:
+        jax.block_until_ready(jax.jit(both)(arguments[0], x[:1, :8], dy[:1, :8]))  # the kernels
+        compiled = jax.jit(both).lower(*arguments).compile()
+        return lambda: jax.block_until_ready(compiled(*arguments))
+
+    return prepare

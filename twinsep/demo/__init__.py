@@ -1,0 +1,1 @@
+"""The page that ``twinsep demo`` opens, and the queue of its songs."""

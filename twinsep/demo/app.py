@@ -1,0 +1,243 @@
+"""What ``twinsep demo`` does: a page in the browser that separates songs on this machine and keeps none of them."""
+
+# Annotations are evaluated here: Gradio reads them, and does not find names that a function imports.
+import html
+import importlib.util
+import ipaddress
+import os
+import signal
+import socket
+import sys
+import tempfile
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+import twinsep
+from twinsep.audio import spectrogram
+from twinsep.demo.jobs import JobCancelled, JobQueue
+from twinsep.errors import InputError, TwinsepError
+from twinsep.separation import batch, reporters
+from twinsep.utils.env import temporary_env
+
+if TYPE_CHECKING:
+    import gradio
+
+_SWEEP_SECONDS = 60.0
+_WORDS = """# twinsep
+Drop a song to hear it without its vocals, and the vocals without the rest. It is separated by {model} on this machine,
+and what you upload is deleted when you close the page, or after an hour."""
+
+
+def serve(
+    *,
+    checkpoint: Path | None,
+    framework: str,
+    device: str,
+    host: str = "127.0.0.1",
+    port: int = 7860,
+    open_browser: bool = True,
+    limit_mb: int = 200,
+) -> None:
+    """Serve the page on ``host`` and ``port`` until Ctrl-C or SIGTERM; call it in the main thread.
+
+    Uploads are of ``limit_mb`` megabytes at most. Files are kept below one temporary folder, which goes when this
+    returns. Raises :class:`InputError` where Gradio or matplotlib is not installed, for an address that cannot be
+    taken, a limit below 1, and as :func:`twinsep.load` does.
+    """
+    _require()
+    if limit_mb < 1:
+        raise InputError(f"a limit of {limit_mb} MB lets no song through; give 1 or more")
+    is_local = _check_address(host, port)
+    with reporters.open_reporter(as_json=False) as reporter:
+        weights = batch.choose_checkpoint(checkpoint, reporter)
+        separator = twinsep.load(weights, framework, device=device)
+    with tempfile.TemporaryDirectory(prefix="twinsep-demo-") as folder, temporary_env(_environment(folder, host)):
+        jobs = JobQueue(separator, Path(folder))
+        page = build_page(jobs, f"{weights.name} ({framework}, {device})")
+        try:
+            _launch(page, host, port, limit_mb)
+            _wait(jobs, _address(host, port), is_local=is_local, open_browser=open_browser)
+        finally:
+            page.close(verbose=False)
+            jobs.close()
+
+
+def _require() -> None:
+    spectrogram.require_matplotlib()
+    # Not imported yet: it makes a folder as it is.
+    if importlib.util.find_spec("gradio") is None:
+        raise InputError("the page needs the package gradio; install it with: pip install 'twinsep[demo]'")
+
+
+# ---------------------------------------------------------------------------- the page
+
+
+def build_page(jobs: JobQueue, model: str) -> "gradio.Blocks":
+    """The page: a place to drop a song, three players side by side, two files to download and the picture."""
+    import gradio as gr
+
+    with gr.Blocks(title="twinsep", analytics_enabled=False) as page:
+        gr.Markdown(_WORDS.format(model=html.escape(model)))
+        song = gr.File(label="Song", elem_id="song", height=150)
+        status = gr.HTML(elem_id="status", min_height=24)
+        with gr.Column(visible=False, elem_id="result") as result:
+            with gr.Row():
+                players = [
+                    gr.Audio(label=name, buttons=[], interactive=False, elem_id=name.lower(), min_width=190)
+                    for name in ("Mixture", "Instrumental", "Vocals")
+                ]
+            with gr.Row():
+                files = [
+                    gr.DownloadButton(f"Download {stem}", variant="primary", elem_id=f"download-{stem}")
+                    for stem in ("instrumental", "vocals")
+                ]
+            picture = gr.Image(
+                show_label=False,
+                alt_text="Spectrograms of mixture, instrumental and vocals, and the mask",
+                type="filepath",
+                format="png",
+                interactive=False,
+                buttons=["fullscreen"],
+            )
+        outputs = [status, result, *players, *files, picture]
+        bar = gr.Progress()
+
+        def separate(song: str, request: gr.Request, progress: gr.Progress = bar) -> list[Any]:
+            def reading(done: int, total: int) -> None:
+                if done < total:
+                    progress(done / total, desc="reading")
+                else:
+                    progress(0.0, desc="separating")
+
+            def separating(done: int, total: int) -> None:
+                progress(done / total, desc="separating")
+
+            try:
+                made = jobs.separate(str(request.session_hash), Path(song), reading=reading, separating=separating)
+            except JobCancelled:
+                return [gr.skip()] * len(outputs)
+            except (TwinsepError, OSError) as error:
+                sentence = str((error.strerror if isinstance(error, OSError) else None) or error)
+                return [_alert(sentence), *[gr.skip()] * (len(outputs) - 1)]
+            notes = "".join(f"<p>{html.escape(note)}</p>" for note in made.notes)
+            stems = [str(made.instrumental), str(made.vocals)]
+            return [notes, gr.Column(visible=True), str(made.mixture), *stems, *stems, str(made.picture)]
+
+        def forget(request: gr.Request) -> None:
+            jobs.forget(str(request.session_hash))
+
+        def clear(request: gr.Request) -> list[Any]:
+            forget(request)
+            return ["", gr.Column(visible=False), *[None] * (len(outputs) - 2)]
+
+        song.upload(
+            separate,
+            song,
+            outputs,
+            show_progress_on=status,
+            concurrency_limit=1,
+            trigger_mode="multiple",
+            api_visibility="private",
+        )
+        song.clear(clear, None, outputs, show_progress="hidden", api_visibility="private")
+        page.unload(forget)
+    return page.queue(api_open=False)
+
+
+def _alert(sentence: str) -> str:
+    return f'<p role="alert" style="color: var(--error-text-color); font-weight: 600">{html.escape(sentence)}</p>'
+
+
+# ---------------------------------------------------------------------------- the server
+
+
+def _launch(page: "gradio.Blocks", host: str, port: int, limit_mb: int) -> None:
+    import gradio as gr
+
+    try:
+        page.launch(
+            server_name=f"[{host}]" if ":" in host else host,
+            server_port=port,
+            share=False,
+            inbrowser=False,
+            inline=False,
+            prevent_thread_lock=True,
+            quiet=True,
+            show_error=False,
+            max_file_size=f"{limit_mb}mb",
+            run_history=False,
+            enable_monitoring=False,
+            footer_links=[],
+            ssr_mode=False,
+            pwa=False,
+            mcp_server=False,
+            theme=gr.themes.Default(),  # of fonts that come with Gradio
+        )
+    except OSError as error:  # somebody was quicker than we
+        raise _taken(host, port) from error
+
+
+def _wait(jobs: JobQueue, address: str, *, is_local: bool, open_browser: bool) -> None:
+    """Return after Ctrl-C or SIGTERM; until then remove now and then what is old."""
+    console = Console(stderr=True)
+    if not is_local:
+        console.print(
+            "warning: everyone who reaches this machine can use the page; without --host only this machine does",
+            soft_wrap=True,
+        )
+    console.print(f"the page is at {address} until you press Ctrl-C", soft_wrap=True, highlight=False)
+    # Without a screen there are browsers that would take the terminal.
+    if open_browser and (sys.platform != "linux" or {"DISPLAY", "WAYLAND_DISPLAY"} & set(os.environ)):
+        import webbrowser
+
+        webbrowser.open(address)
+    ended = threading.Event()
+    before = {number: signal.signal(number, lambda *_: ended.set()) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        while not ended.wait(_SWEEP_SECONDS):
+            jobs.sweep()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _check_address(host: str, port: int) -> bool:
+    """Whether ``host`` is this machine alone; raises :class:`InputError` for an address that cannot be taken."""
+    if not 1 <= port <= 65_535:
+        raise InputError(f"--port {port} is no port; give 1 to 65535")
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    except (OSError, UnicodeError) as error:
+        raise InputError(f"--host {host} is no address; 127.0.0.1 is that of this machine alone") from error
+    with socket.socket(family, kind) as trial:
+        trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a page that has just ended is no obstacle
+        try:
+            trial.bind(address)
+        except PermissionError as error:
+            raise InputError(f"port {port} is not allowed to you; give another one by --port, such as 7861") from error
+        except OSError as error:
+            raise _taken(host, port) from error
+    return ipaddress.ip_address(str(address[0]).split("%")[0]).is_loopback
+
+
+def _taken(host: str, port: int) -> InputError:
+    other = port + 1 if port < 65_535 else 7860
+    return InputError(
+        f"port {port} of {host} is in use or not of this machine; give another one by --port, such as {other}"
+    )
+
+
+def _address(host: str, port: int) -> str:
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"http://[{host}]:{port}/" if ":" in host else f"http://{host}:{port}/"
+
+
+def _environment(folder: str, host: str) -> dict[str, str]:
+    """Where Gradio keeps files, that it tells nobody of us, and that it asks no proxy for its own page."""
+    values = {"GRADIO_TEMP_DIR": folder, "GRADIO_ANALYTICS_ENABLED": "False"}
+    for name in ("no_proxy", "NO_PROXY"):
+        values[name] = ",".join(filter(None, [os.environ.get(name), host, "localhost", "127.0.0.1"]))
+    return values

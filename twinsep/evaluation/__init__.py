@@ -1,0 +1,1 @@
+"""Scores on whole songs: trained models, floors and ceilings, and museval's metrics."""

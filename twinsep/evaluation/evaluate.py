@@ -1,0 +1,194 @@
+"""Scores of a system on whole songs: per track and stem, in long form, with floors and a ceiling.
+
+What is not defined on a track (see :mod:`twinsep.metrics`) is null in the files, left out of means and
+medians over tracks, and not counted in their ``n``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import multiprocessing
+import os
+from collections.abc import Iterable
+from concurrent.futures import Future, ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from twinsep import metrics
+from twinsep.config import Config, ModelConfig
+from twinsep.data import dataset
+from twinsep.errors import InputError
+from twinsep.evaluation import systems
+from twinsep.evaluation.systems import System
+from twinsep.separation import separator
+from twinsep.utils import progress
+from twinsep.utils.files import write_json
+
+Record = dict[str, Any]
+UNITS = {"leakage": "dB re mixture"}
+
+
+def score_songs(
+    system: System,
+    config: ModelConfig,
+    root: str,
+    splits: Iterable[str],
+    *,
+    museval: bool = False,
+    report: progress.ProgressCallback | None = None,
+) -> list[Record]:
+    """Records {split, track, target, metric, value, unit} of every track and stem; an undefined value is None.
+
+    The stems are the configured targets and, where there is one target, the rest of the mixture
+    ("vocals"). museval's SDR, SIR, SAR and ISR (medians over its frames) need every stem and take most of
+    the time, so they are asked for. Raises :class:`InputError` for missing data and for an estimate of
+    another length than its song.
+    """
+    rate, targets = config.sample_rate, config.targets
+    songs = [(split, t) for split in splits for t in dataset.tracks(root, split, sample_rate=rate, targets=targets)]
+    records: list[Record] = []
+    pending: list[tuple[str, str, list[str], Future]] = []
+    with _pool(museval) as pool:
+        for done, (split, song) in enumerate(songs):
+            mixture = song.read("mixture")
+            truths, estimates = _stems(system, config, song, mixture)
+            for target in truths:
+                values = score_stem(estimates[target], truths[target], mixture, config.sample_rate)
+                records += [_record(split, song.name, target, metric, value) for metric, value in values.items()]
+            if pool:
+                stacks = [np.stack(list(stems.values())) for stems in (truths, estimates)]
+                job = pool.submit(_museval_medians, *stacks, config.sample_rate)
+                pending.append((split, song.name, list(truths), job))
+            if report:
+                report(done + 1, len(songs) + len(songs) * museval)
+        for done, (split, name, stems, job) in enumerate(pending):
+            for metric, values in job.result().items():
+                records += [_record(split, name, t, metric, v) for t, v in zip(stems, values, strict=True)]
+            if report:
+                report(len(songs) + done + 1, 2 * len(songs))
+    return sorted(records, key=lambda r: (r["split"], r["track"], r["target"], r["metric"]))
+
+
+def score_stem(estimate: np.ndarray, truth: np.ndarray, mixture: np.ndarray, sample_rate: int) -> dict[str, float]:
+    """Our own metrics of one stem (2, s), in float64."""
+    estimate, truth, mixture = (x.astype(np.float64) for x in (estimate, truth, mixture))
+    return {
+        "csdr": float(metrics.csdr(estimate, truth, sample_rate=sample_rate)),
+        "usdr": float(metrics.usdr(estimate, truth)),
+        "si_sdr": float(metrics.si_sdr(estimate, truth)),
+        "leakage": float(metrics.leakage(estimate, truth, mixture, sample_rate=sample_rate)),
+    }
+
+
+def _stems(
+    system: System, config: ModelConfig, song: dataset.Track, mixture: np.ndarray
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    estimates = system(song, mixture)
+    truths = {target: song.read(target) for target in config.targets}
+    for target, estimate in estimates.items():
+        if estimate.shape != mixture.shape:
+            raise InputError(f"{song.name}: {target} has shape {estimate.shape}, the song {mixture.shape}")
+    if config.targets == ("instrumental",):
+        estimates = estimates | {"vocals": mixture - estimates["instrumental"]}
+        truths["vocals"] = song.read("vocals")
+    return truths, estimates
+
+
+def _museval_medians(truths: np.ndarray, estimates: np.ndarray, sample_rate: int) -> dict[str, list[float]]:
+    """museval's four figures per stem, medians over 1-s frames; (stems, 2, s) in. NaN for a song with a stem that is
+    silent throughout, on which museval is not defined."""
+    from twinsep.evaluation.bss_eval import bss_eval
+
+    if not np.abs(truths).max((1, 2)).all() or not np.abs(estimates).max((1, 2)).all():
+        return {f"museval_{name}": [math.nan] * len(truths) for name in ("sdr", "isr", "sir", "sar")}
+    framewise = bss_eval(truths, estimates, sample_rate=sample_rate)
+    return {
+        f"museval_{name.lower()}": [float(np.nanmedian(v)) if np.isfinite(v).any() else math.nan for v in values]
+        for name, values in framewise.items()
+    }
+
+
+def _pool(wanted: bool) -> Any:
+    if not wanted:
+        return contextlib.nullcontext()
+    # Spawned, so that no thread of a framework is forked; one BLAS thread each is fastest for two stems.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    return ProcessPoolExecutor(os.cpu_count(), mp_context=multiprocessing.get_context("spawn"))
+
+
+def _record(split: str, track: str, target: str, metric: str, value: float) -> Record:
+    # Four decimals: more would differ from processor to processor.
+    kept = round(value, 4) if math.isfinite(value) else None
+    return {
+        "split": split,
+        "track": track,
+        "target": target,
+        "metric": metric,
+        "value": kept,
+        "unit": UNITS.get(metric, "dB"),
+    }
+
+
+# ---------------------------------------------------------------------------- results
+
+
+def summarise(records: Iterable[Record]) -> dict[str, Any]:
+    """{split: {target: {metric: {median, mean, n}}}} over tracks, undefined values left out and not counted."""
+    groups: dict[tuple[str, str, str], list[float]] = {}
+    for r in records:
+        value = math.nan if r["value"] is None else r["value"]
+        groups.setdefault((r["split"], r["target"], r["metric"]), []).append(value)
+    summary: dict[str, Any] = {}
+    for (split, target, metric), values in groups.items():
+        over = metrics.aggregate(np.asarray(values))
+        rounded = {k: (round(v, 4) if math.isfinite(v) else None) for k, v in over.items()}
+        summary.setdefault(split, {}).setdefault(target, {})[metric] = rounded
+    return summary
+
+
+def evaluate(
+    system: str,
+    config: Config | None,
+    *,
+    out: Path,
+    root: Path | None,
+    splits: list[str] | None,
+    museval: bool,
+    overlap: float,
+    segment: float | None,
+    framework: str,
+    device: str,
+) -> None:
+    """The command: score a checkpoint, or a baseline under ``config``, and write ``metrics.json`` (every record)
+    and ``summary.json`` (over tracks) into ``out``. Without ``splits`` those of :func:`twinsep.data.scored_splits`."""
+    if config is None:
+        loaded = separator.load(system, framework, device=device, segment=segment, overlap=overlap)
+        config = loaded.config
+        folder = config.data.root if root is None else str(root)
+        scored = systems.model_system(loaded.model, config.model, loaded.chunking)
+    else:
+        folder = config.data.root if root is None else str(root)
+        with progress.progress_bar("fitting" if system == "band_gain" else "preparing") as report:
+            scored = systems.baseline_system(system, config.model, folder, report)
+    chosen = splits or dataset.scored_splits(folder)
+    with progress.progress_bar("evaluating") as report:
+        records = score_songs(scored, config.model, folder, chosen, museval=museval, report=report)
+    summary = summarise(records)
+    write_json(out / "metrics.json", records)
+    write_json(out / "summary.json", summary)
+    _print(summary)
+
+
+def _print(summary: dict[str, Any]) -> None:
+    table = Table("split", "stem", "metric", "median", "mean", "tracks")
+    for split, stems in summary.items():
+        for stem, scores in stems.items():
+            for metric, over in scores.items():
+                cells = ["–" if over[k] is None else f"{over[k]:.2f}" for k in ("median", "mean")]
+                table.add_row(split, stem, metric, *cells, str(over["n"]))
+    Console().print(table)

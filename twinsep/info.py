@@ -1,0 +1,175 @@
+"""What ``twinsep info`` does: what is installed here, what it can compute on, and which models there are."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from twinsep import checkpoints
+from twinsep.config import PRESETS
+from twinsep.errors import InputError
+from twinsep.utils import provenance
+from twinsep.utils.backend import TWINS, twin
+
+#: Where models lie in the folder that the command is called in.
+RUNS, RELEASED = Path("results/runs"), Path("results/released")
+#: Name of a column, split, metric and statistic of the score in it.
+SCORES = (("uSDR, mean", "usdr", "mean"), ("cSDR, median", "csdr", "median"))
+Record = dict[str, Any]
+
+
+def print_info(json_: bool = False) -> None:
+    """Print versions, frameworks, presets and the checkpoints under ``results``: as tables, or as one JSON object."""
+    found = collect()
+    if json_:
+        print(json.dumps(found, indent=1, ensure_ascii=False))
+    else:
+        _print(found)
+
+
+def collect() -> Record:
+    """{"versions", "frameworks", "presets", "checkpoints"}, as JSON types. Where something is not there or does not
+    work, a sentence under "error" stands in its place."""
+    described = provenance.describe("cpu")
+    return {
+        "versions": {key: described[key] for key in ("commit", "platform")} | described["versions"],
+        "frameworks": {name: _framework(name) for name in TWINS},
+        "presets": {name: _preset(name) for name in PRESETS},
+        "checkpoints": [_checkpoint(path) for path in _paths()],
+    }
+
+
+def _framework(name: str) -> Record:
+    """What the twin says of this machine, with its warnings, such as that of kernels that cannot be had."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("always", RuntimeWarning)
+        try:
+            machine = twin(name, "devices").describe_machine()
+        except Exception as error:  # a broken installation fails in any way; the rest is still to be told
+            return {"error": _line(error)}
+    return machine | {"notes": [str(warning.message) for warning in caught]}
+
+
+def _preset(name: str) -> Record:
+    model = PRESETS[name].model
+    return {
+        "parameters": _parameters(name),
+        "bands": model.bands,
+        "mixer": model.mixer.kind,
+        "d_model": model.d_model,
+        "targets": list(model.targets),
+    }
+
+
+def _parameters(name: str) -> int | None:
+    """Counted by the first twin that is installed."""
+    for framework in TWINS:
+        try:
+            return twin(framework, "unet").BandSplitUNet(PRESETS[name]).parameter_count
+        except Exception:  # told of by _framework
+            continue
+    return None
+
+
+def _paths() -> list[Path]:
+    runs = sorted(RUNS.glob("*/best.safetensors"))
+    return runs + sorted(path for path in RELEASED.glob("*") if path.is_dir() or path.suffix == ".safetensors")
+
+
+def _checkpoint(path: Path) -> Record:
+    try:
+        found = checkpoints.read(path, prefixes=())
+        scores = _scores(path if path.is_dir() else path.parent)
+    except InputError as error:
+        return {"path": str(path), "error": _line(error)}
+    model = found.config.model
+    about = {"bands": model.bands, "mixer": model.mixer.kind, "d_model": model.d_model, "targets": list(model.targets)}
+    return {"path": str(path), **about, "step": found.step, "scores": scores}
+
+
+def _scores(folder: Path) -> Record | None:
+    """What ``summary.json`` holds, {split: {stem: {metric: {"mean", "median", "n"}}}}."""
+    path = folder / "summary.json"
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read ({error}); evaluate again") from error
+
+
+# ---------------------------------------------------------------------------- tables
+
+
+def _print(found: Record) -> None:
+    console = Console()
+    for table in (_versions(found), _frameworks(found), _presets(found), _checkpoints(found)):
+        console.print(table)
+    for problem in _problems(found):
+        console.print(problem, soft_wrap=True, markup=False, highlight=False)
+
+
+def _versions(found: Record) -> Table:
+    table = Table("", "version", title="Versions", title_justify="left")
+    for name, version in found["versions"].items():
+        table.add_row(name, version)
+    return table
+
+
+def _frameworks(found: Record) -> Table:
+    table = Table("framework", "device", "", "threads", "selective scan", title="Frameworks", title_justify="left")
+    for name, machine in found["frameworks"].items():
+        for device, what in machine.get("devices", {"–": "cannot be used"}).items():
+            threads = str(machine["threads"]) if device == "cpu" else ""
+            table.add_row(name, device, what, threads, machine.get("scan", {}).get(device.partition(":")[0], ""))
+    return table
+
+
+def _presets(found: Record) -> Table:
+    table = Table("preset", "parameters", "bands", "mixer", "width", title="Presets", title_justify="left")
+    for name, preset in found["presets"].items():
+        count = "–" if preset["parameters"] is None else f"{preset['parameters']:,}"
+        table.add_row(name, count, preset["bands"], preset["mixer"], str(preset["d_model"]))
+    return table
+
+
+def _checkpoints(found: Record) -> Table:
+    columns = ("checkpoint", "bands", "mixer", "width", "step", *(score[0] for score in SCORES))
+    table = Table(*columns, title="Checkpoints", title_justify="left")
+    table.columns[0].overflow = "fold"  # the ends of the names are what tells them apart
+    for record in found["checkpoints"]:
+        cells = [str(record.get(key, "–")) for key in ("bands", "mixer", "d_model", "step")]
+        scores = [_score(record, metric, statistic) for _, metric, statistic in SCORES]
+        table.add_row(Text(record["path"]), *cells, *scores)
+    return table
+
+
+def _problems(found: Record) -> list[str]:
+    frameworks = found["frameworks"].items()
+    return [
+        *(f"{name}: {machine['error']}" for name, machine in frameworks if "error" in machine),
+        *(f"{name}: {note}" for name, machine in frameworks for note in machine.get("notes", [])),
+        *(record["error"] for record in found["checkpoints"] if "error" in record),
+        *([] if found["checkpoints"] else [f"no checkpoints under {RUNS} or {RELEASED}; `dvc repro base` trains one"]),
+    ]
+
+
+def _score(record: Mapping[str, Any], metric: str, statistic: str) -> str:
+    """Of the first stem on the test songs, in dB."""
+    try:
+        return f"{record['scores']['test'][record['targets'][0]][metric][statistic]:.2f}"
+    except (KeyError, TypeError):
+        return "–"
+
+
+def _line(error: Exception) -> str:
+    said = " ".join(str(error).split()) or type(error).__name__
+    return said if isinstance(error, InputError) else f"cannot be used: {type(error).__name__}: {said}"
