@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from twinsep import audio
+from twinsep.audio.formats import AUDIO_EXTENSIONS
 from twinsep.config import SOURCES
 from twinsep.data import paired
 from twinsep.data.augment import STEP
@@ -28,8 +29,6 @@ from twinsep.errors import InputError
 from twinsep.utils import progress
 from twinsep.utils.files import display_path, write_atomically
 
-#: File names that are taken for sound.
-SOUND = {".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a", ".mp4", ".aac", ".aif", ".aiff", ".wma", ".wave"}
 #: So many samples at full scale in a row are a clipped peak; fewer may be chance.
 CLIPPED_RUN = 3
 #: The stems' sum may differ from the mixture by so much of its energy: −40 dB.
@@ -210,7 +209,7 @@ def _guess(file: Path, names: Sequence[str]) -> str:
 
 
 def _sound_files(folder: Path) -> list[Path]:
-    files = (file for file in sorted(folder.iterdir()) if file.suffix.lower() in SOUND and file.is_file())
+    files = (file for file in sorted(folder.iterdir()) if file.suffix.lower() in AUDIO_EXTENSIONS and file.is_file())
     return [file for file in files if not file.name.startswith(".")]
 
 

@@ -9,17 +9,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from twinsep.audio.formats import AUDIO_EXTENSIONS
 from twinsep.errors import InputError
 from twinsep.utils.files import display_path
 
-#: Extensions of the files that are taken from a folder.
-EXTENSIONS = frozenset(
-    f".{name}"
-    for name in (
-        *("wav", "flac", "mp3", "ogg", "oga", "opus", "m4a", "m4b", "aac", "aif", "aiff", "aifc", "w64", "rf64", "caf"),
-        *("au", "wma", "mp4", "m4v", "mov", "mkv", "webm", "mka"),
-    )
-)
 FIELDS = ("track", "stem", "ext")
 #: The stem's name in the template, for the picture of a song.
 SPECTROGRAMS = "spectrograms"
@@ -50,7 +43,7 @@ def find_songs(given: Iterable[Path], out: Path, *, recursive: bool) -> list[Son
         inside = sorted(
             file
             for file in _files(path, recursive)
-            if file.suffix.lower() in EXTENSIONS and (own or not _real(file).is_relative_to(stems))
+            if file.suffix.lower() in AUDIO_EXTENSIONS and (own or not _real(file).is_relative_to(stems))
         )
         if not inside:
             deeper = "" if recursive else " itself; give --recursive to look into its folders too"

@@ -8,20 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    Progress,
-    TaskID,
-    TaskProgressColumn,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import Progress, TaskID
 
 from twinsep.separation.file import SeparationResult
 from twinsep.utils.files import display_path
-from twinsep.utils.progress import ProgressCallback
+from twinsep.utils.progress import ProgressCallback, make_progress
 
 
 @runtime_checkable
@@ -131,9 +122,7 @@ def open_reporter(*, as_json: bool) -> Iterator[Reporter]:
     if as_json:
         yield JSONReporter()
         return
-    columns = (TaskProgressColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
-    text = TextColumn("{task.description}", markup=False)
-    with Progress(text, BarColumn(), *columns, console=Console(stderr=True)) as progress:
+    with make_progress(percent=True) as progress:
         yield ProgressReporter(progress)
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import TextColumn
 
 from twinsep import checkpoints, metrics
 from twinsep.checkpoints import Checkpoint
@@ -30,6 +30,7 @@ from twinsep.training.run_dir import BEST, LAST, RECORD
 from twinsep.utils import provenance
 from twinsep.utils.backend import make_deterministic, twin
 from twinsep.utils.files import remove_temporary_files, write_json
+from twinsep.utils.progress import make_progress
 
 #: So often in a row the processes that read songs may die before the run ends.
 READERS_RESTARTED = 3
@@ -150,7 +151,12 @@ class _TrainingLoop:
         """From the current step to the last one, validating and saving on the way."""
         t, run = self.config.training, self.run
         recent: deque[float] = deque(maxlen=50)
-        with _progress(self.console) as bar:
+        columns = (
+            "loss {task.fields[loss]}",
+            "valid SI-SDR {task.fields[valid]}",
+            "{task.fields[speed]:.1f} audio s/s",
+        )
+        with make_progress(*map(TextColumn, columns), console=self.console) as bar:
             task = bar.add_task("train", total=t.steps, completed=run.step, loss="…", valid="…", speed=0.0)
             while run.step < t.steps:
                 started = time.perf_counter()
@@ -279,16 +285,3 @@ class _TrainingLoop:
             "best_step": run.best_step,
             "validation": run.validation,
         }
-
-
-def _progress(console: Console) -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("loss {task.fields[loss]}"),
-        TextColumn("valid SI-SDR {task.fields[valid]}"),
-        TextColumn("{task.fields[speed]:.1f} audio s/s"),
-        TimeRemainingColumn(),
-        console=console,
-    )

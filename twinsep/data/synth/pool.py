@@ -10,10 +10,8 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from typing import TypeVar
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
 from twinsep.utils.env import temporary_env
+from twinsep.utils.progress import progress_bar
 
 T = TypeVar("T")
 _THREAD_COUNTS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
@@ -26,11 +24,9 @@ def run_jobs(work: Callable[[T], None], jobs: Sequence[T], *, workers: int, prog
     """
     if not jobs:
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), disable=not progress) as bar:
-        task = bar.add_task("songs", total=len(jobs))
-        for _ in _finished(work, jobs, min(workers, len(jobs))):
-            bar.advance(task)
+    with progress_bar("songs", disable=not progress) as report:
+        for done, _ in enumerate(_finished(work, jobs, min(workers, len(jobs))), 1):
+            report(done, len(jobs))
 
 
 def _finished(work: Callable[[T], None], jobs: Sequence[T], workers: int) -> Iterator[None]:
