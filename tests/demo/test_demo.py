@@ -27,7 +27,7 @@ from twinsep.demo.jobs import JobCancelled, JobQueue
 from twinsep.errors import InputError
 from twinsep.separation import batch
 from twinsep.separation.batch import SeparationOptions
-from twinsep.separation.overlap_add import Chunking
+from twinsep.separation.overlap_add import ChunkGrid
 from twinsep.separation.separator import Separator
 
 CHROMIUM = shutil.which("chromium")
@@ -43,7 +43,7 @@ FLAGS = """--headless --no-sandbox --disable-gpu --disable-quic --no-first-run -
 def workshop(tmp_path, monkeypatch):
     monkeypatch.setattr(spectrogram, "draw_spectrograms", lambda *_, **__: b"\x89PNG")
     (tmp_path / "kept").mkdir()
-    return JobQueue(Separator(lambda x: 0.5 * x[:, None], preset("tiny"), Chunking(4096)), tmp_path / "kept")
+    return JobQueue(Separator(lambda x: 0.5 * x[:, None], preset("tiny"), ChunkGrid(4096)), tmp_path / "kept")
 
 
 def uploaded(workshop, name="song.wav", digest="abc", samples=20_000):

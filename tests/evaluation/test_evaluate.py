@@ -51,18 +51,7 @@ def test_band_gains_are_the_least_squares_ones(micro, songs):
 def test_a_checkpoint_is_scored_with_museval(micro, tmp_path):
     state = Trainer(micro).state()
     checkpoints.write(tmp_path / "c.safetensors", Checkpoint(micro, state))
-    evaluate.evaluate(
-        str(tmp_path / "c.safetensors"),
-        None,
-        out=tmp_path / "out",
-        root=None,
-        splits=["test"],
-        museval=True,
-        overlap=0.25,
-        segment=None,
-        framework="torch",
-        device="cpu",
-    )
+    evaluate.evaluate_checkpoint(tmp_path / "c.safetensors", out=tmp_path / "out", splits=["test"], museval=True)
     records = json.loads((tmp_path / "out" / "metrics.json").read_text())
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert {r["metric"] for r in records} == {

@@ -18,7 +18,7 @@ from twinsep.errors import InputError, Interrupted
 from twinsep.separation import batch, file
 from twinsep.separation.batch import SeparationOptions
 from twinsep.separation.file import Encoding
-from twinsep.separation.overlap_add import Chunking
+from twinsep.separation.overlap_add import ChunkGrid, Chunking
 from twinsep.separation.separator import Separator
 
 FLOAT = Encoding("FLOAT")
@@ -34,7 +34,7 @@ def separate(tmp_path, monkeypatch):
     """separate(songs, model=…, **options) into ``out``; no network."""
 
     def separate(given, model=lambda x: x[:, None], config=None, **options):
-        separator = Separator(model, config or preset("tiny"), Chunking(4096))
+        separator = Separator(model, config or preset("tiny"), ChunkGrid(4096))
         monkeypatch.setattr(batch, "_load", lambda *_: separator)
         given = given if isinstance(given, list) else [given]
         batch.separate_files(given, SeparationOptions(**({"out": tmp_path / "out"} | options)))
@@ -194,21 +194,21 @@ def test_places_that_cannot_be_written(separate, tmp_path):
         ({"out": tmp_path / "file"}, "is a file where a folder is needed"),
         ({"out": tmp_path / "file" / "deeper"}, "is a file where a folder is needed"),
         ({"out": tmp_path / ("x" * 300)}, "File name too long"),
-        ({"filename": "{track:d}.{ext}"}, "names {track:d}"),
-        ({"filename": "{track!z}.{ext}"}, "names {track!z}"),
+        ({"filename": "{track:d}.{ext}"}, "has the field {track:d}"),
+        ({"filename": "{track!z}.{ext}"}, "has the field {track!z}"),
         ({"filename": "{track}" * 300 + ".{ext}"}, "File name too long"),
-        ({"filename": "{artist}.{ext}"}, "names {artist}"),
+        ({"filename": "{artist}.{ext}"}, "has the field {artist}"),
         ({"filename": "{track"}, "lone brace"),
-        ({"filename": "../{stem}.{ext}"}, "no place below --out"),
-        ({"filename": "/tmp/{stem}.{ext}"}, "no place below --out"),
-        ({"filename": "{track}/"}, "no place below --out"),
-        ({"filename": "{track}.{ext}", "two_stems": "vocals"}, "must hold {stem}"),
-        ({"filename": "{track}.{ext}", "out": tmp_path}, "one of the songs themselves"),
+        ({"filename": "../{stem}.{ext}"}, "is not a path below --out"),
+        ({"filename": "/tmp/{stem}.{ext}"}, "is not a path below --out"),
+        ({"filename": "{track}/"}, "is not a path below --out"),
+        ({"filename": "{track}.{ext}", "two_stems": "vocals"}, "keep {stem}"),
+        ({"filename": "{track}.{ext}", "out": tmp_path}, "is one of the songs"),
         ({"filename": "{track}.aiff"}, "does not end in .{ext}"),
-        ({"two_stems": "drums"}, "no stem 'drums'; it gives"),
+        ({"two_stems": "drums"}, "no stem 'drums': choose from"),
         ({"stem": "vocals", "two_stems": "vocals"}, "exclude each other"),
-        ({"extension": "mp3", "encoding": Encoding("PCM_16")}, "MP3 has no 16 bits a sample; give --wav"),
-        ({"extension": "flac", "encoding": FLOAT}, "FLAC has no floating point; give --wav"),
+        ({"extension": "mp3", "encoding": Encoding("PCM_16")}, "MP3 has no 16-bit samples: choose --wav"),
+        ({"extension": "flac", "encoding": FLOAT}, "FLAC has no floating-point samples: choose --wav"),
     ]:
         with pytest.raises(InputError) as caught:
             separate(tmp_path / "a.wav", **options)
@@ -317,7 +317,11 @@ def test_what_goes_beyond_full_scale(separate, tmp_path, capsys):
 
     def written(clip, subtype):
         out = separate(
-            tmp_path / "a.wav", louder_middle, two_stems="vocals", encoding=Encoding(subtype, clip=clip), overwrite=True
+            tmp_path / "a.wav",
+            louder_middle,
+            two_stems="vocals",
+            encoding=Encoding(subtype, clip_mode=clip),
+            overwrite=True,
         )
         return [audio.read(path)[0] for path in files(out)], capsys.readouterr().err
 
@@ -327,21 +331,21 @@ def test_what_goes_beyond_full_scale(separate, tmp_path, capsys):
         assert "full scale" not in said
     stems, said = written("clamp", "PCM_24")
     assert max(np.abs(stem).max() for stem in stems) <= 1
-    assert "beyond full scale were set to it" in said
+    assert "beyond full scale were clamped" in said
     stems, said = written("rescale", "PCM_24")
-    assert "dB quieter" in said
+    assert "all stems were attenuated by" in said
     total = sum(stems)
     factor = total.ravel() @ mixture.ravel() / (mixture.ravel() @ mixture.ravel())
     assert 1 / peak <= factor < 1
     assert np.abs(total - factor * mixture).max() <= 2**-21
-    with pytest.raises(InputError, match="--clip-mode none lets nothing be clipped"):
+    with pytest.raises(InputError, match="--clip-mode none refuses"):
         written("none", "PCM_24")
 
 
 def test_loudness_is_left_alone(separate, tmp_path, capsys):
     wave(tmp_path / "a.wav", 1e-3 * music())
     for clip in file.CLIP_MODES:
-        (path,) = files(separate(tmp_path / "a.wav", encoding=Encoding(clip=clip), overwrite=True))
+        (path,) = files(separate(tmp_path / "a.wav", encoding=Encoding(clip_mode=clip), overwrite=True))
         assert np.abs(audio.read(path)[0] - audio.read(tmp_path / "a.wav")[0]).max() <= 2**-22
     assert "quieter" not in capsys.readouterr().err
 
@@ -354,7 +358,7 @@ def test_a_batch_goes_on_after_a_broken_song(separate, tmp_path, capsys):
     wave(given[0])
     BAD["text.wav"][0](given[1])
     wave(given[3])
-    with pytest.raises(InputError, match=r"2 of 4 songs could not be separated: text\.wav, missing\.wav"):
+    with pytest.raises(InputError, match=r"2 of 4 songs failed, see above: text\.wav, missing\.wav"):
         separate(given)
     said = capsys.readouterr().err
     assert "text.wav cannot be read" in said
@@ -392,9 +396,9 @@ def test_lines_of_json(separate, tmp_path, capsys):
         separate([tmp_path / "a.wav", tmp_path / "missing.wav"], as_json=True)
     events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     kinds = [event["event"] for event in events]
-    assert kinds[0] == "begun"
+    assert kinds[0] == "start"
     assert {"progress", "written", "failed"} <= set(kinds)
-    assert events[-1] == {"event": "ended", "finished": 1, "of": 2}
+    assert events[-1] == {"event": "end", "finished": 1, "of": 2}
     written = next(event for event in events if event["event"] == "written")
     assert written["stems"] == {"instrumental": str(tmp_path / "out/a/instrumental.wav")}
 
@@ -403,7 +407,7 @@ def test_json_tells_of_a_single_broken_song_too(separate, tmp_path, capsys):
     with pytest.raises(InputError, match="1 of 1 songs"):
         separate(tmp_path / "missing.wav", as_json=True)
     events = [json.loads(line)["event"] for line in capsys.readouterr().out.splitlines()]
-    assert events[-2:] == ["failed", "ended"]
+    assert events[-2:] == ["failed", "end"]
 
 
 def test_a_picture_and_its_sound_are_there_together(separate, tmp_path):
@@ -452,7 +456,7 @@ def test_no_click_where_segments_of_other_lengths_meet(tmp_path, monkeypatch):
 
     written = []
     for segment in (3000, 4096, 11_025):
-        separator = Separator(model, preset("tiny"), Chunking(segment))
+        separator = Separator(model, preset("tiny"), ChunkGrid(segment))
         monkeypatch.setattr(batch, "_load", lambda *_, s=separator: s)
         batch.separate_files([tmp_path / "a.wav"], SeparationOptions(out=tmp_path / str(segment)))
         written.append(audio.read(tmp_path / str(segment) / "a/instrumental.wav")[0][:, 10:-10])
@@ -475,7 +479,7 @@ def test_the_command_line_reaches_all_of_it(monkeypatch):
     assert [str(path) for path in taken["given"]] == ["a", "b"]
     assert taken["options"] == SeparationOptions(
         Path("out"), "{stem}.{ext}", Path("c.safetensors"), "vocals", None, "flac", Encoding("PCM_16", 128, "rescale"),
-        True, True, True, True, 2.0, 0.5, 3, 4, True, "jax", "cuda", True,
+        Chunking(2.0, 0.5, 3, 4), True, True, True, True, True, "jax", "cuda", True,
     )  # fmt: skip
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import twinsep
-from twinsep import checkpoints
+from twinsep import Chunking, checkpoints
 from twinsep.checkpoints import Checkpoint
 from twinsep.checkpoints import hub as hub_form
 from twinsep.errors import InputError
@@ -66,8 +66,8 @@ def folder(micro, weights, tmp_path):
 
 @pytest.mark.parametrize("framework", FRAMEWORKS)
 def test_a_model_is_the_same_after_it_was_saved(framework, file, weights, micro, tmp_path):
-    separator = twinsep.load(file, framework, segment=0.5)
-    assert separator.chunking.segment == RATE // 2
+    separator = twinsep.load(file, framework, chunking=Chunking(segment=0.5))
+    assert separator.grid.segment == RATE // 2
     x = noise(2, RATE // 3)
     before = separator(x, RATE)
     separator.save_pretrained(tmp_path / "saved")
@@ -77,7 +77,7 @@ def test_a_model_is_the_same_after_it_was_saved(framework, file, weights, micro,
     average = {name.replace("ema/", "model/"): w for name, w in weights.items() if name.startswith("ema/")}
     assert saved.tensors.keys() == average.keys()
     assert all(saved.tensors[name].tobytes() == w.tobytes() for name, w in average.items())
-    again = twinsep.Separator.from_pretrained(tmp_path / "saved", framework, segment=0.5)
+    again = twinsep.Separator.from_pretrained(tmp_path / "saved", framework, chunking=Chunking(segment=0.5))
     again.save_pretrained(tmp_path / "again")
     for path in (tmp_path / "saved").iterdir():
         assert (tmp_path / "again" / path.name).read_bytes() == path.read_bytes().replace(b"saved", b"again")
@@ -123,7 +123,7 @@ def called(framework, model, x):
 
 def test_a_preset_starts_from_seed_0(tmp_path):
     separator = twinsep.load("tiny")
-    assert separator.chunking.segment == separator.config.segment_samples
+    assert separator.grid.segment == separator.config.segment_samples
     separator.save_pretrained(tmp_path / "tiny")
     saved = hub_form.read(tmp_path / "tiny")
     from torch_impl import load
@@ -147,9 +147,9 @@ def test_importing_is_light():
 
 def test_options_are_checked(file):
     with pytest.raises(InputError, match="overlap 1"):
-        twinsep.load(file, overlap=1.0)
-    with pytest.raises(InputError, match=r"segment of -1 seconds"):
-        twinsep.load(file, segment=-1.0)
+        twinsep.load(file, chunking=Chunking(overlap=1.0))
+    with pytest.raises(InputError, match=r"segment of -1 s is out of range"):
+        twinsep.load(file, chunking=Chunking(segment=-1.0))
     with pytest.raises(InputError, match="unknown framework 'numpy'"):
         twinsep.load(file, "numpy")
     with pytest.raises(InputError, match="device 'abacus'"):
@@ -309,9 +309,9 @@ def test_a_repository_is_fetched(hub, folder):
         return str(folder)
 
     hub.snapshot_download = snapshot_download
-    separator = twinsep.Separator.from_pretrained("someone/karaoke", segment=0.25)
+    separator = twinsep.Separator.from_pretrained("someone/karaoke", chunking=Chunking(segment=0.25))
     assert asked == [("someone/karaoke", ["config.json", "model.safetensors"])]
-    assert separator.chunking.segment == RATE // 4
+    assert separator.grid.segment == RATE // 4
     assert hub_form.fetched(folder) == folder  # a folder is not asked for
     assert len(asked) == 1
 

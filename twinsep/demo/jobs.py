@@ -111,7 +111,7 @@ class JobQueue:
             Encoding(),
             figure=picture,
             reading=heeding(reading),
-            report=heeding(separating),
+            separating=heeding(separating),
         )
         return JobResult(_for_browsers(song, made), paths["instrumental"], paths["vocals"], picture, outcome.notes)
 
