@@ -1,4 +1,4 @@
-"""The commands as a person types them: good input works, bad input ends in one sentence and leaves nothing."""
+"""The command line: good input works, bad input ends in one sentence and leaves no file."""
 
 import json
 import shutil
@@ -23,7 +23,7 @@ def weights(micro, tmp_path_factory):
 
 @pytest.fixture
 def call(monkeypatch, capsys, tmp_path):
-    """Run ``twinsep`` with these arguments in an empty folder; gives (exit status, standard error)."""
+    """call(*arguments): run ``twinsep`` in an empty folder; returns (exit status, standard error)."""
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
 
@@ -196,8 +196,8 @@ def test_train_and_evaluate_refuse_bad_input(call, weights, songs, tmp_path):
     assert list((tmp_path / "work").iterdir()) == []
 
 
-def test_a_full_device_ends_in_a_sentence(weights, tmp_path):
-    """In a process of its own whose files may not grow past 100 kB."""
+def test_a_full_disk_ends_in_one_sentence(weights, tmp_path):
+    """The command runs in a process whose files cannot exceed 100 kB."""
     audio.write(tmp_path / "song.wav", tone(samples=200_000), 44_100)
     code = (
         "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
@@ -213,7 +213,7 @@ def test_a_full_device_ends_in_a_sentence(weights, tmp_path):
     assert not [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
 
 
-def test_help_answers_and_imports_no_framework():
+def test_help_imports_no_framework():
     code = (
         "import sys; sys.argv = ['twinsep', '--help']\n"
         "from twinsep.cli import main\n"

@@ -1,4 +1,4 @@
-"""Systems, records and summaries."""
+"""Systems, score records and summaries."""
 
 import json
 
@@ -18,7 +18,7 @@ def values(records, metric, target="instrumental", split="test"):
     return [r["value"] for r in records if (r["metric"], r["target"], r["split"]) == (metric, target, split)]
 
 
-def test_floors_and_ceiling_stand_in_order(micro, songs):
+def test_floors_lie_below_the_ceiling(micro, songs):
     scores = {}
     for name in systems.BASELINES:
         system = systems.baseline_system(name, micro.model, str(songs))
@@ -28,7 +28,7 @@ def test_floors_and_ceiling_stand_in_order(micro, songs):
     assert scores["mixture"] < scores["band_gain"] < scores["ideal_mask"]
 
 
-def test_the_mixtures_vocals_are_undefined_or_hopeless_not_infinite(micro, songs):
+def test_scores_of_silent_vocals_are_finite_or_null(micro, songs):
     system = systems.baseline_system("mixture", micro.model, str(songs))
     records = evaluate.score_songs(system, micro.model, str(songs), ["test"])
     assert values(records, "usdr", "vocals") == [pytest.approx(0, abs=0.01)]
@@ -83,6 +83,6 @@ def test_an_estimate_of_another_length_is_refused(micro, songs):
         )
 
 
-def test_unknown_baseline(micro, songs):
+def test_an_unknown_baseline_is_refused(micro, songs):
     with pytest.raises(InputError, match="unknown baseline 'magic'"):
         systems.baseline_system("magic", micro.model, str(songs))

@@ -1,4 +1,4 @@
-"""``twinsep separate`` on songs as people have them: each is separated right or refused in a sentence."""
+"""``twinsep separate`` on a corpus of real-world formats: each song is separated or refused in one sentence."""
 
 import contextlib
 import json
@@ -25,7 +25,7 @@ FLOAT = Encoding("FLOAT")
 
 
 def louder_middle(x):
-    """An instrumental that is not the mixture: what both channels share is halved."""
+    """An estimate that differs from the mixture: the common part of both channels is halved."""
     return (x - 0.5 * x.mean(1, keepdims=True))[:, None]
 
 
@@ -56,12 +56,12 @@ def assert_sentence(error):
 # ---------------------------------------------------------------------------- the corpus
 
 
-def test_the_corpus_is_large():
+def test_the_corpus_has_at_least_sixty_songs():
     assert len(GOOD) + len(BAD) >= 60
 
 
 @pytest.mark.parametrize("name", GOOD)
-def test_an_identity_gives_the_song_and_stems_add_up(separate, tmp_path, name):
+def test_an_identity_model_returns_the_song_and_stems_add_up(separate, tmp_path, name):
     (tmp_path / "in").mkdir()
     song = tmp_path / "in" / name
     GOOD[name](song)
@@ -78,7 +78,7 @@ def test_an_identity_gives_the_song_and_stems_add_up(separate, tmp_path, name):
 
 
 @pytest.mark.parametrize("name", ["44100 Hz.wav", "mono 8000 Hz.wav", "96000 Hz.wav", "stereo.mp3", "2 samples.wav"])
-def test_stems_of_a_model_that_does_something_add_up(separate, tmp_path, name):
+def test_stems_of_a_real_filter_add_up(separate, tmp_path, name):
     GOOD[name](tmp_path / name)
     out = separate(tmp_path / name, louder_middle, two_stems="vocals", extension="wav", encoding=FLOAT)
     mixture, _ = audio.read(tmp_path / name)
@@ -88,7 +88,7 @@ def test_stems_of_a_model_that_does_something_add_up(separate, tmp_path, name):
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_a_bad_song_is_refused_and_nothing_is_left(separate, tmp_path, name):
+def test_a_bad_song_is_refused_and_leaves_no_file(separate, tmp_path, name):
     maker, sentence = BAD[name]
     maker(tmp_path / name)
     with pytest.raises(InputError, match=sentence) as caught:
@@ -121,7 +121,7 @@ def test_the_songs_own_format_is_kept(separate, tmp_path, name, made, subtype, t
     assert np.abs(x - y).max() <= tolerance + 1e-6
 
 
-def test_a_song_whose_format_has_no_such_samples_becomes_wav(separate, tmp_path):
+def test_stems_become_wav_if_the_songs_format_lacks_the_sample_type(separate, tmp_path):
     wave(tmp_path / "a.mp3", subtype="MPEG_LAYER_III", container="MP3")
     wave(tmp_path / "b.flac", container="FLAC")
     out = separate([tmp_path / "a.mp3", tmp_path / "b.flac"], encoding=FLOAT)
@@ -160,7 +160,7 @@ def test_stems_add_up_to_the_precision_of_the_file(separate, tmp_path, subtype, 
     assert np.abs(total - audio.read(tmp_path / "a.wav")[0]).max() <= 1.01 / steps
 
 
-def test_channels_in_pairs(separate, tmp_path):
+def test_many_channels_are_separated_in_pairs(separate, tmp_path):
     for channels in (3, 6):
         wave(tmp_path / "in.wav", music(channels), subtype="FLOAT")
         heard = []
@@ -187,7 +187,7 @@ def audio_of_many(path):
 # ---------------------------------------------------------------------------- places
 
 
-def test_places_that_cannot_be_written(separate, tmp_path):
+def test_unwritable_paths_and_bad_templates_are_refused(separate, tmp_path):
     wave(tmp_path / "a.wav")
     (tmp_path / "file").write_text("x")
     for options, sentence in [
@@ -231,7 +231,7 @@ def small_disk():
 
 @pytest.mark.usefixtures("small_disk")
 @pytest.mark.parametrize("extension", ["wav", "flac", "mp3"])
-def test_a_full_disk(separate, tmp_path, extension):
+def test_a_full_disk_leaves_no_file(separate, tmp_path, extension):
     wave(tmp_path / "a.flac", np.zeros((2, 200_000)), container="FLAC")
     loud = np.random.default_rng(0).uniform(-0.5, 0.5, 100_000).astype(np.float32)
     with pytest.raises(InputError, match="File too large; free some space") as caught:
@@ -240,7 +240,7 @@ def test_a_full_disk(separate, tmp_path, extension):
     assert files(tmp_path) == [tmp_path / "a.flac"]
 
 
-def test_nothing_is_overwritten_unless_asked(separate, tmp_path):
+def test_files_are_replaced_only_with_overwrite(separate, tmp_path):
     wave(tmp_path / "a.wav")
     out = separate(tmp_path / "a.wav")
     (out / "a/instrumental.wav").write_bytes(b"mine")
@@ -251,7 +251,7 @@ def test_nothing_is_overwritten_unless_asked(separate, tmp_path):
     assert audio.info(out / "a/instrumental.wav").frames == 9000
 
 
-def test_where_stems_go(separate, tmp_path):
+def test_template_and_recursion_decide_the_paths_of_stems(separate, tmp_path):
     for name in ("in/one.wav", "in/deep/two.flac", "in/.hidden.wav", "in/deep/._two.flac", "in/notes.txt"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         wave(tmp_path / name)
@@ -281,7 +281,7 @@ def test_where_stems_go(separate, tmp_path):
     assert not (tmp_path / "third").exists()
 
 
-def test_which_stems(separate, tmp_path):
+def test_options_decide_which_stems_are_written(separate, tmp_path):
     wave(tmp_path / "a.wav")
     four = preset("tiny").override({"model": {"targets": ["vocals", "drums", "bass", "other"]}})
 
@@ -310,7 +310,7 @@ def test_which_stems(separate, tmp_path):
 # ---------------------------------------------------------------------------- full scale
 
 
-def test_what_goes_beyond_full_scale(separate, tmp_path, capsys):
+def test_clip_modes_beyond_full_scale(separate, tmp_path, capsys):
     wave(tmp_path / "a.wav", 4 * music(), subtype="FLOAT")
     peak = np.abs(4 * music()).max()
     mixture = audio.read(tmp_path / "a.wav")[0]
@@ -342,7 +342,7 @@ def test_what_goes_beyond_full_scale(separate, tmp_path, capsys):
         written("none", "PCM_24")
 
 
-def test_loudness_is_left_alone(separate, tmp_path, capsys):
+def test_loudness_is_unchanged(separate, tmp_path, capsys):
     wave(tmp_path / "a.wav", 1e-3 * music())
     for clip in file.CLIP_MODES:
         (path,) = files(separate(tmp_path / "a.wav", encoding=Encoding(clip_mode=clip), overwrite=True))
@@ -353,7 +353,7 @@ def test_loudness_is_left_alone(separate, tmp_path, capsys):
 # ---------------------------------------------------------------------------- batches
 
 
-def test_a_batch_goes_on_after_a_broken_song(separate, tmp_path, capsys):
+def test_a_batch_continues_after_a_broken_song(separate, tmp_path, capsys):
     given = [tmp_path / name for name in ("a.wav", "text.wav", "missing.wav", "b.wav")]
     wave(given[0])
     BAD["text.wav"][0](given[1])
@@ -366,7 +366,7 @@ def test_a_batch_goes_on_after_a_broken_song(separate, tmp_path, capsys):
     assert [path.parent.name for path in files(tmp_path / "out")] == ["a", "b"]
 
 
-def test_a_model_that_gives_no_numbers_is_named(separate, tmp_path):
+def test_estimates_of_nan_end_in_one_sentence(separate, tmp_path):
     wave(tmp_path / "a.wav")
     with pytest.raises(InputError, match="use another checkpoint"):
         separate(tmp_path / "a.wav", lambda x: np.full_like(x, np.nan)[:, None])
@@ -390,7 +390,7 @@ def test_ctrl_c_says_what_is_finished_and_leaves_nothing_else(separate, tmp_path
     assert not (tmp_path / "out/b").exists()
 
 
-def test_lines_of_json(separate, tmp_path, capsys):
+def test_json_events_of_a_batch(separate, tmp_path, capsys):
     wave(tmp_path / "a.wav")
     with contextlib.suppress(InputError):
         separate([tmp_path / "a.wav", tmp_path / "missing.wav"], as_json=True)
@@ -403,14 +403,14 @@ def test_lines_of_json(separate, tmp_path, capsys):
     assert written["stems"] == {"instrumental": str(tmp_path / "out/a/instrumental.wav")}
 
 
-def test_json_tells_of_a_single_broken_song_too(separate, tmp_path, capsys):
+def test_json_reports_a_single_broken_song(separate, tmp_path, capsys):
     with pytest.raises(InputError, match="1 of 1 songs"):
         separate(tmp_path / "missing.wav", as_json=True)
     events = [json.loads(line)["event"] for line in capsys.readouterr().out.splitlines()]
     assert events[-2:] == ["failed", "end"]
 
 
-def test_a_picture_and_its_sound_are_there_together(separate, tmp_path):
+def test_figure_writes_spectrograms_beside_the_stems(separate, tmp_path):
     from PIL import Image
 
     wave(tmp_path / "a.wav")
@@ -420,7 +420,7 @@ def test_a_picture_and_its_sound_are_there_together(separate, tmp_path):
         assert picture.width > 400
 
 
-def test_tags_go_along(separate, tmp_path):
+def test_stems_carry_the_songs_tags(separate, tmp_path):
     from mutagen.flac import FLAC
 
     wave(tmp_path / "a.flac", container="FLAC")
@@ -434,8 +434,8 @@ def test_tags_go_along(separate, tmp_path):
 # ---------------------------------------------------------------------------- seams
 
 
-def test_no_seam_in_a_steady_signal(separate, tmp_path):
-    """The level of noise, through a model with an edge effect of its own, is the same at borders as elsewhere."""
+def test_no_seam_in_stationary_noise(separate, tmp_path):
+    """The level of noise is constant through a model that attenuates the edges of each chunk."""
     rng = np.random.default_rng(0)
     wave(tmp_path / "a.wav", 0.1 * rng.standard_normal((2, 20 * RATE)), subtype="FLOAT")
     fade = np.minimum(1, np.arange(1, 4097) / 200)
@@ -447,8 +447,8 @@ def test_no_seam_in_a_steady_signal(separate, tmp_path):
     assert np.abs(20 * np.log10(middle / np.median(middle))).max() < 0.05
 
 
-def test_no_click_where_segments_of_other_lengths_meet(tmp_path, monkeypatch):
-    """A model that is an identity but for a small convolution gives the same for any segment, below −80 dBFS."""
+def test_no_click_whatever_the_segment_length(tmp_path, monkeypatch):
+    """A short convolution gives the same result for any segment length, to −80 dBFS."""
     wave(tmp_path / "a.wav", music(samples=5 * RATE), subtype="FLOAT")
 
     def model(x):
@@ -463,8 +463,8 @@ def test_no_click_where_segments_of_other_lengths_meet(tmp_path, monkeypatch):
     assert max(np.abs(other - written[0]).max() for other in written[1:]) < 1e-4
 
 
-def test_the_command_line_reaches_all_of_it(monkeypatch):
-    """Every option of the command arrives where it is used."""
+def test_every_option_reaches_the_separation(monkeypatch):
+    """Each option arrives in SeparationOptions."""
     taken = {}
     monkeypatch.setattr(batch, "separate_files", lambda given, options: taken.update(given=given, options=options))
     line = (
@@ -483,12 +483,12 @@ def test_the_command_line_reaches_all_of_it(monkeypatch):
     )  # fmt: skip
 
 
-def test_a_long_name_fits(separate, tmp_path):
+def test_a_long_file_name_fits(separate, tmp_path):
     wave(tmp_path / LONG_NAME)
     assert files(separate(tmp_path / LONG_NAME))[0].parent.name == LONG_NAME[:-4]
 
 
-def test_a_killed_command_leaves_whole_files_alone(micro, tmp_path):
+def test_a_killed_command_leaves_only_whole_stems(micro, tmp_path):
     """Three kills; the stage ``kills`` makes thirty."""
     from ablations.stages.kills import Separation
     from torch_impl.train import Trainer

@@ -1,4 +1,4 @@
-"""Chunks, context, fades, grids and batches, around models that are no networks."""
+"""Chunks, context, fades, grids and batches, around models of one line."""
 
 from itertools import pairwise
 
@@ -57,7 +57,7 @@ def test_chunks_begin_and_end_with_the_song_and_leave_no_gap(samples, segment, o
         assert shifts * (once - 1) <= count <= shifts * (once + 1)
 
 
-def test_the_way_it_comes_in_makes_no_difference():
+def test_block_sizes_and_batches_change_nothing():
     x, chunking = noise(2, 5000), ChunkGrid(400, 0.3, shifts=2, batch=3)
 
     def model(chunk):  # not pointwise, so that what is beside a chunk matters
@@ -69,7 +69,7 @@ def test_the_way_it_comes_in_makes_no_difference():
     assert np.array_equal(apply_model(model, x, ChunkGrid(400, 0.3, shifts=2)), whole)
 
 
-def test_all_calls_have_one_shape_and_progress_is_told():
+def test_all_batches_have_one_shape_and_progress_is_reported():
     shapes, told = set(), []
 
     def model(x):
@@ -81,7 +81,7 @@ def test_all_calls_have_one_shape_and_progress_is_told():
     assert told[-1] == (len(ChunkGrid(100).starts(1001)),) * 2
 
 
-def test_no_more_is_read_than_is_needed():
+def test_the_stream_is_read_only_as_far_as_needed():
     read = 0
 
     def source():
@@ -108,7 +108,7 @@ def test_context_is_discarded():
     assert np.abs(apply_model(model, x, ChunkGrid(800, 0.45))[0] - x).max() > 1
 
 
-def test_before_and_after_the_song_it_is_heard_mirrored():
+def test_the_song_is_mirrored_at_both_ends():
     heard = []
 
     def model(x):
@@ -143,7 +143,7 @@ def test_shifts_average_grids():
     assert deviations[0] > 1.5 * deviations[1] > 2 * deviations[2]
 
 
-def test_where_memory_runs_out_the_batch_is_halved_and_all_is_there():
+def test_the_batch_is_halved_when_memory_runs_out():
     sizes = []
 
     def model(x):
@@ -186,7 +186,7 @@ def test_a_model_that_changes_the_length_is_refused():
 
 
 @given(st.lists(st.integers(0, 9), max_size=9), st.integers(1, 9))
-def test_aligned_streams_are_cut_alike(lengths, size):
+def test_zip_blocks_cuts_both_streams_alike(lengths, size):
     x = noise(2, sum(lengths))
     ends = np.cumsum([0, *lengths])
     left = [x[:, a:b] for a, b in pairwise(ends)]
