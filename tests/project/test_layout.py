@@ -76,8 +76,8 @@ def test_the_root_holds_only_what_the_layout_names():
 @pytest.mark.parametrize(
     ("file", "line", "seen"),
     [
-        ("twinsep/stft.py", "from twinsep import losses", lambda graph: circles(graph)),
-        ("twinsep/stft.py", "def f():\n    import torch_impl.scan", lambda graph: ("twinsep.stft", "torch_impl.scan")),
+        ("twinsep/stft.py", "from twinsep import losses", circles),
+        ("twinsep/stft.py", "def f():\n    import torch_impl.scan", lambda _: ("twinsep.stft", "torch_impl.scan")),
     ],
 )
 def test_a_wrong_import_would_be_seen(tmp_path, file, line, seen):
