@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.checkpoint import checkpoint
 
-from torch_impl import kernels, layers
-from torch_impl.layers import MultiHeadAttention, attention, initialise
+from torch_impl import kernels, ops
+from torch_impl.layers import MultiHeadAttention, initialise
+from torch_impl.ops import attention
 from twinsep.kernels import attention as kernel
 
 NAMES = ("o", "q", "k", "v")
@@ -200,13 +201,13 @@ def test_the_kernel_is_what_narrow_heads_run_on_a_cpu(monkeypatch):
     names = {event.key for event in profile.key_averages()}
     assert {"twinsep::attention", "twinsep::attention_backward"} <= names
     # and what runs elsewhere is the same
-    monkeypatch.setattr(layers, "cpu_kernels", lambda: None)
+    monkeypatch.setattr(ops, "cpu_kernels", lambda: None)
     torch.testing.assert_close(module(x, x), y)
 
 
 @pytest.mark.parametrize("case", ["wide", "half"])
 def test_other_heads_run_pytorchs(case):
-    e, dtype = (layers.NARROW + 2, torch.float32) if case == "wide" else (8, torch.bfloat16)
+    e, dtype = (ops.NARROW + 2, torch.float32) if case == "wide" else (8, torch.bfloat16)
     q, k, v = (x.detach().transpose(1, 2).to(dtype) for x in make(e=e))
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         o = attention(q, k, v)

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.checkpoint import checkpoint
 
-from torch_impl import kernels, layers
+from torch_impl import kernels, ops
 from torch_impl.kernels import depthwise_numba as kernel
 from torch_impl.layers import DepthwiseConvSiLU1d, initialise
 
@@ -208,7 +208,7 @@ def test_the_kernel_is_what_the_layer_runs_on_a_cpu(k, left, monkeypatch):
     assert {"twinsep::depthwise_silu", "twinsep::depthwise_silu_backward"} <= names
     torch.testing.assert_close(y, definition(x, module.weight, module.bias, left))
     # and what it runs elsewhere is the same
-    monkeypatch.setattr(layers, "cpu_kernels", lambda: None)
+    monkeypatch.setattr(ops, "cpu_kernels", lambda: None)
     torch.testing.assert_close(module(x), y)
 
 
@@ -216,7 +216,7 @@ def test_the_kernel_is_what_the_layer_runs_on_a_cpu(k, left, monkeypatch):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_is_computed_in_float32(dtype, fallback, monkeypatch):
     if fallback:
-        monkeypatch.setattr(layers, "cpu_kernels", lambda: None)
+        monkeypatch.setattr(ops, "cpu_kernels", lambda: None)
     module, x = layer(4, 3), make()[0].detach()
     half, alone = x.to(dtype).requires_grad_(), module(x)
     with torch.autocast("cpu", dtype=torch.bfloat16):

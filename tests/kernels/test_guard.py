@@ -12,7 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.functional import conv1d, silu
 from torch.utils.checkpoint import checkpoint
 
-from torch_impl import layers, scan
+from torch_impl import ops, scan
 from torch_impl.kernels import guard, published
 
 CPU = torch.device("cpu")
@@ -250,11 +250,11 @@ def test_causal_conv1d_gets_what_it_demands(install, part, dtype):
     install("causal_conv1d", causal_conv1d_fn=causal_conv1d)
     x = guard.random(0, (2, 9, 32)).to(dtype)[..., part]
     weight, bias = guard.random(1, (x.shape[2], 1, 4)), guard.random(2, (x.shape[2],))
-    kernel = published.causal_convolution_for(x, weight, 3, layers._depthwise_silu)
+    kernel = published.causal_convolution_for(x, weight, 3, ops._depthwise_silu)
     y = kernel(x, weight, bias)
     assert y.dtype == dtype
-    torch.testing.assert_close(y, layers.depthwise_silu(x, weight, bias, 3).to(dtype), rtol=1e-2, atol=1e-5)
-    assert published.causal_convolution_for(x, weight, 3, layers._depthwise_silu) is kernel
+    torch.testing.assert_close(y, ops.depthwise_silu(x, weight, bias, 3).to(dtype), rtol=1e-2, atol=1e-5)
+    assert published.causal_convolution_for(x, weight, 3, ops._depthwise_silu) is kernel
 
 
 def test_a_convolution_on_a_gpu_goes_to_the_chosen_kernel(monkeypatch):
@@ -267,7 +267,7 @@ def test_a_convolution_on_a_gpu_goes_to_the_chosen_kernel(monkeypatch):
     monkeypatch.setattr(published, "causal_convolution_for", lambda *_: kernel)
     with FakeTensorMode():
         inputs = [torch.empty(shape, device="cuda", dtype=torch.bfloat16) for shape in ((2, 9, 8), (8, 1, 4), (8,))]
-        layers.depthwise_silu(*inputs, 3)
+        ops.depthwise_silu(*inputs, 3)
     assert called == [tuple(inputs)]  # as they are, not widened
 
 
@@ -283,11 +283,11 @@ def test_a_convolution_on_a_gpu_goes_to_the_chosen_kernel(monkeypatch):
 def test_it_does_causal_convolutions_of_its_widths_only(install, shape, width, left, dtype):
     install("causal_conv1d", causal_conv1d_fn=causal_conv1d)
     x, weight = torch.zeros(shape, dtype=dtype), torch.zeros(8, 1, width)
-    assert published.causal_convolution_for(x, weight, left, layers._depthwise_silu) is None
+    assert published.causal_convolution_for(x, weight, left, ops._depthwise_silu) is None
 
 
 def test_a_wrong_convolution_is_not_used(install):
     install("causal_conv1d", causal_conv1d_fn=lambda *x, activation: causal_conv1d(*x, activation).flip(0))
     x, weight = torch.zeros(2, 9, 8), torch.zeros(8, 1, 4)
     with pytest.warns(RuntimeWarning, match="causal-conv1d's convolution on cpu is not used: y is off by"):
-        assert published.causal_convolution_for(x, weight, 3, layers._depthwise_silu) is None
+        assert published.causal_convolution_for(x, weight, 3, ops._depthwise_silu) is None

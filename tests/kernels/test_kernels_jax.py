@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from ablations.comparison import configuration, weights_of
-from jax_impl import kernels, layers, scan, train, unet
+from jax_impl import kernels, ops, scan, train, unet
 from jax_impl.kernels import foreign
 from twinsep.kernels import attention as loops
 
@@ -39,7 +39,7 @@ def values_and_gradients(function, inputs):
 
 def traced(inputs):
     """What attention is made of, as text."""
-    return str(jax.make_jaxpr(lambda *inputs: layers.attention(*inputs))(*inputs))  # a new function is traced anew
+    return str(jax.make_jaxpr(lambda *inputs: ops.attention(*inputs))(*inputs))  # a new function is traced anew
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, indirect=True)
@@ -49,7 +49,7 @@ def test_attention_agrees_with_its_definition(kernel, sizes, dtype):
     inputs = make(dtype, *sizes)
     with contextlib.nullcontext() if kernel else kernels.own_operations():
         assert ("twinsep_attention" in traced(inputs)) == kernel
-        found = values_and_gradients(layers.attention, inputs)
+        found = values_and_gradients(ops.attention, inputs)
     for x, wanted in zip(found, values_and_gradients(definition, inputs), strict=True):
         assert x.shape == wanted.shape
         assert x.dtype == dtype
@@ -58,14 +58,14 @@ def test_attention_agrees_with_its_definition(kernel, sizes, dtype):
 
 def test_attention_stores_no_weights():
     b, heads, n, e = 1, 2, 400, 8
-    _, pull = jax.vjp(layers.attention, *make("float32", b, heads, n, n, e))
+    _, pull = jax.vjp(ops.attention, *make("float32", b, heads, n, n, e))
     assert sum(x.size for x in jax.tree.leaves(pull) if hasattr(x, "size")) < 6 * b * heads * n * e < b * heads * n * n
 
 
 def test_wide_heads_and_half_precision_are_left_to_xla():
-    for inputs in (make("float32", e=layers.NARROW + 1), make("bfloat16")):
+    for inputs in (make("float32", e=ops.NARROW + 1), make("bfloat16")):
         assert "ffi_call" not in traced(inputs)
-    with layers.autocast(jnp.bfloat16):
+    with ops.autocast(jnp.bfloat16):
         assert "ffi_call" not in traced(make("float32"))
 
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.checkpoint import checkpoint
 
-from torch_impl import kernels, layers
+from torch_impl import kernels, ops
 from torch_impl.kernels import pointwise_numba as kernel
 
 EPS = 1e-6
@@ -197,7 +197,7 @@ def test_composes_with_checkpoint(name):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_the_layer_takes_the_kernel_where_there_is_one(name, dtype, monkeypatch):
     inputs = [x.detach().to(dtype) for x in make(name, (4, 40))]
-    layer = layers.rms_norm if name == "norm" else layers.silu_gate
+    layer = ops.rms_norm if name == "norm" else ops.silu_gate
     found = layer(*inputs)
     assert found.dtype == dtype
     asked = []
@@ -207,13 +207,13 @@ def test_the_layer_takes_the_kernel_where_there_is_one(name, dtype, monkeypatch)
             asked.append(operator)
             return getattr(torch.ops.twinsep, operator)
 
-    monkeypatch.setattr(layers, "cpu_kernels", Watched)
+    monkeypatch.setattr(ops, "cpu_kernels", Watched)
     layer(*inputs)
     assert asked == ([] if dtype == torch.bfloat16 else ["rms_norm" if name == "norm" else "silu_gate"])
-    monkeypatch.setattr(layers, "cpu_kernels", lambda: None)
+    monkeypatch.setattr(ops, "cpu_kernels", lambda: None)
     torch.testing.assert_close(layer(*inputs), found)
 
 
 def test_a_norm_per_band_is_computed_by_tensor_operations():
     x, weight = torch.randn(2, 3, 5, 8), torch.rand(3, 1, 8)
-    torch.testing.assert_close(layers.rms_norm(x, weight), norm_definition(x, weight))
+    torch.testing.assert_close(ops.rms_norm(x, weight), norm_definition(x, weight))

@@ -1,4 +1,4 @@
-"""The selective scan in JAX: each way to compute it against its definition, and that against PyTorch's."""
+"""The selective scan in JAX: each method to compute it against its definition, and that against PyTorch's."""
 
 from functools import lru_cache, partial
 
@@ -15,9 +15,9 @@ from torch_impl.scan import selective_scan_sequential as torch_definition
 
 NAMES = ("u", "delta", "A", "B", "C", "D", "z")
 TOLERANCE = {"float32": 1e-5, "float64": 1e-12}  # of the largest value
-WAYS = {
-    "sequential": partial(scan.selective_scan_chunked, frames="sequential"),
-    "associative": partial(scan.selective_scan_chunked, frames="associative"),
+METHODS = {
+    "sequential": partial(scan.selective_scan_chunked, method="sequential"),
+    "associative": partial(scan.selective_scan_chunked, method="associative"),
     "definition": scan.selective_scan_sequential,
     "kernel": scan.selective_scan,
 }
@@ -49,9 +49,9 @@ def cotangent(shape):
     return np.random.default_rng(1).standard_normal(shape).astype(np.float32).astype(np.float64)
 
 
-def values_and_gradients(way, inputs, dtype):
+def values_and_gradients(method, inputs, dtype):
     arrays = [jnp.asarray(x, dtype) for x in inputs]
-    y, pull = jax.vjp(way, *arrays)
+    y, pull = jax.vjp(method, *arrays)
     return [y, *pull(jnp.asarray(cotangent(y.shape), dtype))]
 
 
@@ -64,8 +64,8 @@ def assert_agree(found, wanted, tolerance):
 
 #: Lengths about one chunk, of which 2·CHUNK + 1 leaves one to be filled, and one of many chunks.
 SIZES = {
-    way: [(2, l, 6, 3) for l in (1, 2, chunk - 1, chunk, chunk + 1, 2 * chunk + 1)] + [(1, 200, 4, 2)]
-    for way, chunk in scan.CHUNK.items()
+    method: [(2, l, 6, 3) for l in (1, 2, chunk - 1, chunk, chunk + 1, 2 * chunk + 1)] + [(1, 200, 4, 2)]
+    for method, chunk in scan.CHUNK.items()
 } | {
     "definition": [(2, 1, 6, 3), (2, 40, 6, 3)],
     # about one chunk, less and more than whole vectors of channels, enough work for a second thread
@@ -74,9 +74,9 @@ SIZES = {
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, indirect=True)
-@pytest.mark.parametrize(("way", "size"), [(way, size) for way in WAYS for size in SIZES[way]], ids=str)
-def test_agrees_with_the_definition(way, size, dtype):
-    found = values_and_gradients(WAYS[way], make(*size), dtype)
+@pytest.mark.parametrize(("method", "size"), [(method, size) for method in METHODS for size in SIZES[method]], ids=str)
+def test_agrees_with_the_definition(method, size, dtype):
+    found = values_and_gradients(METHODS[method], make(*size), dtype)
     assert all(x.dtype == dtype for x in found)
     assert_agree(found, expected(*size), TOLERANCE[dtype])
 
@@ -89,28 +89,28 @@ def test_agrees_with_the_definition(way, size, dtype):
 )
 def test_agrees_for_any_shape_decay_and_loudness(size, scale, loudness):
     more = (0, scale, loudness)
-    for way in WRITTEN:
-        found = values_and_gradients(WAYS[way], make(*size, *more), "float32")
+    for method in WRITTEN:
+        found = values_and_gradients(METHODS[method], make(*size, *more), "float32")
         assert_agree(found, expected(*size, *more), 1e-5)
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, indirect=True)
-@pytest.mark.parametrize("way", WRITTEN)
+@pytest.mark.parametrize("method", WRITTEN)
 @pytest.mark.parametrize("scale", [1e-6, 30.0, 1e4])
-def test_slow_and_strong_decay(way, scale, dtype):
+def test_slow_and_strong_decay(method, scale, dtype):
     inputs = make(seed=3, scale=scale)
-    wanted = values_and_gradients(WAYS["definition"], inputs, dtype)
-    found = values_and_gradients(WAYS[way], inputs, dtype)
+    wanted = values_and_gradients(METHODS["definition"], inputs, dtype)
+    found = values_and_gradients(METHODS[method], inputs, dtype)
     assert all(np.isfinite(x).all() for x in found)
     assert_agree(found, [np.asarray(x, np.float64) for x in wanted], TOLERANCE[dtype])
 
 
 @pytest.mark.parametrize("dtype", ["float32"], indirect=True)
-@pytest.mark.parametrize("way", WAYS)
-def test_without_gate(way, dtype):
+@pytest.mark.parametrize("method", METHODS)
+def test_without_gate(method, dtype):
     *inputs, z = make()
-    gated = WAYS[way](*(jnp.asarray(x, dtype) for x in (*inputs, z)))
-    plain = WAYS[way](*(jnp.asarray(x, dtype) for x in inputs))
+    gated = METHODS[method](*(jnp.asarray(x, dtype) for x in (*inputs, z)))
+    plain = METHODS[method](*(jnp.asarray(x, dtype) for x in inputs))
     np.testing.assert_allclose(gated, plain * jax.nn.silu(jnp.asarray(z, dtype)), rtol=1e-5)
 
 
@@ -118,10 +118,10 @@ def test_without_gate(way, dtype):
 def test_sequences_in_groups(gated, monkeypatch):
     """Where the states of all would take too much memory."""
     inputs = make(6, 25, 4, 2)[: 7 if gated else 6]
-    wanted = values_and_gradients(WAYS["sequential"], inputs, "float32")
+    wanted = values_and_gradients(METHODS["sequential"], inputs, "float32")
     monkeypatch.setitem(scan.GROUP, "sequential", 3 * 4 * 2 * 4)  # three sequences of e = 4, n = 2
-    assert "remat" in str(jax.make_jaxpr(WAYS["sequential"])(*(jnp.asarray(x, jnp.float32) for x in inputs)))
-    found = values_and_gradients(WAYS["sequential"], inputs, "float32")
+    assert "remat" in str(jax.make_jaxpr(METHODS["sequential"])(*(jnp.asarray(x, jnp.float32) for x in inputs)))
+    found = values_and_gradients(METHODS["sequential"], inputs, "float32")
     for a, b in zip(found, wanted, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
 
@@ -142,12 +142,12 @@ def test_half_precision_keeps_its_state_in_float32():
     np.testing.assert_array_equal(y, exact.astype(jnp.bfloat16))
 
 
-@pytest.mark.parametrize("way", ["kernel", "associative"])
-def test_the_backward_keeps_no_states(way):
+@pytest.mark.parametrize("method", ["kernel", "associative"])
+def test_the_backward_keeps_no_states(method):
     """What is saved between forward and backward is the inputs and one state a chunk."""
     b, l, e, n = 2, 320, 16, 5
     inputs = [jnp.asarray(x, jnp.float32) for x in make(b, l, e, n)]
-    _, pull = jax.vjp(WAYS[way], *inputs)
+    _, pull = jax.vjp(METHODS[method], *inputs)
     saved = sum(x.size for x in jax.tree.leaves(pull) if hasattr(x, "size"))
     assert saved < 8 * b * l * e + 4 * b * l * n + 10 * b * e * n + 100 < b * l * e * n * 3
 

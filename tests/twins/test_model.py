@@ -14,8 +14,8 @@ from torch_impl.layers import (
     MultiHeadAttention,
     initialise,
     named_parameters,
-    rms_norm,
 )
+from torch_impl.ops import rms_norm
 from torch_impl.unet import BandSplitUNet
 from twinsep import config
 from twinsep.config import preset
