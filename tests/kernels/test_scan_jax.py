@@ -1,4 +1,4 @@
-"""The selective scan in JAX: each method to compute it against its definition, and that against PyTorch's."""
+"""The selective scan in JAX: every implementation against PyTorch's definition."""
 
 from functools import lru_cache, partial
 
@@ -14,19 +14,19 @@ from jax_impl import scan
 from torch_impl.scan import selective_scan_sequential as torch_definition
 
 NAMES = ("u", "delta", "A", "B", "C", "D", "z")
-TOLERANCE = {"float32": 1e-5, "float64": 1e-12}  # of the largest value
+TOLERANCE = {"float32": 1e-5, "float64": 1e-12}  # relative to the largest value
 METHODS = {
     "sequential": partial(scan.selective_scan_chunked, method="sequential"),
     "associative": partial(scan.selective_scan_chunked, method="associative"),
     "definition": scan.selective_scan_sequential,
     "kernel": scan.selective_scan,
 }
-#: Those whose gradients are written out.
+#: Methods with gradients of their own.
 WRITTEN = ("kernel", "sequential", "associative")
 
 
 def make(b=2, l=40, e=6, n=3, seed=0, scale=1.0, loudness=1.0):
-    """The inputs in float64, rounded to float32 first so that both types have one expected result."""
+    """Inputs in float64, rounded to float32 first so that both dtypes share one expected result."""
     rng = np.random.default_rng(seed)
     shapes = ((b, l, e), (b, l, e), (e, n), (b, l, n), (b, l, n), (e,), (b, l, e))
     arrays = dict(zip(NAMES, (rng.standard_normal(shape) for shape in shapes), strict=True))
@@ -38,7 +38,7 @@ def make(b=2, l=40, e=6, n=3, seed=0, scale=1.0, loudness=1.0):
 
 @lru_cache
 def expected(*size):
-    """(y, gradients) by PyTorch's definition in float64, for the cotangent :func:`cotangent`."""
+    """y and gradients by PyTorch's definition in float64, for the cotangent :func:`cotangent`."""
     inputs = [torch.from_numpy(x).requires_grad_() for x in make(*size)]
     y = torch_definition(*inputs)
     gradients = torch.autograd.grad(y, inputs, torch.from_numpy(cotangent(y.shape)))
@@ -62,13 +62,13 @@ def assert_agree(found, wanted, tolerance):
         assert error <= tolerance, f"{name}: {error:.1e} of its largest value"
 
 
-#: Lengths about one chunk, of which 2·CHUNK + 1 leaves one to be filled, and one of many chunks.
+#: Lengths around one chunk (2·CHUNK + 1 needs padding), and one of many chunks.
 SIZES = {
     method: [(2, l, 6, 3) for l in (1, 2, chunk - 1, chunk, chunk + 1, 2 * chunk + 1)] + [(1, 200, 4, 2)]
     for method, chunk in scan.CHUNK.items()
 } | {
     "definition": [(2, 1, 6, 3), (2, 40, 6, 3)],
-    # about one chunk, less and more than whole vectors of channels, enough work for a second thread
+    # around one chunk, around whole vectors of channels, enough work for a second thread
     "kernel": [(2, l, e, 3) for l in (1, 31, 32, 33, 65) for e in (5, 16, 20)] + [(70, 64, 32, 2)],
 }
 
@@ -97,7 +97,7 @@ def test_agrees_for_any_shape_decay_and_loudness(size, scale, loudness):
 @pytest.mark.parametrize("dtype", TOLERANCE, indirect=True)
 @pytest.mark.parametrize("method", WRITTEN)
 @pytest.mark.parametrize("scale", [1e-6, 30.0, 1e4])
-def test_slow_and_strong_decay(method, scale, dtype):
+def test_slow_and_strong_decays_agree(method, scale, dtype):
     inputs = make(seed=3, scale=scale)
     wanted = values_and_gradients(METHODS["definition"], inputs, dtype)
     found = values_and_gradients(METHODS[method], inputs, dtype)
@@ -107,7 +107,7 @@ def test_slow_and_strong_decay(method, scale, dtype):
 
 @pytest.mark.parametrize("dtype", ["float32"], indirect=True)
 @pytest.mark.parametrize("method", METHODS)
-def test_without_gate(method, dtype):
+def test_agrees_without_a_gate(method, dtype):
     *inputs, z = make()
     gated = METHODS[method](*(jnp.asarray(x, dtype) for x in (*inputs, z)))
     plain = METHODS[method](*(jnp.asarray(x, dtype) for x in inputs))
@@ -115,8 +115,8 @@ def test_without_gate(method, dtype):
 
 
 @pytest.mark.parametrize("gated", [True, False])
-def test_sequences_in_groups(gated, monkeypatch):
-    """Where the states of all would take too much memory."""
+def test_groups_of_sequences_agree(gated, monkeypatch):
+    """Groups are formed if the states of all sequences would take too much memory."""
     inputs = make(6, 25, 4, 2)[: 7 if gated else 6]
     wanted = values_and_gradients(METHODS["sequential"], inputs, "float32")
     monkeypatch.setitem(scan.GROUP, "sequential", 3 * 4 * 2 * 4)  # three sequences of e = 4, n = 2
@@ -133,7 +133,7 @@ def test_size_of_a_group(sequences, size, group):
     assert scan._group(sequences, size, 1 << 18) == group
 
 
-def test_half_precision_keeps_its_state_in_float32():
+def test_half_precision_inputs_have_a_float32_state():
     inputs = make(1, 400, 4, 2)
     half = [jnp.asarray(x, jnp.bfloat16) for x in inputs]
     y = scan.selective_scan(*half)
@@ -143,8 +143,8 @@ def test_half_precision_keeps_its_state_in_float32():
 
 
 @pytest.mark.parametrize("method", ["kernel", "associative"])
-def test_the_backward_keeps_no_states(method):
-    """What is saved between forward and backward is the inputs and one state a chunk."""
+def test_the_backward_pass_saves_no_states_within_chunks(method):
+    """Only the inputs and one state per chunk are saved for the backward pass."""
     b, l, e, n = 2, 320, 16, 5
     inputs = [jnp.asarray(x, jnp.float32) for x in make(b, l, e, n)]
     _, pull = jax.vjp(METHODS[method], *inputs)
@@ -161,7 +161,7 @@ def test_the_backward_keeps_no_states(method):
         (5, lambda x: x.astype(np.int32), "D is int32"),
     ],
 )
-def test_what_does_not_fit_is_refused(position, change, message):
+def test_inputs_that_do_not_match_are_rejected(position, change, message):
     inputs = [jnp.asarray(x, jnp.float32) for x in make()]
     inputs[position] = change(inputs[position])
     with pytest.raises(Exception, match=message):
