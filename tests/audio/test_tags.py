@@ -292,6 +292,13 @@ def test_rf64_is_read_and_left_as_it_was(tmp_path):
     assert path.read_bytes() == content
 
 
+@pytest.mark.parametrize(("form", "extension"), [("W64", "wav"), ("FLAC", "wav"), ("WAV", "mp3"), ("CAF", "caf")])
+def test_untagged_files_of_other_formats_get_no_note(tmp_path, form, extension):
+    path = tmp_path / f"a.{extension}"
+    soundfile.write(path, tone().T, RATE, format=form, subtype="PCM_16")
+    assert tags.read(path) == Tags()
+
+
 def test_a_wav_without_room_is_left_as_it_was(tmp_path):
     path = sound(tmp_path / "a.wav")
     size = 2**32 - 1000

@@ -21,7 +21,6 @@ _MISSING = "its tags are left out; to keep them, install mediafile with: pip ins
 _LEFT_OUT = "tags that are damaged or too large are left out"
 _IMAGE_BYTES = 16_000_000  # a block of FLAC ends at 16 MiB
 _WAV_BYTES = 2**32 - 2**26  # a WAV ends at 4 GiB; leaves room for the tags
-_OTHER_WAV = (b"RF64", b"BW64", b"RIFX")  # mutagen takes them for damaged WAV files
 #: FFmpeg's names of text fields -> mediafile's.
 _FFMPEG_NAMES = {
     "album": "album",
@@ -61,7 +60,10 @@ def read(path: Path) -> Tags:
         return Tags(problem=_MISSING if _read_with_ffmpeg(path) else None)
     try:
         with path.open("rb") as file:
-            found = Tags() if file.read(4) in _OTHER_WAV else _read_fields(_media_file(path))
+            is_riff = file.read(4) == b"RIFF"
+        # mutagen takes every other file named .wav, such as RF64, for a damaged one.
+        known = is_riff or path.suffix.lower() not in (".wav", ".wave")
+        found = _read_fields(_media_file(path)) if known else Tags()
     except FileTypeError:
         found = Tags()
     except Exception:  # parsers raise many types of exception on damaged bytes
