@@ -215,7 +215,7 @@ def with_atoms(path, atoms=ATOMS, covers=(PNG, JPEG)):
 
 
 def old_tag(path):
-    """An ID3v2.2 tag by hand: names of three letters, UTF-16 and Latin-1."""
+    """Prepend an ID3v2.2 tag with text in UTF-16 and Latin-1."""
 
     def frame(name, content):
         return name + len(content).to_bytes(3, "big") + content

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-# The original sound's loudness, encoder and fingerprint; and fields that repeat others: "art" the images, and the
-# dates their year, month and day, which unlike them can hold a year alone.
+# Loudness, encoder and fingerprint of the original sound; and fields that repeat others: "art" repeats the images, and
+# a date its year, month and day, which unlike the date can state a year alone.
 _NOT_CARRIED = re.compile(r"(rg|r128|acoustid)_|(art|date|encoder|original_date)$")
 _MISSING = "its tags are left out; to keep them, install mediafile with: pip install 'twinsep[tags]'"
 _LEFT_OUT = "tags that are damaged or too large are left out"
@@ -138,7 +138,7 @@ def _read_fields(media: Any) -> Tags:
 
 
 def _unique(images: Iterable[Any]) -> list[Any]:
-    """Return the images of a known format that every file format can hold, with different descriptions, as ID3 asks."""
+    """Return the images that every file format can hold, with different descriptions, as ID3 requires."""
     from mediafile import ImageType
 
     kept: dict[str, Any] = {}
