@@ -41,7 +41,7 @@ from twinsep.audio import tags
 from twinsep.audio.tags import Tags
 from twinsep.config import preset
 from twinsep.separation.file import Encoding, separate_file
-from twinsep.separation.overlap_add import Chunking
+from twinsep.separation.overlap_add import ChunkGrid
 from twinsep.separation.separator import Separator
 
 LEFT_OUT = "tags that are damaged or too large are left out"
@@ -365,7 +365,7 @@ def test_mediafile_is_imported_only_to_read_tags_and_prints_nothing(tmp_path):
 
 
 def separated(song, folder):
-    separator = Separator(lambda mixture: mixture[:, None], preset("tiny"), Chunking(4096))
+    separator = Separator(lambda mixture: mixture[:, None], preset("tiny"), ChunkGrid(4096))
     return separate_file(song, {"instrumental": folder / "out.flac"}, separator, Encoding())
 
 
