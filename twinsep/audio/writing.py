@@ -16,7 +16,7 @@ import soundfile
 from jaxtyping import Float
 
 from twinsep.errors import InputError
-from twinsep.utils.files import atomic_file, display_path
+from twinsep.utils.files import File, atomic_path, display_path
 
 FilePath = str | os.PathLike[str]
 #: extension -> (libsndfile format, default subtype, options of the encoder). PCM_24 for WAV because
@@ -219,7 +219,7 @@ def writer(
     bitrate: int = 320,
     frames: int = 0,
     overwrite: bool = True,
-    finish: Callable[[BinaryIO], None] | None = None,
+    finish: Callable[[Path], None] | None = None,
 ) -> Iterator[Writer]:
     """Within a ``with``, a :class:`Writer` for songs too long to hold; ``path`` appears only when whole.
 
@@ -227,8 +227,8 @@ def writer(
     and FLAC, or FLOAT for WAV. ``bitrate`` is an MP3's constant one in kbit/s, 64 to 320; the most there
     is below a sample rate of 32 kHz is 160, and below 16 kHz 64, and more gives that. ``frames`` is the
     expected number of samples per channel: where a WAV does not hold them it becomes an RF64, which is
-    the same beyond 4 GiB. Missing folders are made. ``finish`` gets the complete file before it has its
-    name, open for reading and writing, to put tags in, say.
+    the same beyond 4 GiB. Missing folders are made. ``finish`` is called with the path of the complete
+    temporary file, which has the extension of ``path``, before the file gets its name.
 
     Raises :class:`InputError`, and leaves what stood at ``path`` as it was, if any of it fails: an
     unknown format, a full disk, a place that may not be written to, a sample rate, bit rate or channel
@@ -239,17 +239,18 @@ def writer(
     encoding = _encoding(path, sample_rate, subtype, bitrate)  # refuses before anything is touched
     if encoding.container == "WAV" and encoding.size(frames, channels) > _WAV_BYTES:
         encoding = replace(encoding, container="RF64")
-    with atomic_file(_target(path), overwrite=overwrite) as file:
-        sound = Writer(path, _Sink(file), encoding)
-        try:
-            sound.open(sample_rate, channels)
-            yield sound
-            sound.close()
-        except BaseException:
-            sound.abandon()
-            raise
+    with atomic_path(_target(path), overwrite=overwrite) as temporary:
+        with File(temporary, "x+") as file:
+            sound = Writer(path, _Sink(file), encoding)
+            try:
+                sound.open(sample_rate, channels)
+                yield sound
+                sound.close()
+            except BaseException:
+                sound.abandon()
+                raise
         if finish:
-            finish(file)
+            finish(temporary)
 
 
 def write(path: FilePath, waveform: Float[np.ndarray, "c s"], sample_rate: int, *, subtype: str | None = None) -> int:

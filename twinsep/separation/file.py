@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 
@@ -93,7 +93,7 @@ def separate_file(
                 bitrate=encoding.bitrate,
                 frames=info.frames,
                 overwrite=overwrite,
-                finish=partial(_write_tags, song_tags, path.suffix.lower(), result.notes),
+                finish=partial(_write_tags, song_tags, result.notes),
             )
             writers[stem] = stack.enter_context(stem_writer)
         picture = stack.enter_context(atomic_file(figure, overwrite=overwrite)) if figure else None
@@ -129,8 +129,8 @@ def _check_unchanged(source: audio.AudioSource, info: audio.AudioInfo) -> Iterat
         raise changed
 
 
-def _write_tags(song_tags: tags.Tags, extension: str, notes: list[str], file: Any) -> None:
-    problem = tags.write(song_tags, file, extension)
+def _write_tags(song_tags: tags.Tags, notes: list[str], path: Path) -> None:
+    problem = tags.write(song_tags, path)
     if problem and problem not in notes:
         notes.append(problem)
 

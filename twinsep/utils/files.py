@@ -35,7 +35,7 @@ def atomic_file(path: str | Path, *, overwrite: bool = True) -> Iterator[BinaryI
     path = Path(path)
     with _place(path, overwrite=overwrite) as temporary:
         nameless = _nameless(path.parent)
-        with nameless or _File(temporary, "x+") as file:
+        with nameless or File(temporary, "x+") as file:
             yield file
             os.fsync(file.fileno())
             if nameless:
@@ -45,17 +45,17 @@ def atomic_file(path: str | Path, *, overwrite: bool = True) -> Iterator[BinaryI
 
 
 @contextlib.contextmanager
-def atomic_path(path: str | Path) -> Iterator[Path]:
+def atomic_path(path: str | Path, *, overwrite: bool = True) -> Iterator[Path]:
     """A temporary path beside ``path``, for what writes to a path alone; on leaving it takes the place of ``path``.
 
     A process that is killed leaves the temporary file behind; otherwise as :func:`unnamed`, which is to be preferred.
     """
     path = Path(path)
-    with _place(path, overwrite=True) as temporary:
+    with _place(path, overwrite=overwrite) as temporary:
         yield temporary
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
-        temporary.replace(path)
+        _rename(temporary, path, overwrite)
 
 
 def write_atomically(path: str | Path, content: bytes) -> None:
@@ -100,7 +100,7 @@ def os_error_reason(error: OSError) -> str:
 # ---------------------------------------------------------------------------- how
 
 
-class _File(io.FileIO):
+class File(io.FileIO):
     """Unbuffered, so that closing it after a failure has nothing left to fail at, but never content with a part."""
 
     def write(self, data: Any) -> int:
@@ -167,17 +167,17 @@ def _exists(path: Path) -> bool:
     return True
 
 
-def _nameless(folder: Path) -> _File | None:
+def _nameless(folder: Path) -> File | None:
     """A new file in ``folder`` without a name; none where there is no such thing or no way to name it later."""
     if not hasattr(os, "O_TMPFILE") or not Path("/proc/self/fd").exists():
         return None
     try:
-        return _File(os.open(folder, os.O_TMPFILE | os.O_RDWR, 0o666), "r+")
+        return File(os.open(folder, os.O_TMPFILE | os.O_RDWR, 0o666), "r+")
     except OSError:  # if more than that is wrong, making a file with a name says so
         return None
 
 
-def _link(file: _File, path: Path, temporary: Path, overwrite: bool) -> None:
+def _link(file: File, path: Path, temporary: Path, overwrite: bool) -> None:
     """Give a nameless file the name ``path``; with ``overwrite`` that of the file there."""
 
     def name(place: Path) -> None:
