@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -18,7 +17,7 @@ from twinsep.audio.writing import MP3_BITRATES, Writer, writer
 from twinsep.errors import InputError
 from twinsep.separation.paths import SPECTROGRAMS
 from twinsep.separation.separator import Separator, complement
-from twinsep.utils.files import atomic_file, display_path
+from twinsep.utils.files import atomic_path, display_path
 from twinsep.utils.progress import ProgressCallback
 from twinsep.utils.threads import prefetch, write_behind
 
@@ -96,7 +95,7 @@ def separate_file(
                     finish=partial(_tag, kept, path.suffix.lower(), outcome.notes),
                 )
             )
-        picture = stack.enter_context(atomic_file(figure, overwrite=overwrite)) if figure else None
+        picture = stack.enter_context(atomic_path(figure, overwrite=overwrite)) if figure else None
         sink = stack.enter_context(_sink(song, writers, encoding.clip))
         source = stack.enter_context(audio.open_audio(song, most_channels=most_channels))
         # Decoders and encoders work while the model does; the model in this thread, which Ctrl-C reaches.
@@ -107,7 +106,7 @@ def separate_file(
                     panels.push(mixture, *(complement(mixture, stems, stem) for stem in ("instrumental", "vocals")))
         sink.finish()
         if panels and picture:
-            picture.write(panels.png(song.name))
+            picture.write_bytes(panels.png(song.name))
     outcome.notes += sink.notes
     if figure:
         outcome.paths[SPECTROGRAMS] = figure
@@ -129,8 +128,9 @@ def _as_found(source: audio.AudioSource, found: audio.AudioInfo) -> Iterator[np.
         raise changed
 
 
-def _tag(kept: tags.Tags, extension: str, notes: list[str], file: Any) -> None:
-    problem = tags.write(kept, file, extension)
+def _tag(kept: tags.Tags, extension: str, notes: list[str], path: Path) -> None:
+    with path.open("rb+", buffering=0) as file:
+        problem = tags.write(kept, file, extension)
     if problem and problem not in notes:
         notes.append(problem)
 
