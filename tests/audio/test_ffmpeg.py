@@ -87,10 +87,6 @@ def alike(sound, waveform):
     return np.square(sound - waveform).mean() < 0.02 * np.square(waveform).mean()
 
 
-def box(kind, *content):
-    return struct.pack(">I4s", 8 + sum(map(len, content)), kind) + b"".join(content)
-
-
 # ---------------------------------------------------------------------------- start and length
 
 
@@ -125,35 +121,6 @@ def test_where_nothing_tells_the_padding_no_sound_is_lost(tmp_path, name):
 def test_an_m4a_of_any_length(tmp_path, frames):
     write(tmp_path / "a.m4a", music(frames), "aac", options={"movie_timescale": "44100"})
     assert audio.info(tmp_path / "a.m4a").frames == audio.read(tmp_path / "a.m4a")[0].shape[1] == frames
-
-
-def test_an_edit_list_that_is_exact_is_believed_rather_than_the_packets(tmp_path):
-    path = tmp_path / "a.m4a"
-    write(path, music(), "aac", options={"movie_timescale": "44100"})
-    content = bytearray(path.read_bytes())
-    duration = content.index(b"elst") + 12
-    assert struct.unpack_from(">I", content, duration) == (FRAMES,)
-    struct.pack_into(">I", content, duration, FRAMES - 30)  # less than one in milliseconds could be off
-    path.write_bytes(content)
-    assert audio.read(path)[0].shape == (2, FRAMES - 30)
-
-
-@pytest.mark.parametrize(("told", "length"), [(FRAMES - 1, FRAMES - 1), (FRAMES // 2, FRAMES)])
-def test_an_m4a_whose_length_only_a_tag_of_itunes_tells_unless_it_is_of_another_song(tmp_path, told, length):
-    path = tmp_path / "a.m4a"
-    write(path, music(), "aac", options={"use_editlist": "0"})
-    content = path.read_bytes()
-    moov = content.index(b"moov") - 4
-    old = content.index(b"udta", moov) - 4  # the last box of moov, which is the last of the file
-    text = f" 00000000 {1024:08X} {315:08X} {told:016X} 00000000".encode()
-    named = box(b"mean", bytes(4), b"com.apple.iTunes"), box(b"name", bytes(4), b"iTunSMPB")
-    tags = box(b"ilst", box(b"----", *named, box(b"data", struct.pack(">II", 1, 0), text)))
-    handler = box(b"hdlr", bytes(8), b"mdirappl", bytes(9))
-    content = content[moov + 8 : old] + box(b"udta", box(b"meta", bytes(4), handler, tags))
-    path.write_bytes(path.read_bytes()[:moov] + box(b"moov", content))
-    sound = audio.read(path)[0]
-    assert sound.shape == (2, length)
-    assert alike(sound, music()[:, :length])
 
 
 def test_an_mp3_of_varying_bit_rate_without_a_length_is_not_cut(tmp_path):
@@ -237,7 +204,7 @@ def test_a_file_cut_short_is_refused_where_it_can_tell(tmp_path, name):
         if name in CANNOT_TELL:
             assert audio.verify(path).frames < FRAMES
         elif name != "a.ts":  # it tells where the cut goes through a frame
-            with pytest.raises(InputError, match=r"damaged or (cut short|of no known format)"):
+            with pytest.raises(InputError, match=r"damaged or (cut short|of an unknown format)"):
                 audio.verify(path)
 
 
@@ -247,7 +214,7 @@ def test_an_m4a_whose_last_packets_are_missing_is_refused(tmp_path):
     with av.open(str(path)) as container:
         places = [packet.pos for packet in container.demux() if packet.size]
     path.write_bytes(path.read_bytes()[: places[-5]])
-    with pytest.raises(InputError, match=r"\d+ of \d+ samples are there"):
+    with pytest.raises(InputError, match=r"1\.02 of 1\.13 s are there"):
         audio.verify(path)
 
 

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import av
@@ -177,24 +178,23 @@ def test_a_wav_that_grows_too_long_untold_is_refused(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", ["a.wav", "a.flac", "a.mp3", "a.ogg"])
 @pytest.mark.parametrize("change", [+1000, -1000])
-def test_finish_gets_the_complete_file_and_may_change_it(tmp_path, name, change):
-    changed = b""
+def test_finish_gets_the_path_of_the_complete_file_and_may_change_it(tmp_path, name, change):
+    path, changed = tmp_path / name, b""
 
-    def finish(file):
+    def finish(temporary):
         nonlocal changed
-        assert names(tmp_path) == []
-        file.seek(0)
-        whole = file.read()
+        assert names(tmp_path) == [temporary.name]
+        assert temporary.suffix == path.suffix
+        whole = temporary.read_bytes()
         assert soundfile.info(io.BytesIO(whole)).frames == tone().shape[1]
         changed = b"tags" * 250 + whole if change > 0 else whole[:change]
-        file.seek(0)
-        file.write(changed)
-        file.truncate()
+        temporary.write_bytes(changed)
 
-    with audio.writer(tmp_path / name, RATE, 2, finish=finish) as sound:
+    with audio.writer(path, RATE, 2, finish=finish) as sound:
         sound.write(tone())
     assert changed
-    assert (tmp_path / name).read_bytes() == changed
+    assert path.read_bytes() == changed
+    assert names(tmp_path) == [name]
 
 
 @pytest.mark.parametrize(
@@ -331,7 +331,7 @@ def test_existing_files_are_replaced_only_if_that_is_wanted(tmp_path):
     (tmp_path / "real.wav").write_text("what stood there")
     (tmp_path / "link.wav").symlink_to("real.wav")
     for name in ("real.wav", "link.wav"):
-        sentence = r"real\.wav exists; give --overwrite to replace it, or another --out"
+        sentence = r"real\.wav exists; give --overwrite to replace it, or choose another --out"
         with pytest.raises(InputError, match=sentence), audio.writer(tmp_path / name, RATE, 2, overwrite=False):
             pass
     assert (tmp_path / "real.wav").read_text() == "what stood there"
@@ -340,7 +340,7 @@ def test_existing_files_are_replaced_only_if_that_is_wanted(tmp_path):
     assert audio.info(tmp_path / "new.wav").frames == tone().shape[1]
 
 
-def test_a_killed_writer_leaves_nothing_behind(tmp_path):
+def test_the_next_writer_removes_the_hidden_files_of_a_killed_one(tmp_path):
     (tmp_path / "old.flac").write_text("what stood there")
     program = """
 import sys, time
@@ -354,25 +354,43 @@ with audio.writer("old.flac", 44_100, 2) as old, audio.writer("new/new.mp3", 44_
 """
     with subprocess.Popen([sys.executable, "-c", program], cwd=tmp_path, stdout=subprocess.PIPE) as process:
         assert process.stdout.readline() == b"written\n"
+        audio.write(tmp_path / "new" / "new.mp3", tone(), RATE)  # the other's file is not complete: it stays
+        assert [name.startswith(".new.") for name in names(tmp_path / "new")] == [True, False]
         process.send_signal(signal.SIGKILL)
-    assert names(tmp_path) == ["new", "old.flac"]
-    assert names(tmp_path / "new") == []
+    assert [name.startswith(".old.") for name in names(tmp_path)] == [True, False, False]
     assert (tmp_path / "old.flac").read_text() == "what stood there"
+    audio.write(tmp_path / "old.flac", tone(), RATE)
+    audio.write(tmp_path / "new" / "new.mp3", tone(), RATE)
+    assert names(tmp_path) == ["new", "old.flac"]
+    assert names(tmp_path / "new") == ["new.mp3"]
 
 
 @pytest.mark.parametrize("name", ["a.wav", "a.flac", "a.mp3", "a.ogg"])
-def test_ctrl_c_within_the_encoder_is_not_lost(tmp_path, monkeypatch, name):
-    write = writing._Sink.write
-
-    def interrupted(sink, data):
-        os.kill(os.getpid(), signal.SIGINT)
-        return write(sink, data)
-
-    monkeypatch.setattr(writing._Sink, "write", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        audio.write(tmp_path / name, tone(), RATE)
+def test_ctrl_c_within_the_encoder_is_not_lost(tmp_path, name):
+    waveform = np.random.default_rng(0).standard_normal((2, 4 * RATE)) * 0.1
+    timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt), audio.writer(tmp_path / name, RATE, 2) as sound:  # noqa: PT012
+        timer.start()
+        while True:
+            sound.write(waveform)
     assert names(tmp_path) == []
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+@pytest.mark.parametrize(("name", "subtype"), [("a.wav", "FLOAT"), ("a.flac", None), ("a.mp3", None), ("a.ogg", None)])
+def test_a_disk_that_is_full_for_the_last_bytes_alone_is_reported(tmp_path, name, subtype):
+    noise = np.random.default_rng(0).standard_normal((2, 20_000)) * 0.1
+    audio.write(tmp_path / name, noise, RATE, subtype=subtype)
+    size = (tmp_path / name).stat().st_size
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        for missing in (1, 100, 1000):
+            resource.setrlimit(resource.RLIMIT_FSIZE, (size - missing, before[1]))
+            with pytest.raises(InputError, match="File too large; free some space"):
+                audio.write(tmp_path / name, noise, RATE, subtype=subtype)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert names(tmp_path) == [name]
+    assert (tmp_path / name).stat().st_size == size
 
 
 @pytest.mark.parametrize("rate", [8000, 22_050, 44_100, 48_000])

@@ -488,7 +488,7 @@ def test_a_long_file_name_fits(separate, tmp_path):
     assert files(separate(tmp_path / LONG_NAME))[0].parent.name == LONG_NAME[:-4]
 
 
-def test_a_killed_command_leaves_only_whole_stems(micro, tmp_path):
+def test_a_killed_command_leaves_complete_stems_and_hidden_files_which_the_next_run_removes(micro, tmp_path):
     """Three kills; the stage ``kills`` makes thirty."""
     from ablations.stages.kills import Separation
     from torch_impl.train import Trainer
@@ -497,6 +497,10 @@ def test_a_killed_command_leaves_only_whole_stems(micro, tmp_path):
     checkpoints.write(tmp_path / "micro.safetensors", checkpoints.Checkpoint(micro, Trainer(micro).state()))
     separation = Separation(tmp_path, tmp_path / "micro.safetensors", "torch")
     assert len(separation.whole) == 2 * len(separation.songs)
-    ends = separation.killed(3, seed=1)
+    ends = separation.kill(3, seed=1)
     assert [end["other files"] for end in ends] == [0, 0, 0]
     assert 0 < ends[0]["stems"] < len(separation.whole)  # or it would prove nothing
+    leftover = next(iter(separation.whole)).replace("/", "/.").replace(".wav", ".999999999-0123abcd.tmp.wav")
+    (separation.out / leftover).write_bytes(b"of a killed run")
+    separation.run_whole()
+    assert separation.files() == separation.whole

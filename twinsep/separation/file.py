@@ -19,7 +19,7 @@ from twinsep.config import CLIP_MODES, ClipMode
 from twinsep.errors import InputError
 from twinsep.separation.paths import SPECTROGRAMS
 from twinsep.separation.separator import Separator, complement
-from twinsep.utils.files import atomic_file, display_path
+from twinsep.utils.files import atomic_path, display_path
 from twinsep.utils.progress import ProgressCallback
 from twinsep.utils.threads import prefetch, write_behind
 
@@ -96,7 +96,7 @@ def separate_file(
                 finish=partial(_write_tags, song_tags, result.notes),
             )
             writers[stem] = stack.enter_context(stem_writer)
-        picture = stack.enter_context(atomic_file(figure, overwrite=overwrite)) if figure else None
+        picture = stack.enter_context(atomic_path(figure, overwrite=overwrite)) if figure else None
         sink = stack.enter_context(_open_sink(song, writers, encoding.clip_mode))
         source = stack.enter_context(audio.open_audio(song, most_channels=most_channels))
         # Decoding and encoding run in threads of their own; the model runs in this one, which Ctrl-C reaches.
@@ -107,7 +107,7 @@ def separate_file(
                     drawing.push(mixture, *(complement(mixture, stems, stem) for stem in ("instrumental", "vocals")))
         sink.finish()
         if drawing and picture:
-            picture.write(drawing.png(song.name))
+            picture.write_bytes(drawing.png(song.name))
     result.notes += sink.notes
     if figure:
         result.paths[SPECTROGRAMS] = figure
