@@ -1,4 +1,4 @@
-"""Sound files written: whole or not at all, as told, and the same when read again."""
+"""Writing sound files: complete or not at all, in the format asked for, the same when read again."""
 
 import errno
 import io
@@ -78,7 +78,7 @@ def test_integers_survive_and_are_rounded_to_the_nearest(tmp_path, subtype):
 
 
 @pytest.mark.parametrize(("name", "subtype"), [("a.wav", "FLOAT"), ("a.wav", None), ("a.flac", None), ("a.mp3", None)])
-def test_same_sound_same_bytes(tmp_path, name, subtype):
+def test_the_same_sound_gives_the_same_bytes(tmp_path, name, subtype):
     audio.write(tmp_path / name, tone(), RATE, subtype=subtype)
     first = (tmp_path / name).read_bytes()
     if subtype == "FLOAT":
@@ -87,7 +87,7 @@ def test_same_sound_same_bytes(tmp_path, name, subtype):
     assert (tmp_path / name).read_bytes() == first
 
 
-def test_beyond_full_scale_is_clamped_and_counted_but_not_in_float(tmp_path):
+def test_samples_beyond_full_scale_are_clamped_and_counted_except_in_float(tmp_path):
     waveform = np.array([[0.5, 1.0, 1.5, -2.0]], np.float32)
     assert audio.write(tmp_path / "a.wav", waveform, RATE) == 2
     assert np.allclose(audio.read(tmp_path / "a.wav")[0], [[0.5, 1, 1, -1]], atol=2**-22)
@@ -139,18 +139,18 @@ def test_an_mp3_keeps_its_length(tmp_path, frames, bitrate):
 
 
 @pytest.mark.parametrize("bitrate", [0, 32, 100, 144])
-def test_bit_rates_that_there_are_not(tmp_path, bitrate):
+def test_bit_rates_that_mp3_lacks_are_refused(tmp_path, bitrate):
     sentence = f"a.mp3: an MP3 at 44100 Hz cannot have {bitrate} kbit/s; choose one of 64, 80, .*, 320"
     with pytest.raises(InputError, match=sentence), audio.writer(tmp_path / "new" / "a.mp3", RATE, 2, bitrate=bitrate):
         pass
     assert names(tmp_path) == []
 
 
-# ---------------------------------------------------------------------------- more than a WAV holds
+# ---------------------------------------------------------------------------- 4 GiB
 
 
 @pytest.mark.parametrize("subtype", ["PCM_16", "PCM_24", "FLOAT"])
-def test_a_wav_told_to_grow_too_long_is_an_rf64(tmp_path, monkeypatch, subtype):
+def test_a_wav_expected_to_exceed_4_gib_is_an_rf64(tmp_path, monkeypatch, subtype):
     monkeypatch.setattr(writing, "_WAV_BYTES", 1000 * 2 * writing._BYTES[subtype])
     for frames, form in [(1000, "WAV"), (1001, "RF64")]:
         with audio.writer(tmp_path / "a.wav", RATE, 2, subtype=subtype, frames=frames) as sound:
@@ -162,7 +162,7 @@ def test_a_wav_told_to_grow_too_long_is_an_rf64(tmp_path, monkeypatch, subtype):
     assert (tmp_path / "a.wav").read_bytes() == first
 
 
-def test_a_wav_that_grows_too_long_untold_is_refused(tmp_path, monkeypatch):
+def test_a_wav_that_exceeds_4_gib_unexpectedly_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(writing, "_WAV_BYTES", 1000 * 2 * 3)
     with audio.writer(tmp_path / "a.wav", RATE, 2) as sound:
         sound.write(tone(1000))
@@ -173,7 +173,7 @@ def test_a_wav_that_grows_too_long_untold_is_refused(tmp_path, monkeypatch):
     assert names(tmp_path) == ["a.wav"]
 
 
-# ---------------------------------------------------------------------------- the last hand
+# ---------------------------------------------------------------------------- finish
 
 
 @pytest.mark.parametrize("name", ["a.wav", "a.flac", "a.mp3", "a.ogg"])
@@ -241,7 +241,7 @@ def test_a_file_that_does_not_fit_leaves_nothing_behind(tmp_path, name, subtype)
     assert (tmp_path / name).read_bytes() == b"what stood there"
 
 
-def test_a_full_disk(tmp_path, monkeypatch):
+def test_a_full_disk_is_reported(tmp_path, monkeypatch):
     def full(_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -258,7 +258,7 @@ def test_an_interrupted_writer_leaves_nothing_behind(tmp_path):
     assert names(tmp_path) == []
 
 
-def test_places_that_cannot_be_written(tmp_path):
+def test_paths_that_cannot_be_written_are_refused(tmp_path):
     (tmp_path / "file").write_text("x")
     (tmp_path / "folder.wav").mkdir()
     (tmp_path / "full.wav").symlink_to("/dev/full")
@@ -276,13 +276,13 @@ def test_places_that_cannot_be_written(tmp_path):
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_a_folder_without_permission(tmp_path):
+def test_a_folder_without_permission_is_refused(tmp_path):
     tmp_path.chmod(0o500)
     with pytest.raises(InputError, match="Permission denied"):
         audio.write(tmp_path / "a.wav", tone(), RATE)
 
 
-def test_sound_that_cannot_be_written(tmp_path):
+def test_sound_that_cannot_be_written_is_refused(tmp_path):
     path = tmp_path / "a.wav"
     with pytest.raises(InputError, match=r"a\.wav: the sound holds NaN"):
         audio.write(path, tone() * np.float32("nan"), RATE)
@@ -302,7 +302,7 @@ def test_a_link_stays_a_link(tmp_path):
     assert audio.info(tmp_path / "real.wav").frames == tone().shape[1]
 
 
-def test_missing_folders_are_made_and_permissions_are_the_usual(tmp_path):
+def test_missing_folders_are_made_and_files_have_the_usual_permissions(tmp_path):
     audio.write(tmp_path / "new" / "folder" / "a.wav", tone(), RATE)
     usual = tmp_path / "usual"
     usual.touch()
@@ -320,14 +320,14 @@ def test_missing_folders_are_made_and_permissions_are_the_usual(tmp_path):
         ("a.ogg", 352_800, r"\.wav or \.flac"),
     ],
 )
-def test_rates_that_a_format_does_not_take(tmp_path, name, rate, instead):
+def test_rates_that_a_format_lacks_are_refused(tmp_path, name, rate, instead):
     sentence = f"does not take 2 channels at {rate} Hz; choose {instead}"
     with pytest.raises(InputError, match=sentence), audio.writer(tmp_path / name, rate, 2):
         pass
     assert names(tmp_path) == []
 
 
-def test_existing_files_are_replaced_only_if_that_is_wanted(tmp_path):
+def test_existing_files_are_replaced_only_with_overwrite(tmp_path):
     (tmp_path / "real.wav").write_text("what stood there")
     (tmp_path / "link.wav").symlink_to("real.wav")
     for name in ("real.wav", "link.wav"):
@@ -377,7 +377,7 @@ def test_ctrl_c_within_the_encoder_is_not_lost(tmp_path, name):
 
 
 @pytest.mark.parametrize(("name", "subtype"), [("a.wav", "FLOAT"), ("a.flac", None), ("a.mp3", None), ("a.ogg", None)])
-def test_a_disk_that_is_full_for_the_last_bytes_alone_is_reported(tmp_path, name, subtype):
+def test_a_disk_too_full_for_the_last_bytes_is_reported(tmp_path, name, subtype):
     noise = np.random.default_rng(0).standard_normal((2, 20_000)) * 0.1
     audio.write(tmp_path / name, noise, RATE, subtype=subtype)
     size = (tmp_path / name).stat().st_size
@@ -395,7 +395,7 @@ def test_a_disk_that_is_full_for_the_last_bytes_alone_is_reported(tmp_path, name
 
 @pytest.mark.parametrize("rate", [8000, 22_050, 44_100, 48_000])
 @pytest.mark.parametrize("bitrate", [64, 128, 160, 192, 224, 256, 320])
-def test_an_mp3_is_as_loud_as_what_was_written(tmp_path, rate, bitrate):
+def test_an_mp3_is_as_loud_as_its_input(tmp_path, rate, bitrate):
     """LAME makes what it encodes at low bit rates quieter."""
     tone = 0.5 * np.sin(2 * np.pi * 440 * np.arange(rate) / rate)[None].repeat(2, 0)
     with audio.writer(tmp_path / "a.mp3", rate, 2, bitrate=bitrate) as sound:

@@ -41,7 +41,7 @@ def test_round_trip_is_exact(tmp_path):
     assert list(tmp_path.iterdir()) == [tmp_path / "c.safetensors"]
 
 
-def test_prefixes_and_weights(tmp_path):
+def test_prefixes_select_tensors_and_weights_default_to_the_model(tmp_path):
     checkpoints.write(tmp_path / "c.safetensors", example())
     found = checkpoints.read(tmp_path / "c.safetensors", prefixes=("model/",))
     assert list(found.tensors) == ["model/layer.weight"]
@@ -86,7 +86,7 @@ def test_bad_checkpoints_are_refused_in_a_sentence(tmp_path):
 
 
 @pytest.mark.parametrize("prefixes", [None, ("model/",)])
-def test_a_flipped_bit_is_seen_wherever_it_is(tmp_path, prefixes):
+def test_a_flipped_bit_is_found_anywhere(tmp_path, prefixes):
     path = tmp_path / "c.safetensors"
     checkpoints.write(path, example())
     whole = path.read_bytes()
@@ -234,7 +234,7 @@ for _ in range(300):
     assert names(tmp_path) == ["f"]
 
 
-def test_links_are_replaced_and_what_they_name_stays(tmp_path):
+def test_links_are_replaced_and_their_targets_stay(tmp_path):
     for name in ("real", "twin"):
         (tmp_path / name).write_text("old")
     (tmp_path / "soft").symlink_to("real")
@@ -257,7 +257,7 @@ def test_a_failed_write_leaves_what_was_there(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_unwritable_places_are_named(tmp_path):
+def test_paths_that_cannot_be_written_are_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="is a file where a folder is needed"):
         files.write_json(tmp_path / "file" / "x.json", 1)
@@ -283,7 +283,7 @@ def test_sentences_stay_on_one_line(tmp_path):
     assert str(caught.value).isprintable()
 
 
-def test_a_disk_that_takes_a_part_is_full(tmp_path):
+def test_a_disk_that_takes_a_part_is_reported_as_full(tmp_path):
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (65_536, before[1]))
     try:
