@@ -1,4 +1,7 @@
-"""Blocks of the U-Net. Features have the shape (b, k, t, d): batch, band, frame, feature."""
+"""Blocks of the U-Net. Features have the shape (b, k, t, d): batch, band, frame, feature.
+
+The docstring of a module defines its forward pass.
+"""
 
 from __future__ import annotations
 

@@ -128,7 +128,7 @@ _normalised.defvjp(_normalised_forward, _normalised_backward)
 
 
 def _mean(x: Array) -> Array:
-    """Mean over the last axis, kept, as a matrix product: XLA's sum over a short last axis is slow on a CPU."""
+    """Mean over the last axis, kept as size 1, by a product: XLA's sum over a short last axis is slow on a CPU."""
     return (x @ jnp.full(x.shape[-1], 1 / x.shape[-1], x.dtype))[..., None]
 
 

@@ -61,12 +61,12 @@ class Trainer:
         Returns the "loss", its terms, the "gradient_norm" before clipping and, in float16, the "loss_scale". If the
         loss or the norm is not finite, weights and optimiser stay as they are, and only the loss scale changes.
         """
-        found = []
+        results = []
         scale = self.scale.scale if self.scale else 1.0
         for batch in batches:
             arrays = (jax.device_put(batch[key], self.device) for key in ("mixture", "target"))
-            found.append(self._gradient(self.weights, *arrays, scale))
-        gradients, report = jax.tree.map(lambda *x: sum(x) / len(batches), *found)
+            results.append(self._gradient(self.weights, *arrays, scale))
+        gradients, report = jax.tree.map(lambda *x: sum(x) / len(batches), *results)
         self.weights, self.average, self.moments, norm = self._update(
             self.weights, self.average, self.moments, gradients, report["loss"], learning_rate, 1 - ema_decay
         )
@@ -143,9 +143,9 @@ class Trainer:
         shapes = {name: w.shape for name, w in self.weights.items()}
         trees = {}
         for prefix in ("model", "ema", "adam_m", "adam_v"):
-            found = strip(tensors, prefix)
-            check_names(found, shapes, prefix)
-            trees[prefix] = {name: jax.device_put(found[name], self.device) for name in shapes}
+            arrays = strip(tensors, prefix)
+            check_names(arrays, shapes, prefix)
+            trees[prefix] = {name: jax.device_put(arrays[name], self.device) for name in shapes}
         self.weights, self.average = trees["model"], trees["ema"]
         updates = step
         if self.scale:
