@@ -1,4 +1,4 @@
-"""Checkpoints: this project's own files, folders in the form of the Hugging Face hub, and those of the public model."""
+"""Checkpoints: native files, folders in the layout of the Hugging Face hub, and files of the reference code."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ __all__ = ["RECORD", "Checkpoint", "Tensors", "check_names", "read", "strip", "w
 
 
 def read(path: str | Path, *, prefixes: tuple[str, ...] | None = None) -> Checkpoint:
-    """Read a checkpoint file, or a folder that ``save_pretrained`` wrote; only the tensors under ``prefixes`` if given.
+    """Read a checkpoint file or a folder that ``save_pretrained`` wrote.
+
+    ``prefixes`` ("model/", "ema/", …) selects tensors by the start of their names; by default all are read.
 
     Raises :class:`twinsep.errors.InputError` as :func:`twinsep.checkpoints.native.read_file` and
     :func:`twinsep.checkpoints.hub.read` do.

@@ -63,7 +63,7 @@ class Separator:
     def from_pretrained(cls, folder_or_repository: str | Path, framework: str = "torch", **options: Any) -> Separator:
         """A folder that :meth:`save_pretrained` wrote, or a repository of the Hugging Face hub with its files, which is
         fetched by huggingface_hub if that is installed. ``options`` and what is raised are those of :func:`load`."""
-        return load(hub.fetched(folder_or_repository), framework, **options)
+        return load(hub.fetch(folder_or_repository), framework, **options)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write ``config.json``, ``model.safetensors`` and a model card into ``folder``, all or nothing.
