@@ -70,7 +70,7 @@ def test_bad_checkpoints_are_refused_in_a_sentence(tmp_path):
     cases["other"] = "not a checkpoint that twinsep wrote"
     fields = {"format": native.FORMAT, "config": {}, "step": 0, "data": {}, "provenance": {}, "digests": {}}
     for name, changes, sentence in [
-        ("format", {"format": 99}, "format 99, of which this version knows 1 alone"),
+        ("format", {"format": 99}, "format 99 is not supported; this version reads 1"),
         ("config", {}, "configuration: model"),
     ]:
         text = json.dumps(fields | changes)

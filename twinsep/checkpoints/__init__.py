@@ -12,7 +12,9 @@ __all__ = ["RECORD", "Checkpoint", "Tensors", "check_names", "config_and_weights
 
 
 def read(path: str | Path, *, prefixes: tuple[str, ...] | None = None) -> Checkpoint:
-    """Read a checkpoint file or a folder written by ``save_pretrained``, or only its tensors under ``prefixes``.
+    """Read a checkpoint file or a folder that ``save_pretrained`` wrote.
+
+    ``prefixes`` ("model/", "ema/", …) selects tensors by the start of their names; by default all are read.
 
     Raises :class:`twinsep.errors.InputError` as :func:`twinsep.checkpoints.native.read_file` and
     :func:`twinsep.checkpoints.hub.read` do.

@@ -65,7 +65,7 @@ class Separator:
 
         A repository is fetched by huggingface_hub. For ``options`` and the errors raised see :func:`load`.
         """
-        return load(hub.fetched(folder_or_repository), framework, **options)
+        return load(hub.fetch(folder_or_repository), framework, **options)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write ``config.json``, ``model.safetensors`` and a model card into ``folder``, all or nothing.
