@@ -1,4 +1,4 @@
-"""Stage ``evaluate``: ``python -m ablations.evaluate <run or baseline>``, the command ``twinsep evaluate``."""
+"""Stage ``evaluate``: ``python -m ablations.stages.evaluate <run or baseline>``, the command ``twinsep evaluate``."""
 
 import json
 import sys
@@ -14,10 +14,10 @@ from twinsep.utils.files import write_json
 
 
 def main(name: str) -> None:
-    """Score a run's best checkpoint, or a baseline under the configuration of the first run."""
+    """Score a run's best checkpoint, or a baseline under the configuration of the base run."""
     profile = settings.profile()
     baseline = name in BASELINES
-    run = next(iter(settings.runs())) if baseline else name
+    run = settings.BASE_RUN if baseline else name
     config = from_dict(json.loads((settings.CONFIGS / f"{run}.json").read_text()))
     out = settings.RUNS / (f"baseline-{name}" if baseline else name)
     entry = settings.runs()[run]

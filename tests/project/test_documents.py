@@ -45,13 +45,6 @@ def test_readme_has_every_preset_with_its_parameters(name):
     assert re.search(rf"\| `{name}` \| {count:,} \|", README)
 
 
-def test_every_row_is_explained():
-    text = (ROOT / "ablations" / "README.md").read_text()
-    for name, row in settings.rows().items():
-        table = "all but base" if row["axis"] == "all" else f"`results/tables/{row['axis']}`"
-        assert f"| `{name}` | {row['question']} | {table} |" in text
-
-
 def test_every_run_has_a_valid_configuration_in_every_profile(monkeypatch):
     params = settings.params()
     for profile in params["profiles"]:
@@ -63,6 +56,8 @@ def test_every_run_has_a_valid_configuration_in_every_profile(monkeypatch):
 def test_root_holds_nothing_that_is_not_in_the_layout():
     import subprocess
 
+    if not (ROOT / ".git").exists():
+        pytest.skip("needs a git clone")
     files = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
     allowed = {
         "README.md", "pyproject.toml", "dvc.yaml", "dvc.lock", "LICENSE", "CITATION.cff", "CHANGELOG.md",

@@ -31,12 +31,13 @@ def describe(device: str, libraries: Sequence[str] = ()) -> dict[str, Any]:
     }
 
 
-def code_hash(*packages: str) -> str:
-    """16 hexadecimal digits of the source of these packages, which lie beside ``twinsep``."""
-    root, found = Path(__file__).resolve().parent.parent, hashlib.sha256()
-    for path in sorted(path for package in packages for path in (root / package).rglob("*")):
-        if path.suffix in (".py", ".csv"):
-            found.update(f"{path.relative_to(root).as_posix()}\0".encode() + path.read_bytes() + b"\0")
+def code_hash(*paths: str) -> str:
+    """16 hexadecimal digits of the source below ``paths``, files or folders relative to the folder of ``twinsep``."""
+    root, found = Path(__file__).resolve().parents[2], hashlib.sha256()
+    files = [file for path in paths for file in ((root / path).rglob("*") if (root / path).is_dir() else [root / path])]
+    for file in sorted(files):
+        if file.suffix in (".py", ".csv"):
+            found.update(f"{file.relative_to(root).as_posix()}\0".encode() + file.read_bytes() + b"\0")
     return found.hexdigest()[:16]
 
 

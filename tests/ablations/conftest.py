@@ -1,0 +1,19 @@
+"""Fixtures of the tests of the pipeline and its results."""
+
+import pytest
+from helpers.committed import extract_commit
+
+
+@pytest.fixture(scope="session")
+def committed(tmp_path_factory):
+    """Folder with the files of the last commit."""
+    folder = tmp_path_factory.mktemp("commit")
+    extract_commit(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def readme(committed):
+    """The committed README on one line per paragraph and as it is: (words, text)."""
+    text = (committed / "README.md").read_text()
+    return " ".join(text.split()), text
