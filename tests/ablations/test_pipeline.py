@@ -149,7 +149,7 @@ def test_the_generated_songs_depend_on_their_sizes_and_on_no_training_number(wor
     assert outdated(workspace) == {"data"}
 
 
-def test_songs_of_ones_own_are_a_dependency(workspace, songs, tmp_path):
+def test_dvc_notices_a_changed_file_in_an_external_folder(workspace, songs, tmp_path):
     own = Path(shutil.copytree(songs, tmp_path / "own"))
     edit(workspace / "ablations" / "params.yaml", lambda c: c["data"].update(root=str(own)))
     dvc(workspace, "repro", "--quiet", *STAGES)
