@@ -10,10 +10,3 @@ def committed(tmp_path_factory):
     folder = tmp_path_factory.mktemp("commit")
     extract_commit(folder)
     return folder
-
-
-@pytest.fixture(scope="session")
-def readme(committed):
-    """The committed README on one line per paragraph and as it is: (words, text)."""
-    text = (committed / "README.md").read_text()
-    return " ".join(text.split()), text

@@ -366,10 +366,10 @@ def test_another_packages_scan_gives_what_ours_does(monkeypatch, tmp_path):
     """A function as mamba_ssm's file has one, among what cannot be imported."""
     scans = twin("torch", "baselines.scans")
     with pytest.raises(InputError, match="unknown scan 'pace'; known: default, definition, mambapy, mamba_ssm"):
-        scans.scan_of("pace")
+        scans.load_scan("pace")
     monkeypatch.setenv(scans.SOURCES, str(tmp_path))
     with pytest.raises(InputError, match="set TWINSEP_MAMBA_SSM to the folder that holds mamba_ssm/"):
-        scans.scan_of("mamba_ssm")
+        scans.load_scan("mamba_ssm")
     path = tmp_path / "mamba_ssm/ops/selective_scan_interface.py"
     path.parent.mkdir(parents=True)
     path.write_text(
@@ -394,7 +394,7 @@ def test_a_mambapy_that_is_missing_is_named_with_the_command_that_installs_it(mo
     with pytest.raises(
         InputError, match=r"mambapy needs the package mambapy\S*; install it with: pip install 'twinsep"
     ):
-        twin("torch", "baselines.scans").scan_of("mambapy")
+        twin("torch", "baselines.scans").load_scan("mambapy")
 
 
 def test_mambapys_scan_is_ours():

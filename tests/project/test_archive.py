@@ -17,7 +17,7 @@ def test_the_pipeline_runs_in_an_archive_after_one_line(tmp_path):
         return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
 
     line = "dvc config core.no_scm true"
-    assert f"`{line}`" in (tmp_path / "ablations" / "README.md").read_text()
+    assert f"`{line}`" in (tmp_path / "README.md").read_text()
     assert "not a git repository" in dvc("repro", "configure").stderr
     for arguments in (line.split()[1:], ["repro", "configure"]):
         done = dvc(*arguments)

@@ -104,7 +104,7 @@ class Worker:
 
     def operations(self, name: str) -> dict[str, float]:
         """What is counted of a preset in PyTorch."""
-        return twin("torch", "kernels.operations").of_model(PRESETS[name])
+        return twin("torch", "kernels.operations").model_cost(PRESETS[name])
 
     def last_loss(self) -> float:
         """That of the last step: close to the other framework's, as both did the same."""
