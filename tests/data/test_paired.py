@@ -11,7 +11,7 @@ import pytest
 from ablations import settings
 from ablations.fault_injection import write_song
 from ablations.stages import figure, separate
-from ablations.stages.data import inventory
+from ablations.stages.inventory import inventory
 from torch_impl.train import Trainer
 from twinsep import audio, checkpoints
 from twinsep.config import preset
@@ -291,12 +291,10 @@ def test_baselines_are_scored(micro, root, tmp_path, system):
 
 
 def test_the_stage_data_takes_stock(root):
-    assert inventory(root, ["train", "valid", "test"])["splits"]["test"] == {
-        "t": {
-            "frames": 50_000,
-            "bytes": {name: (root / "test" / "t" / name).stat().st_size for name in ("in.wav", "out.wav")},
-        }
-    }
+    found = {path.name: path.stat() for path in (root / "test" / "t").iterdir()}
+    assert sorted(found) == ["in.wav", "out.wav"]
+    files = {name: {"bytes": stat.st_size, "modified_ns": stat.st_mtime_ns} for name, stat in found.items()}
+    assert inventory(root, ["train", "valid", "test"])["splits"]["test"] == {"t": {"frames": 50_000, "files": files}}
 
 
 def in_pairs(folder):
