@@ -131,7 +131,7 @@ def _memory_errors(loop: _TrainingLoop) -> Iterator[None]:
 
 
 class _TrainingLoop:
-    """The steps of one run and their shared state."""
+    """Steps of one run, with their shared state."""
 
     def __init__(
         self,
