@@ -1,4 +1,4 @@
-"""The JAX twin. :func:`load` is all that is public."""
+"""The JAX implementation. Its public interface is :func:`load`."""
 
 from __future__ import annotations
 
@@ -12,23 +12,22 @@ from jax_impl.layers import initialise
 from jax_impl.train import load_weights
 from jax_impl.unet import BandSplitUNet
 from twinsep import checkpoints
-from twinsep.config import PRESETS, preset
 
 __all__ = ["load"]
 
 
 def load(path_or_preset: str | Path, *, weights: str = "ema", seed: int = 0, device: str = "cpu") -> BandSplitUNet:
-    """A separator: float32 (b, 2, s) in, (b, stems, 2, s) out, at ``.config.model.sample_rate``.
+    """Load the network: float32 (b, 2, s) -> (b, stems, 2, s), at ``.config.model.sample_rate``.
 
-    ``path_or_preset`` is a checkpoint file, whose ``weights`` ("ema" or "model") are taken, or the name of
-    a preset, whose weights are drawn from ``seed``. Raises :class:`twinsep.errors.InputError` for anything else.
+    ``path_or_preset`` is a checkpoint, of which ``weights`` ("ema" or "model") are loaded, or the name of a preset,
+    whose weights are drawn from ``seed``. Raises :class:`twinsep.errors.InputError` for anything else and for a
+    ``device`` that cannot be used.
     """
-    if isinstance(path_or_preset, str) and path_or_preset in PRESETS:
-        model = BandSplitUNet(preset(path_or_preset))
+    config, tensors = checkpoints.config_and_weights(path_or_preset, weights)
+    model = BandSplitUNet(config)
+    if tensors is None:
         initialise(model, seed)
     else:
-        found = checkpoints.read(path_or_preset, prefixes=("model/", "ema/"))
-        model = BandSplitUNet(found.config)
-        load_weights(model, found.weights(weights), str(path_or_preset))
+        load_weights(model, tensors, str(path_or_preset))
     nnx.update(model, jax.device_put(nnx.state(model), find_device(device)))
     return model

@@ -1,8 +1,10 @@
-"""The band-split front end and the mask estimator behind it.
+"""Band split at the input of the network, mask head at its output.
 
-Bands have different widths. Their weights are packed along the bins, so that one band is a part of them, and
-neighbours of equal width are multiplied together: fewer, batched products instead of one a band. What belongs to each
-run of them is taken by one split, whose gradient is one concatenation; a slice's would be as large as the whole.
+Bands differ in width. Their weights are packed along the bins, and neighbouring bands of equal width (a group) share
+one batched matrix product instead of one product per band. One split cuts the groups out of the packed arrays: its
+gradient is one concatenation, whereas the gradient of each slice would be as large as the whole array.
+
+Shapes: b batch, c audio channels, f bins, t frames, k bands, d features, s stems, w bins of a band.
 """
 
 from __future__ import annotations
@@ -14,12 +16,11 @@ from einops import rearrange
 from jax import Array
 from jaxtyping import Complex, Float
 
-from jax_impl.layers import (
-    Module,
+from jax_impl.layers import Module, parameter
+from jax_impl.ops import (
     batched_linear,
     concatenate,
     pad_axis,
-    parameter,
     polar,
     rms_norm,
     sigmoid,
@@ -30,16 +31,20 @@ from jax_impl.layers import (
 )
 from twinsep.config import ModelConfig
 from twinsep.model import initializers
-from twinsep.model.bands import REALS, band_runs
+from twinsep.model.bands import REALS, band_groups
 
 
 class BandSplit(Module):
-    """Each band's reals to D features: Linear, RMSNorm, plus a learned band embedding (BSRNN, arXiv 2209.15174)."""
+    """Spectrum to D features per band and frame: Linear, RMSNorm, plus a learned band embedding.
+
+    Linear and norm follow BSRNN (Luo and Yu 2022, arXiv 2209.15174). A band of w bins has 4·w real inputs: real and
+    imaginary parts of both channels.
+    """
 
     def __init__(self, model: ModelConfig):
         table, d = model.band_table, model.d_model
-        self.runs = band_runs(table)
-        self.n_bins = int(table[-1, 1])  # reference68 stops short of the Nyquist bin
+        self.groups = band_groups(table)
+        self.n_bins = int(table[-1, 1])  # reference68 leaves out the Nyquist bin
         fan_in = REALS * (table[:, 1] - table[:, 0])
         self.weight = parameter((d, REALS * self.n_bins), initializers.uniform(np.repeat(fan_in, fan_in)), decay=True)
         self.bias = parameter((len(table), d), initializers.uniform(fan_in[:, None]))
@@ -47,31 +52,34 @@ class BandSplit(Module):
         self.embedding = parameter((1, len(table), 1, d), initializers.normal(0.02))
 
     def __call__(self, spectrum: Complex[Array, "b c f t"]) -> Float[Array, "b k t d"]:
-        reals = split_complex(spectrum[:, :, : self.n_bins])
-        x = rearrange(reals, "b c f t ri -> b t (f c ri)")
-        columns = [REALS * bands * width for bands, width in self.runs]
-        bands = [bands for bands, _ in self.runs]
+        reals = split_complex(spectrum[:, :, : self.n_bins])  # (b, c, f, t, 2)
+        x = rearrange(reals, "b c f t ri -> b t (f c ri)")  # a band is a range of the last axis
+        columns = [REALS * bands * width for bands, width in self.groups]
+        bands = [bands for bands, _ in self.groups]
         parts = zip(
             split(x, columns, -1), split(self.weight[...], columns, 1), split(self.bias[...], bands, 0), strict=True
         )
-        x = concatenate([self.project(*part) for part in parts], 1)
+        x = concatenate([self.project(*part) for part in parts], 1)  # (b, k, t, d)
         return rms_norm(x, self.norm[:, None]) + self.embedding
 
     def project(
         self, x: Float[Array, "b t r"], weight: Float[Array, "d r"], bias: Float[Array, "k d"]
     ) -> Float[Array, "b k t d"]:
-        """The Linear of each band of one run of equal widths."""
+        """Apply the Linear of every band in one group of equally wide bands; r = k·4·w inputs for k bands."""
         inputs = rearrange(x, "b t (k w) -> k (b t) w", k=len(bias))
-        y = batched_linear(inputs, rearrange(weight, "d (k w) -> k d w", k=len(bias)), bias)
+        y = batched_linear(inputs, rearrange(weight, "d (k w) -> k d w", k=len(bias)), bias)  # (k, b·t, d)
         return rearrange(y, "k (b t) d -> b k t d", b=x.shape[0])
 
 
 class MaskHead(Module):
-    """D features of each band to a complex mask a bin: sigmoid(mag) · exp(i·π·tanh(phase))."""
+    """D features per band and frame to one complex mask per stem, channel and bin: sigmoid(m) · exp(i·π·tanh(p)).
+
+    RMSNorm, Linear, SiLU and Linear, separate for each band, compute the logits m and p.
+    """
 
     def __init__(self, model: ModelConfig):
         table, d = model.band_table, model.d_model
-        self.runs = band_runs(table)
+        self.groups = band_groups(table)
         self.stems = len(model.targets)
         self.missing = model.n_bins - int(table[-1, 1])
         k, outputs = len(table), self.stems * REALS * int(table[-1, 1])
@@ -83,22 +91,22 @@ class MaskHead(Module):
 
     def __call__(self, x: Float[Array, "b k t d"]) -> Complex[Array, "b s c f t"]:
         n = rearrange(rms_norm(x, self.norm[:, None]), "b k t d -> k (b t) d")
-        hidden = silu(batched_linear(n, self.weight1[...], self.bias1[...]))
-        bands = [bands for bands, _ in self.runs]
-        rows = [self.stems * REALS * bands * width for bands, width in self.runs]
+        hidden = silu(batched_linear(n, self.weight1[...], self.bias1[...]))  # (k, b·t, d)
+        bands = [bands for bands, _ in self.groups]
+        rows = [self.stems * REALS * bands * width for bands, width in self.groups]
         parts = zip(
             split(hidden, bands, 0), split(self.weight2[...], rows, 0), split(self.bias2[...], rows, 0), strict=True
         )
         masks = [self.project(x.shape[0], *part) for part in parts]
         magnitude, phase = rearrange(concatenate(masks, 1), "b f s c two t -> two b s c f t")
-        mask = polar(sigmoid(magnitude), math.pi * tanh(phase))
-        # A bin that no band owns keeps logit 0: sigmoid(0) · exp(0) = 0.5, as in the reference.
+        mask = polar(sigmoid(magnitude), math.pi * tanh(phase))  # (b, s, c, f, t)
+        # A bin outside every band has logits 0, hence the mask sigmoid(0) · exp(0) = 0.5, as in the reference.
         return pad_axis(mask, -2, self.missing, 0.5)
 
     def project(
         self, b: int, hidden: Float[Array, "k n d"], weight: Float[Array, "o d"], bias: Float[Array, " o"]
     ) -> Float[Array, "b f s c two t"]:
-        """The second Linear of each band of one run; its rows are packed band by band, stem-major within one."""
+        """Apply the second Linear of every band in one group; rows are packed by band, stem, bin, channel and part."""
         k = len(hidden)
         y = batched_linear(hidden, rearrange(weight, "(k o) d -> k o d", k=k), rearrange(bias, "(k o) -> k o", k=k))
         return rearrange(y, "k (b t) (s w c two) -> b (k w) s c two t", b=b, s=self.stems, c=2, two=2)

@@ -1,4 +1,7 @@
-"""The blocks of the U-Net. Every map keeps the shape (b, k, t, d): batch, band, frame, feature."""
+"""Blocks of the U-Net. Features have the shape (b, k, t, d): batch, band, frame, feature.
+
+The docstring of a module defines its forward pass.
+"""
 
 from __future__ import annotations
 
@@ -17,13 +20,8 @@ from jax_impl.layers import (
     Module,
     MultiHeadAttention,
     RMSNorm,
-    concatenate,
-    constant,
-    flip,
-    pad_axis,
-    sigmoid,
-    silu_gate,
 )
+from jax_impl.ops import concatenate, constant, flip, pad_axis, sigmoid, silu_gate
 from twinsep.config import ModelConfig
 from twinsep.model.pooling import REFERENCE_TIME_TOKENS, pool_matrix, summary_matrix
 
@@ -43,7 +41,7 @@ class SwiGLU(Module):
 
 
 class Bidirectional(Module):
-    """x + W [fwd(n) ; flip(bwd(flip(n)))] + b, n = RMSNorm(x), with two separate mixers."""
+    """x + W [fwd(n) ; flip(bwd(flip(n)))] + b, n = RMSNorm(x), with a separate mixer for each direction."""
 
     def __init__(self, model: ModelConfig):
         self.norm = RMSNorm(model.d_model)
@@ -58,7 +56,7 @@ class Bidirectional(Module):
 
 
 class SinglePass(Module):
-    """x + mixer(RMSNorm(x)), for a mixer that sees both directions by itself or is to see but one."""
+    """x + mixer(RMSNorm(x)), for a mixer that sees both directions itself or for a model that uses only one."""
 
     def __init__(self, model: ModelConfig):
         self.norm = RMSNorm(model.d_model)
@@ -69,12 +67,12 @@ class SinglePass(Module):
 
 
 def sequence_block(model: ModelConfig) -> Module:
-    """The residual block around the configured mixer."""
+    """Build the residual block around the configured mixer: (b, l, d) -> (b, l, d)."""
     return Bidirectional(model) if model.mixer.passes == 2 else SinglePass(model)
 
 
 class DualPath(Module):
-    """A sequence block over time within each band, one over bands within each frame, SwiGLU."""
+    """A sequence block along time in each band, one along bands in each frame, then SwiGLU."""
 
     def __init__(self, model: ModelConfig):
         self.time = sequence_block(model)
@@ -89,7 +87,7 @@ class DualPath(Module):
 
 
 class LocalConv(Module):
-    """x + W silu(depthwise(n)) + b, n = RMSNorm(x), seven frames wide."""
+    """x + W silu(depthwise(n)) + b, n = RMSNorm(x); the depthwise kernel spans seven frames."""
 
     def __init__(self, model: ModelConfig):
         self.norm = RMSNorm(model.d_model)
@@ -98,12 +96,12 @@ class LocalConv(Module):
 
     def __call__(self, x: Float[Array, "b k t d"]) -> Float[Array, "b k t d"]:
         n = rearrange(self.norm(x), "b k t d -> (b k) t d")
-        y = self.pointwise(self.depthwise(n))
+        y = self.pointwise(self.depthwise(n))  # (b·k, t, d)
         return x + rearrange(y, "(b k) t d -> b k t d", k=x.shape[1])
 
 
 class EncoderBlock(Module):
-    """LocalConv (levels 1 and 2 only), then DualPath."""
+    """LocalConv if ``conv`` (levels 1 and 2), then DualPath."""
 
     def __init__(self, model: ModelConfig, *, conv: bool):
         self.conv = LocalConv(model) if conv else None
@@ -114,31 +112,31 @@ class EncoderBlock(Module):
 
 
 class Downsample(Module):
-    """RMSNorm, then half the frames; an odd last one is dropped."""
+    """RMSNorm, then a convolution that halves the frames and drops an odd last one: t2 = ⌊t/2⌋."""
 
     def __init__(self, model: ModelConfig):
         self.norm = RMSNorm(model.d_model)
         self.conv = HalvingConv1d(model.d_model)
 
     def __call__(self, x: Float[Array, "b k t d"]) -> Float[Array, "b k t2 d"]:
-        y = self.conv(rearrange(self.norm(x), "b k t d -> (b k) t d"))
+        y = self.conv(rearrange(self.norm(x), "b k t d -> (b k) t d"))  # (b·k, t2, d)
         return rearrange(y, "(b k) t d -> b k t d", k=x.shape[1])
 
 
 class Upsample(Module):
-    """RMSNorm, then twice the frames, fitted to ``frames`` by a zero frame where one was dropped."""
+    """RMSNorm, then a transposed convolution that doubles the frames; appends a zero frame if one was dropped."""
 
     def __init__(self, model: ModelConfig):
         self.norm = RMSNorm(model.d_model)
         self.conv = DoublingConv1d(model.d_model)
 
     def __call__(self, x: Float[Array, "b k t d"], frames: int) -> Float[Array, "b k t2 d"]:
-        y = self.conv(rearrange(self.norm(x), "b k t d -> (b k) t d"))
+        y = self.conv(rearrange(self.norm(x), "b k t d -> (b k) t d"))  # (b·k, t2, d)
         return pad_axis(rearrange(y, "(b k) t d -> b k t d", k=x.shape[1]), -2, frames - y.shape[1])
 
 
 class GlobalAttention(Module):
-    """x + MHA(RMSNorm(x)) over all bands and frames at once; SwiGLU."""
+    """x + MHA(RMSNorm(x)), attention over all bands and frames jointly, then SwiGLU."""
 
     def __init__(self, model: ModelConfig):
         self.norm = RMSNorm(model.d_model)
@@ -152,7 +150,7 @@ class GlobalAttention(Module):
 
 
 def memory_bank(levels: Sequence[Float[Array, "b k _ d"]], tokens: Sequence[int]) -> Float[Array, "b k m d"]:
-    """Each level pooled over time to its token count, one after another along the token axis."""
+    """Pool every level along time to its number of tokens and concatenate them along the token axis."""
     pooled = [
         einsum(constant(pool_matrix(level.shape[2], n), level), level, "m t, b k t d -> b k m d")
         for level, n in zip(levels, tokens, strict=True)
@@ -162,7 +160,7 @@ def memory_bank(levels: Sequence[Float[Array, "b k _ d"]], tokens: Sequence[int]
 
 
 class CrossAttention(Module):
-    """x + MHA(RMSNorm(x), RMSNorm(memory))."""
+    """x + MHA(RMSNorm(x), RMSNorm(memory)): queries from x (b, l, d), keys and values from memory (b, m, d)."""
 
     def __init__(self, model: ModelConfig):
         self.norm_q = RMSNorm(model.d_model)
@@ -174,7 +172,10 @@ class CrossAttention(Module):
 
 
 class MemoryAttention(Module):
-    """What a decoder block reads of the memory: over time per band, then over bands per frame."""
+    """Cross-attention to the memory: along time in each band, then along bands in each frame.
+
+    In the second, a frame's keys are one summary of the memory per band (:func:`summary_matrix`).
+    """
 
     def __init__(self, model: ModelConfig):
         self.alignment, self.tokens = model.memory_alignment, model.memory_tokens
@@ -183,19 +184,19 @@ class MemoryAttention(Module):
 
     def __call__(self, x: Float[Array, "b k t d"], memory: Float[Array, "b k m d"]) -> Float[Array, "b k t d"]:
         b, k, t, _ = x.shape
-        keys = memory
+        keys = memory  # (b, k, m, d)
         if self.alignment == "reference":
-            again = constant(pool_matrix(memory.shape[2], REFERENCE_TIME_TOKENS), memory)
-            keys = einsum(again, memory, "n m, b k m d -> b k n d")
+            pool = constant(pool_matrix(memory.shape[2], REFERENCE_TIME_TOKENS), memory)
+            keys = einsum(pool, memory, "n m, b k m d -> b k n d")
         x = self.time(rearrange(x, "b k t d -> (b k) t d"), rearrange(keys, "b k m d -> (b k) m d"))
         x = rearrange(x, "(b k) t d -> (b t) k d", k=k)
-        at_frame = constant(summary_matrix(self.alignment, self.tokens, t), memory)
-        x = self.band(x, einsum(at_frame, memory, "t m, b k m d -> b t k d").reshape(x.shape))
+        summary = constant(summary_matrix(self.alignment, self.tokens, t), memory)
+        x = self.band(x, einsum(summary, memory, "t m, b k m d -> b t k d").reshape(x.shape))  # (b·t, k, d)
         return rearrange(x, "(b t) k d -> b k t d", b=b)
 
 
 class SkipGate(Module):
-    """x + g ⊙ W_p n_s, g = sigmoid(W_g [n_x ; n_s]), n the RMSNorms of x and of the encoder's skip."""
+    """x + g ⊙ W_p n_s, g = sigmoid(W_g [n_x ; n_s]); n_x = RMSNorm(x), n_s = RMSNorm(skip) of the encoder."""
 
     def __init__(self, model: ModelConfig):
         self.norm_x = RMSNorm(model.d_model)
@@ -209,7 +210,7 @@ class SkipGate(Module):
 
 
 class DecoderBlock(Module):
-    """Memory attention (none without memory), gated skip, SwiGLU."""
+    """Memory attention (if the model has a memory), gated skip connection, SwiGLU."""
 
     def __init__(self, model: ModelConfig):
         self.memory = MemoryAttention(model) if model.has_memory else None

@@ -1,4 +1,4 @@
-"""The devices of this machine, and a model as a function of NumPy arrays on one of them."""
+"""Devices of this machine, and models as functions of NumPy arrays."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from twinsep.utils import provenance
 
 
 def on_numpy(model: nnx.Module, device: jax.Device) -> Callable[[np.ndarray], np.ndarray]:
-    """``model`` as a function from NumPy arrays to NumPy arrays, compiled once for each shape."""
+    """Wrap ``model`` as a function from NumPy arrays to NumPy arrays, compiled once per shape."""
     definition = nnx.graphdef(model)
     compiled = jax.jit(lambda weights, x: nnx.merge(definition, weights)(x))
 
@@ -27,16 +27,15 @@ def on_numpy(model: nnx.Module, device: jax.Device) -> Callable[[np.ndarray], np
 
 
 def find_device(name: str) -> jax.Device:
-    """The device, tried out; raises :class:`InputError` where this machine has none of that name."""
+    """Return the device ``name``; raises :class:`InputError` if it cannot be used on this machine."""
     try:
         return jax.devices(name)[0]
-    except RuntimeError as error:  # JAX's way to say: unknown name, or built without it
+    except RuntimeError as error:  # unknown device, or JAX built without it
         raise InputError(f"device {name!r} cannot be used here; --device cpu always can") from error
 
 
 def describe_machine() -> dict[str, Any]:
-    """What there is here to compute on: "devices", by the names that ``--device`` takes; CPU "threads"; and the "scan",
-    the way the selective scan is computed, by kind of device."""
+    """Describe this machine: "devices" by ``--device`` name, CPU "threads", "scan" implementation by kind of device."""
     devices = {"cpu": provenance.processor()}
     if jax.default_backend() != "cpu":
         devices[jax.default_backend()] = ", ".join(device.device_kind for device in jax.devices())

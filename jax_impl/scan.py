@@ -1,11 +1,11 @@
-"""The selective scan of Mamba: its definition, and ways to compute it that agree with the definition.
+"""The selective scan of Mamba: its definition, a chunked form, and the choice of an implementation.
 
     h_t = exp(Δ_t A) h_{t−1} + Δ_t B_t u_t        (e, n), from h_{−1} = 0
     y_t = (C_t · h_t + D u_t) ⊙ silu(z_t)         (e,)
 
 (Gu and Dao 2023, arXiv 2312.00752, equation 2 discretised as in algorithm 2: exp(ΔA) for A, ΔB for B.)
 Every function takes u, delta (b, l, e), delta after softplus; A (e, n), negative; B, C (b, l, n); D (e,); z (b, l, e)
-or None for no gate; and gives y (b, l, e).
+or None for no gate; and returns y (b, l, e).
 """
 
 from collections.abc import Callable
@@ -21,10 +21,10 @@ from jaxtyping import Float
 from jax_impl.kernels import cpu_kernels
 from twinsep.model.scan_inputs import check_scan_inputs
 
-#: Frames of the state in memory at a time. In sequence they are written out one by one: more take longer to compile.
+#: Frames per chunk. The sequential method unrolls them, so that longer chunks take longer to compile.
 CHUNK = {"sequential": 8, "associative": 32}
-#: Bytes that the states of one frame may take; sequences beyond it are computed in groups. In sequence the fastest is
-#: what stays in a CPU's cache.
+#: Largest size in bytes of the states of one frame; larger batches are computed in groups of sequences. The sequential
+#: method is fastest if they fit the CPU's cache.
 GROUP = {"sequential": 1 << 19, "associative": 1 << 20}
 
 
@@ -37,10 +37,10 @@ def selective_scan(
     D: Float[Array, " e"],
     z: Float[Array, "b l e"] | None = None,
 ) -> Float[Array, "b l e"]:
-    """y (b, l, e) in u's dtype, by the fastest way there is on the default backend.
+    """Selective scan by the fastest implementation for the default backend; returns y (b, l, e) in u's dtype.
 
-    The state is float32 whatever the inputs, float64 if all of them are. Gradients of the first order only.
-    Raises ValueError where shapes or dtypes do not fit each other.
+    The state is float32, or float64 if all inputs are. Only first-order gradients are defined.
+    Raises ValueError if shapes or dtypes do not match.
     """
     check_scan_inputs(u, delta, A, B, C, D, z)
     dtype = jnp.float64 if u.dtype == jnp.float64 else jnp.float32
@@ -49,10 +49,10 @@ def selective_scan(
     kernels = cpu_kernels() if on_cpu else None
     if kernels is not None:
         return kernels.selective_scan(*inputs).astype(u.dtype)
-    # Without it one frame after another is the least work, as a CPU has no more lanes than the state has numbers: see
-    # results/bench/scan.json. Elsewhere nothing was measured yet.
-    frames = "sequential" if on_cpu else "associative"
-    return selective_scan_chunked(*inputs, frames=frames).astype(u.dtype)
+    # Without the kernel, frame by frame is the least work on a CPU, whose vectors one state already fills (measured in
+    # results/bench/scan.json). The choice for accelerators has not been measured.
+    method = "sequential" if on_cpu else "associative"
+    return selective_scan_chunked(*inputs, method=method).astype(u.dtype)
 
 
 def selective_scan_sequential(
@@ -64,7 +64,7 @@ def selective_scan_sequential(
     D: Float[Array, " e"],
     z: Float[Array, "b l e"] | None = None,
 ) -> Float[Array, "b l e"]:
-    """The definition as it stands, one frame after another: differentiable by JAX itself, in the inputs' dtype."""
+    """Selective scan by its definition, frame by frame: differentiated by JAX, in the inputs' dtype."""
     check_scan_inputs(u, delta, A, B, C, D, z)
 
     def frame(h: Array, inputs: tuple[Array, ...]) -> tuple[Array, Array]:
@@ -89,24 +89,24 @@ def selective_scan_chunked(
     D: Float[Array, " e"],
     z: Float[Array, "b l e"] | None = None,
     *,
-    frames: str = "associative",
+    method: str = "associative",
 ) -> Float[Array, "b l e"]:
-    """The same in chunks of time between which the state is carried.
+    """Selective scan in chunks of frames, in JAX operations.
 
-    Only one chunk of states, about (CHUNK[frames], b, e, n), exists at a time, forward and backward; the forward keeps
-    the states between chunks. Within a chunk ``frames`` go one after another ("sequential") or by
-    ``jax.lax.associative_scan`` ("associative"). The inputs must have one dtype, float32 or float64.
+    Only one chunk of states, about (CHUNK[method], b, e, n), exists at a time, forward and backward; the forward pass
+    saves the states at chunk boundaries. ``method`` computes a chunk frame by frame ("sequential") or by
+    ``jax.lax.associative_scan`` ("associative"). All inputs must have one dtype, float32 or float64.
     """
     check_scan_inputs(u, delta, A, B, C, D, z)
-    group = _group(u.shape[0], A.size * A.dtype.itemsize, GROUP[frames])
+    group = _group(u.shape[0], A.size * A.dtype.itemsize, GROUP[method])
     if group == u.shape[0]:
-        return _chunked_scan(frames, u, delta, A, B, C, D, z)
+        return _chunked_scan(method, u, delta, A, B, C, D, z)
 
-    # What the backward pass needs of a group beside its inputs is computed again when the group's turn comes.
+    # The backward pass recomputes one group at a time from its inputs.
     @jax.checkpoint
     def of_group(inputs: tuple[Array, ...]) -> Array:
         u, delta, B, C, *gate = inputs
-        return _chunked_scan(frames, u, delta, A, B, C, D, gate[0] if gate else None)
+        return _chunked_scan(method, u, delta, A, B, C, D, gate[0] if gate else None)
 
     inputs = (u, delta, B, C) if z is None else (u, delta, B, C, z)
     y = jax.lax.map(of_group, tuple(x.reshape(-1, group, *x.shape[1:]) for x in inputs))
@@ -114,8 +114,7 @@ def selective_scan_chunked(
 
 
 def _group(sequences: int, size: int, most: int) -> int:
-    """Sequences to compute together: all, or a divisor for which their states of one frame stay within ``most``
-    bytes."""
+    """Sequences per group: all, or the largest divisor whose states of one frame take at most ``most`` bytes."""
     if sequences * size <= most:
         return sequences
     return max(k for k in range(1, sequences + 1) if sequences % k == 0 and k * size <= max(most, size))
@@ -123,90 +122,92 @@ def _group(sequences: int, size: int, most: int) -> int:
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _chunked_scan(
-    frames: str, u: Array, delta: Array, A: Array, B: Array, C: Array, D: Array, z: Array | None
+    method: str, u: Array, delta: Array, A: Array, B: Array, C: Array, D: Array, z: Array | None
 ) -> Array:
-    """The gated scan with its gradients written out: JAX would keep every state of every chunk."""
-    return _forward(frames, u, delta, A, B, C, D, z)[0]
+    """The gated scan with its own gradient: JAX would save every state of every chunk."""
+    return _forward(method, u, delta, A, B, C, D, z)[0]
 
 
 def _forward(
-    frames: str, u: Array, delta: Array, A: Array, B: Array, C: Array, D: Array, z: Array | None
+    method: str, u: Array, delta: Array, A: Array, B: Array, C: Array, D: Array, z: Array | None
 ) -> tuple[Array, Any]:
-    length, size = u.shape[1], _chunk_size(frames, u.shape[1])
-    A_t = A.T  # here and not within: XLA would fuse the transposition into every exponential
+    length, size = u.shape[1], _chunk_size(method, u.shape[1])
+    A_t = A.T  # outside the loop, where XLA cannot fuse the transposition into every exponential
 
     def chunk(h: Array, inputs: tuple[Array, ...]) -> tuple[Array, tuple[Array, Array]]:
-        after, y = WAYS[frames].forward(h, A_t, *inputs)
+        after, y = CHUNK_SCANS[method].forward(h, A_t, *inputs)
         return after, (y, h)
 
-    h = jnp.zeros((u.shape[0], *A_t.shape), u.dtype)  # (b, n, e): what one vector instruction takes lies side by side
+    h = jnp.zeros((u.shape[0], *A_t.shape), u.dtype)  # (b, n, e): neighbouring channels fill a vector register
     _, (y, boundaries) = jax.lax.scan(chunk, h, tuple(_in_chunks(x, size) for x in (u, delta, B, C)))
-    y = _together(y, length) + D * u
+    y = _from_chunks(y, length) + D * u
     return (y if z is None else y * silu(z)), (u, delta, A, B, C, D, z, boundaries, None if z is None else y)
 
 
-def _backward(frames: str, saved: Any, dy: Array) -> tuple[Array | None, ...]:
+def _backward(method: str, saved: Any, dy: Array) -> tuple[Array | None, ...]:
     u, delta, A, B, C, D, z, boundaries, y = saved
     dz = None
     if z is not None:
         gate = sigmoid(z)
         # d silu(z)/dz = σ(z) (1 + z (1 − σ(z)))
         dz, dy = dy * y * gate * (1 + z * (1 - gate)), dy * z * gate
-    length, size, A_t = u.shape[1], _chunk_size(frames, u.shape[1]), A.T
+    length, size, A_t = u.shape[1], _chunk_size(method, u.shape[1]), A.T
 
     def chunk(carry: tuple[Array, Array], inputs: tuple[Array, ...]) -> tuple[tuple[Array, Array], list[Array]]:
         dh, dA = carry  # dh = a_{t+1} ∂h_{t+1} of the first frame after the chunk
-        dh, dA_of_chunk, found = WAYS[frames].backward(dh, inputs[0], A_t, *inputs[1:])
-        return (dh, dA + dA_of_chunk), found
+        dh, dA_of_chunk, gradients = CHUNK_SCANS[method].backward(dh, inputs[0], A_t, *inputs[1:])
+        return (dh, dA + dA_of_chunk), gradients
 
     start = (jnp.zeros_like(boundaries[0]), jnp.zeros_like(A_t))
     inputs = (boundaries, *(_in_chunks(x, size) for x in (u, delta, B, C, dy)))
-    (_, dA), found = jax.lax.scan(chunk, start, inputs, reverse=True)
-    du, ddelta, dB, dC = (_together(x, length) for x in found)
+    (_, dA), gradients = jax.lax.scan(chunk, start, inputs, reverse=True)
+    du, ddelta, dB, dC = (_from_chunks(x, length) for x in gradients)
     return du + D * dy, ddelta, dA.T, dB, dC, (dy * u).sum((0, 1)), dz
 
 
 _chunked_scan.defvjp(_forward, _backward)
 
 
-def _chunk_size(frames: str, length: int) -> int:
-    """Frames of a chunk: a number that divides the length if one is near CHUNK[frames]."""
-    wanted = CHUNK[frames]
+def _chunk_size(method: str, length: int) -> int:
+    """Frames per chunk: the divisor of ``length`` nearest to CHUNK[method], or CHUNK[method] if none is near."""
+    wanted = CHUNK[method]
     fitting = [size for size in range(wanted // 2, 2 * wanted + 1) if length % size == 0]
     return min(fitting, key=lambda size: abs(size - wanted), default=wanted)
 
 
 def _in_chunks(x: Array, size: int) -> Array:
-    """(b, l, k) as (chunks, size, b, k), the last one filled with zeros: Δ = 0 leaves the state as it is."""
+    """Reshape (b, l, k) to (chunks, size, b, k), zero-padded at the end: Δ = 0 leaves the state unchanged."""
     b, l, k = x.shape
-    rest = -l % size
-    whole = jnp.pad(x, ((0, 0), (0, rest), (0, 0))) if rest else x
-    return whole.reshape(b, -1, size, k).transpose(1, 2, 0, 3)
+    padding = -l % size
+    padded = jnp.pad(x, ((0, 0), (0, padding), (0, 0))) if padding else x
+    return padded.reshape(b, -1, size, k).transpose(1, 2, 0, 3)
 
 
-def _together(x: Array, length: int) -> Array:
-    """The inverse of :func:`_in_chunks`."""
+def _from_chunks(x: Array, length: int) -> Array:
+    """Reshape (chunks, size, b, k) to (b, length, k), the inverse of :func:`_in_chunks`."""
     chunks, size, b, k = x.shape
     return x.reshape(chunks * size, b, k)[:length].swapaxes(0, 1)
 
 
 # ---------------------------------------------------------------------------- one chunk
 #
-# The state h is (b, n, e) here and A (n, e); u, delta, dy are (frames, b, e) and B, C (frames, b, n). Backward, per
-# channel and state, with ∂h_t = C_t ∂y_t + a_{t+1} ∂h_{t+1}:
+# Here the state h is (b, n, e) and A (n, e); u, delta, dy are (frames, b, e) and B, C (frames, b, n). The backward pass
+# computes, per channel and state, with ∂h_t = C_t ∂y_t + a_{t+1} ∂h_{t+1}:
 #   ∂C_t = h_t ∂y_t, ∂B_t = ∂h_t Δ_t u_t, ∂s_t = ∂h_t a_t h_{t−1} for s_t = Δ_t A, ∂A = Σ_t ∂s_t Δ_t,
 #   ∂u_t = Δ_t ∂h_t·B_t, ∂Δ_t = ∂s_t·A + u_t ∂h_t·B_t
 
 
 def _step(h: Array, A: Array, u: Array, delta: Array, B: Array) -> tuple[Array, Array]:
-    """a_t and h_t of the state before."""
+    """One frame: the decay a_t, and h_t from h_{t−1}."""
     decay = jnp.exp(delta[:, None, :] * A)
     return decay, decay * h + (delta * u)[:, None, :] * B[:, :, None]
 
 
 def _sequential(h: Array, A: Array, u: Array, delta: Array, B: Array, C: Array) -> tuple[Array, Array]:
-    """The state after the chunk, and C_t · h_t (frames, b, e). Written out frame by frame, a loop would stop XLA from
-    fusing a frame into one pass over the state."""
+    """State after the chunk, and C_t · h_t (frames, b, e).
+
+    Unrolled: in a loop XLA does not fuse a frame into one pass over the state.
+    """
     y = []
     for t in range(len(u)):
         _, h = _step(h, A, u[t], delta[t], B[t])
@@ -217,14 +218,14 @@ def _sequential(h: Array, A: Array, u: Array, delta: Array, B: Array, C: Array) 
 def _sequential_backward(
     dh: Array, h: Array, A: Array, u: Array, delta: Array, B: Array, C: Array, dy: Array
 ) -> tuple[Array, Array, list[Array]]:
-    """a_t ∂h_t of the first frame, ∂A, and ∂u, ∂Δ, ∂B, ∂C of all; ``h`` is the state before the chunk."""
+    """a_t ∂h_t of the first frame, ∂A, and ∂u, ∂Δ, ∂B, ∂C of all frames; ``h`` is the state before the chunk."""
     states, decays = [h], []
     for t in range(len(u)):
         decay, h = _step(h, A, u[t], delta[t], B[t])
         decays.append(decay)
         states.append(h)
-    dA = jnp.zeros_like(dh)  # summed over sequences at the end: one pass over them instead of one a frame
-    found: list[tuple[Array, ...]] = []
+    dA = jnp.zeros_like(dh)  # summed over sequences once at the end, not in every frame
+    gradients: list[tuple[Array, ...]] = []
     for t in reversed(range(len(u))):
         dh = dh + dy[t][:, None, :] * C[t][:, :, None]
         dC = jnp.einsum("bne,be->bn", states[t + 1], dy[t])
@@ -233,12 +234,12 @@ def _sequential_backward(
         dh = dh * decays[t]
         ds = dh * states[t]
         dA = dA + ds * delta[t][:, None, :]
-        found.insert(0, (delta[t] * dh_B, (ds * A).sum(1) + u[t] * dh_B, dB, dC))
-    return dh, dA.sum(0), [jnp.stack(parts) for parts in zip(*found, strict=True)]
+        gradients.insert(0, (delta[t] * dh_B, (ds * A).sum(1) + u[t] * dh_B, dB, dC))
+    return dh, dA.sum(0), [jnp.stack(parts) for parts in zip(*gradients, strict=True)]
 
 
 def _associative(h: Array, A: Array, u: Array, delta: Array, B: Array, C: Array) -> tuple[Array, Array]:
-    """The same by ``jax.lax.associative_scan`` over the frames, all of whose states (frames, b, n, e) then exist."""
+    """As :func:`_sequential`, by ``jax.lax.associative_scan``; all states (frames, b, n, e) exist at once."""
     _, states = _states(h, A, u, delta, B)
     return states[-1], jnp.einsum("lbne,lbn->lbe", states, C)
 
@@ -246,8 +247,9 @@ def _associative(h: Array, A: Array, u: Array, delta: Array, B: Array, C: Array)
 def _associative_backward(
     dh: Array, h: Array, A: Array, u: Array, delta: Array, B: Array, C: Array, dy: Array
 ) -> tuple[Array, Array, list[Array]]:
+    """As :func:`_sequential_backward`, by ``jax.lax.associative_scan``."""
     decay, states = _states(h, A, u, delta, B)
-    # The same recurrence from the last frame to the first.
+    # The same recurrence, backwards in time.
     inflow = (dy[:, :, None, :] * C[..., None]).at[-1].add(dh)
     dstates = _scan(jnp.roll(decay, -1, 0), inflow, reverse=True)
     dC = jnp.einsum("lbne,lbe->lbn", states, dy)
@@ -255,23 +257,23 @@ def _associative_backward(
     dh_B = jnp.einsum("lbne,lbn->lbe", dstates, B)
     dstates = dstates * decay
     ds = dstates * jnp.concatenate([h[None], states[:-1]])
-    # A sum and not a product of matrices: XLA fuses it, which takes a fifth off the whole backward pass.
+    # A sum instead of a matrix product: XLA fuses it, which makes the whole backward pass a fifth faster.
     dA = (ds * delta[:, :, None, :]).sum((0, 1))
     ddelta = jnp.einsum("lbne,ne->lbe", ds, A) + u * dh_B
     return dstates[0], dA, [delta * dh_B, ddelta, dB, dC]
 
 
 def _states(h: Array, A: Array, u: Array, delta: Array, B: Array) -> tuple[Array, Array]:
-    """The decays and the states (frames, b, n, e) of one chunk that begins after the state h."""
+    """Decays and states (frames, b, n, e) of one chunk, whose preceding state is h."""
     decay = jnp.exp(delta[:, :, None, :] * A)
     inflow = (delta * u)[:, :, None, :] * B[..., None]
     return decay, _scan(decay, inflow.at[0].add(decay[0] * h))
 
 
 def _scan(a: Array, x: Array, *, reverse: bool = False) -> Array:
-    """x_t ← x_t + a_t x_{t−1} along the first axis, for all t; a_0 is not used. ``reverse``: from the last frame.
+    """Recurrence x_t ← x_t + a_t x_{t−1} along the first axis, ignoring a_0; with ``reverse``, backwards in time.
 
-    Products of decays only, never their inverses: nothing overflows however strong the decay.
+    Uses products of decays, never their inverses, so that strong decay cannot overflow.
     """
 
     def combine(first: tuple[Array, Array], then: tuple[Array, Array]) -> tuple[Array, Array]:
@@ -280,14 +282,15 @@ def _scan(a: Array, x: Array, *, reverse: bool = False) -> Array:
     return jax.lax.associative_scan(combine, (a, x), reverse=reverse)[1]
 
 
-class Way(NamedTuple):
-    """How the frames of a chunk are computed."""
+class ChunkScan(NamedTuple):
+    """One method of computing a chunk: its forward and backward functions."""
 
     forward: Callable[..., tuple[Array, Array]]
     backward: Callable[..., tuple[Array, Array, list[Array]]]
 
 
-WAYS = {
-    "sequential": Way(_sequential, _sequential_backward),
-    "associative": Way(_associative, _associative_backward),
+#: Methods by name.
+CHUNK_SCANS = {
+    "sequential": ChunkScan(_sequential, _sequential_backward),
+    "associative": ChunkScan(_associative, _associative_backward),
 }

@@ -1,4 +1,4 @@
-"""The commands as a person types them: good input works, bad input ends in one sentence and leaves nothing."""
+"""The command line: good input works, bad input ends in one sentence and leaves no file."""
 
 import json
 import shutil
@@ -23,7 +23,7 @@ def weights(micro, tmp_path_factory):
 
 @pytest.fixture
 def call(monkeypatch, capsys, tmp_path):
-    """Run ``twinsep`` with these arguments in an empty folder; gives (exit status, standard error)."""
+    """call(*arguments): run ``twinsep`` in an empty folder; returns (exit status, standard error)."""
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
 
@@ -109,23 +109,23 @@ def test_separate_refuses_bad_options(call, weights, tmp_path):
     audio.write(song, tone(), 44_100)
     (tmp_path / "file").write_text("")
     for arguments, sentence in [
-        ((song,), "`dvc repro base` trains it"),
+        ((song,), "train it with `dvc repro base`"),
         ((song, "--checkpoint", tmp_path / "none.safetensors"), "does not exist"),
         ((song, "--checkpoint", song), "not a whole safetensors file"),
         ((song, "--checkpoint", weights, "--out", tmp_path / "file"), "is a file where a folder is needed"),
         ((song, "--checkpoint", weights, "--flac", "--mp3"), "--wav, --flac and --mp3 exclude each other"),
-        ((song, "--checkpoint", weights, "--mp3-bitrate", "400"), "an MP3 of 400 kbit/s is not possible"),
-        ((song, "--checkpoint", weights, "--clip-mode", "fold"), "unknown --clip-mode 'fold'"),
+        ((song, "--checkpoint", weights, "--mp3-bitrate", "400"), "MP3 has no bit rate of 400 kbit/s"),
+        ((song, "--checkpoint", weights, "--clip-mode", "fold"), "'fold' is not one of"),
         ((song, "--checkpoint", weights, "--threads", "0"), "--threads 0 is not possible here"),
         ((song, "--checkpoint", weights, "--stem", "drums"), "no stem 'drums'"),
-        ((song, "--checkpoint", weights, "--segment", "1e308"), "seconds is not possible"),
+        ((song, "--checkpoint", weights, "--segment", "1e308"), "is out of range"),
         ((song, "--checkpoint", weights, "--device", "meta"), "device 'meta' cannot be used here"),
-        (("", "--checkpoint", weights), "an empty path was given"),
-        ((song, "--checkpoint", weights, "--out", ""), "an empty path was given"),
-        ((song, "--checkpoint", weights, "--batch", "0"), "batch 0 is not between 1 and"),
+        (("", "--checkpoint", weights), "a path is empty"),
+        ((song, "--checkpoint", weights, "--out", ""), "a path is empty"),
+        ((song, "--checkpoint", weights, "--batch", "0"), "batch 0 is out of range"),
         ((song, "--checkpoint", weights, "--overlap", "1.5"), "overlap 1.5"),
-        ((song, "--checkpoint", weights, "--segment", "0"), "a segment of 0 seconds is not possible"),
-        ((song, "--checkpoint", weights, "--framework", "tensorflow"), "unknown framework 'tensorflow'"),
+        ((song, "--checkpoint", weights, "--segment", "0"), "a segment of 0 s is out of range"),
+        ((song, "--checkpoint", weights, "--framework", "tensorflow"), "'tensorflow' is not one of"),
         ((song, "--checkpoint", weights, "--device", "abacus"), "device 'abacus' cannot be used here"),
         ((song, tmp_path / "song.flac", "--checkpoint", weights, "--wav"), "same name"),
     ]:
@@ -173,8 +173,8 @@ def test_train_and_evaluate_refuse_bad_input(call, weights, songs, tmp_path):
     (tmp_path / "file").write_text("")
     tiny = ("--preset", "tiny", "--data", songs)
     for arguments, sentence in [
-        (("train", "--out", "run"), "give either --config FILE or --preset NAME"),
-        (("train", "--preset", "huge", "--out", "run"), "unknown preset 'huge'"),
+        (("train", "--out", "run"), "choose either --config FILE or --preset NAME"),
+        (("train", "--preset", "huge", "--out", "run"), "'huge' is not one of"),
         (("train", "--config", tmp_path / "none.yaml", "--out", "run"), "cannot be read"),
         (("train", "--config", tmp_path / "list.yaml", "--out", "run"), "not a configuration"),
         (("train", "--config", tmp_path / "broken.yaml", "--out", "run"), "neither JSON nor YAML"),
@@ -196,8 +196,8 @@ def test_train_and_evaluate_refuse_bad_input(call, weights, songs, tmp_path):
     assert list((tmp_path / "work").iterdir()) == []
 
 
-def test_a_full_device_ends_in_a_sentence(weights, tmp_path):
-    """In a process of its own whose files may not grow past 100 kB."""
+def test_a_full_disk_ends_in_one_sentence(weights, tmp_path):
+    """The command runs in a process whose files cannot exceed 100 kB."""
     audio.write(tmp_path / "song.wav", tone(samples=200_000), 44_100)
     code = (
         "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
@@ -213,7 +213,7 @@ def test_a_full_device_ends_in_a_sentence(weights, tmp_path):
     assert not [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
 
 
-def test_help_answers_and_imports_no_framework():
+def test_help_imports_no_framework():
     code = (
         "import sys; sys.argv = ['twinsep', '--help']\n"
         "from twinsep.cli import main\n"

@@ -1,7 +1,9 @@
-"""What ``twinsep info`` tells of this machine and of the models here."""
+"""``twinsep info``: versions, devices, presets and checkpoints, as tables and as JSON."""
 
 import json
+import re
 import warnings
+from importlib.metadata import version
 
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ from twinsep.utils.backend import twin
 
 @pytest.fixture
 def models(micro, tmp_path, monkeypatch):
-    """A folder with three runs, one of them damaged and one with scores that cannot be read, and a released model."""
+    """A folder with three runs, one with a damaged checkpoint and one with unreadable scores, and a released model."""
     made = Checkpoint(micro, {"model/w": np.ones(3, np.float32)}, 1234)
     for name in ("a", "broken", "c"):
         checkpoints.write(tmp_path / "results" / "runs" / f"[{name}]" / "best.safetensors", made)
@@ -28,7 +30,7 @@ def models(micro, tmp_path, monkeypatch):
 
 
 @pytest.mark.usefixtures("models")
-def test_json_is_one_object_with_everything_in_it(capsys):
+def test_json_holds_versions_frameworks_presets_and_checkpoints(capsys):
     info.print_info(True)
     found = json.loads(capsys.readouterr().out)
     assert found["versions"].keys() >= {"twinsep", "commit", "platform", "numpy", "torch", "jax", "numba"}
@@ -52,18 +54,19 @@ def test_json_is_one_object_with_everything_in_it(capsys):
 
 
 @pytest.mark.usefixtures("models")
-def test_tables(capsys, monkeypatch):
+def test_the_tables_show_scores_and_the_package_version(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "120")
     info.print_info()
     out = capsys.readouterr().out
     row = next(line for line in out.splitlines() if "[a]/best.safetensors" in line)
     assert [cell.strip() for cell in row.split("│")[2:-1]] == ["vocal18", "mamba", "8", "1234", "7.26", "–"]
     assert "235,444" in out
+    assert re.search(rf"twinsep +│ {re.escape(version('twinsep'))} ", out)
     assert "Numba kernel" in out
     assert any(line.startswith("results/runs/[broken]/best.safetensors: not a whole") for line in out.splitlines())
 
 
-def test_what_is_missing_or_broken_is_one_line_each(capsys, monkeypatch, tmp_path):
+def test_each_missing_or_broken_framework_is_reported_on_one_line(capsys, monkeypatch, tmp_path):
     def failing(name, *_):
         if name == "torch":
             raise InputError("framework torch needs the package torch; install it with: pip install 'twinsep[torch]'")
@@ -82,7 +85,7 @@ def test_what_is_missing_or_broken_is_one_line_each(capsys, monkeypatch, tmp_pat
     assert found["checkpoints"] == []
 
 
-def test_warnings_of_a_twin_are_told(monkeypatch):
+def test_runtime_warnings_of_a_framework_become_notes(monkeypatch):
     class Twin:
         @staticmethod
         def describe_machine():

@@ -1,4 +1,4 @@
-"""Every loss against its equation written out in NumPy, and the frameworks against each other."""
+"""Every loss against its equation in plain NumPy, and the frameworks against each other."""
 
 import functools
 
@@ -13,19 +13,19 @@ from twinsep.losses import LOSSES, loudness_weight, mix
 CONFIG = preset("tiny")
 SAMPLES = 6000
 
-#: Of waveforms in float64 and float32, values and ‖Δ‖/‖g‖ of gradients: losses are computed in float64 either way.
+#: Tolerances by dtype of the waveforms, for values and for ‖Δ‖/‖g‖ of gradients; all losses are computed in float64.
 TOLERANCE = {np.float64: 1e-12, np.float32: 1e-6}
 
 
 def signals(rms=0.1, error=0.3, shape=(2, 2, SAMPLES), seed=0):
-    """(estimate, target, mixture) of white noise; the estimate's error is ``error`` of the target."""
+    """White noise (estimate, target, mixture); the error of the estimate is ``error`` times the target's level."""
     rng = np.random.default_rng(seed)
     target = rms * rng.standard_normal(shape)
     estimate = 0.9 * target + error * rms * rng.standard_normal(shape)
     return tuple(np.float64(np.float32(x)) for x in (estimate, target, target + rms * rng.standard_normal(shape)))
 
 
-# ---------------------------------------------------------------- the equations, written out
+# ---------------------------------------------------------------- the equations
 
 
 def spectrum(x, n_fft, hop):
@@ -122,7 +122,7 @@ def value(framework, loss, e, x, m):
 
 @pytest.mark.parametrize("framework", ["numpy", "torch", "jax"])
 @pytest.mark.parametrize("name", LOSS_NAMES)
-def test_value_is_the_equation(framework, name):
+def test_value_agrees_with_the_equation(framework, name):
     for rms in (0.01, 0.1, 0.5):
         waveforms = signals(rms)
         wanted = expected(name, *waveforms)
@@ -131,8 +131,8 @@ def test_value_is_the_equation(framework, name):
             np.testing.assert_allclose(found, wanted, rtol=tolerance)
 
 
-def test_band_leaves_out_a_bin_that_no_band_owns():
-    """The mean of 68 band means, the Nyquist bin in none of them."""
+def test_band_ignores_a_bin_outside_every_band():
+    """The loss is the mean of 68 band means, none of which includes the Nyquist bin."""
     config = CONFIG.override({"model": {"bands": "reference68"}})
     e, x, m = signals()
     E, X = (np.log(np.abs(z) + 1e-3) for z in model_spectra(e, x))
@@ -161,7 +161,7 @@ def torch_gradient(loss, e, x, m):
 
 @functools.cache
 def jax_step(loss):
-    """Value and gradient, compiled once for all the tests that have its shapes."""
+    """Value and gradient, compiled once for all tests with the same shapes."""
     jax = pytest.importorskip("jax")
     return jax.jit(jax.value_and_grad(lambda e, x, m: loss(e, x, mixture=m, config=CONFIG)))
 
@@ -184,7 +184,7 @@ def relative(a, b):
 
 @pytest.mark.parametrize("name", LOSS_NAMES)
 def test_gradients_agree_between_frameworks(name):
-    """With the reference's floor of 1e-7 some other draws of noise, near spectral nulls, lie 4e-11 apart in float64."""
+    """With the reference's floor of 1e-7, other draws with spectral nulls can differ by 4e-11 even in float64."""
     for rms in (0.01, 0.1, 0.5):
         waveforms = signals(rms)
         wanted = torch_gradient(LOSSES[name], *waveforms)
@@ -198,8 +198,8 @@ def test_gradients_agree_between_frameworks(name):
 
 
 @pytest.mark.parametrize("name", LOSS_NAMES)
-def test_gradient_is_the_slope_of_the_value(name):
-    """Central differences of the NumPy loss in float64, along a direction and at single samples."""
+def test_gradient_agrees_with_finite_differences(name):
+    """Compares with central differences of the NumPy loss in float64, along a direction and at single samples."""
     e, x, m = signals()
     _, gradient = torch_gradient(LOSSES[name], e, x, m)
     rng = np.random.default_rng(1)
@@ -242,7 +242,7 @@ def everything(*args, **kwargs):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_extremes_have_finite_values_and_equal_gradients(case):
+def test_extreme_inputs_have_finite_values_and_equal_gradients(case):
     e, x = extreme(case, np.float32)
     (t, gt), (j, gj) = (gradient_of(everything, e, x, x) for gradient_of in (torch_gradient, jax_gradient))
     np.testing.assert_allclose(t, j, rtol=TOLERANCE[np.float32])
@@ -252,13 +252,13 @@ def test_extremes_have_finite_values_and_equal_gradients(case):
     if case == "both silent":
         assert not np.any(gt)
         assert not np.any(gj)
-    elif case != "equal":  # there the error, 160 dB down, is the rounding of SI-SDR's projection, and its gradient too
+    elif case != "equal":  # there the error (−160 dB) and its gradient are rounding errors of SI-SDR's projection
         assert relative(gt, gj) < TOLERANCE[np.float32]
 
 
 @pytest.mark.parametrize("case", ["target silent", "full scale"])
-def test_extremes_agree_closely_in_float64(case):
-    """Ties included: where e = x exactly, the gradient of a distance is 0 in every framework."""
+def test_extreme_inputs_agree_closely_in_float64(case):
+    """Includes ties: if e = x exactly, the gradient of a distance is 0 in every framework."""
     e, x = extreme(case, np.float64)
     (t, gt), (j, gj) = (gradient_of(everything, e, x, x) for gradient_of in (torch_gradient, jax_gradient))
     np.testing.assert_allclose(t, j, rtol=1e-12)
@@ -280,7 +280,7 @@ def test_mix_is_the_weighted_sum_of_its_terms(xp):
     np.testing.assert_allclose(float(total), float(plain) * (1 + 2 * r), rtol=1e-12)
 
 
-def test_loudness_weighting_saturates_and_the_sum_is_held_at_20():
+def test_loudness_weighting_saturates_and_the_sum_is_clipped_at_20():
     e, x, m = signals(0.5)
     assert loudness_weight(x, np) == 2
     assert loudness_weight(0 * x, np) == 1
@@ -292,7 +292,7 @@ def test_loudness_weighting_saturates_and_the_sum_is_held_at_20():
     assert total == 1000 * terms["waveform_l1"] > 20
 
 
-def test_weight_zero_is_not_computed(monkeypatch):
+def test_terms_of_weight_zero_are_not_computed(monkeypatch):
     from twinsep import losses
 
     monkeypatch.setitem(losses._TERMS, "mr_stft", lambda _: pytest.fail("computed a term of weight 0"))
@@ -301,7 +301,7 @@ def test_weight_zero_is_not_computed(monkeypatch):
     assert set(mix(e, x, mixture=m, config=CONFIG.override({"loss": weights}))[1]) == {"waveform_l1"}
 
 
-def test_terms_share_the_transforms_of_a_resolution(monkeypatch):
+def test_terms_share_the_stft_of_a_resolution(monkeypatch):
     from twinsep import losses
 
     calls = []
@@ -310,11 +310,11 @@ def test_terms_share_the_transforms_of_a_resolution(monkeypatch):
     weights = dict.fromkeys(("magnitude", "band", "log_magnitude", "spectral_sdr", "mr_stft"), 1.0)
     e, x, m = signals()
     mix(e, x, mixture=m, config=CONFIG.override({"loss": {"weights": weights}}))
-    # Estimate and target once each: 2048 at the model's hop, which mr_stft's own 2048 (hop 512) shares.
+    # Once each for estimate and target; mr_stft shares the model's STFT (n_fft 2048, hop 512).
     assert sorted(calls) == [512, 512, 1024, 1024, 2048, 2048]
 
 
-def test_stems_are_averaged_over():
+def test_losses_average_over_stems():
     weights = dict.fromkeys([name for name in LOSS_NAMES if not name.startswith("mr_")], 1.0)
     e, x, m = signals(shape=(2, 3, 2, SAMPLES))
     config = CONFIG.override({"loss": {"weights": weights, "loudness_weighting": False}})
@@ -325,7 +325,7 @@ def test_stems_are_averaged_over():
     np.testing.assert_allclose(float(total), sum(float(v) for v in terms.values()), rtol=1e-12)
 
 
-def test_shapes_that_do_not_fit_are_refused():
+def test_shapes_that_do_not_match_are_rejected():
     e, x, m = signals()
     with pytest.raises(InputError, match=r"not \(2, 2, 6000\) and \(2, 2, 5999\)"):
         mix(e, x[..., :-1], mixture=m, config=CONFIG)
@@ -333,7 +333,7 @@ def test_shapes_that_do_not_fit_are_refused():
         LOSSES["si_sdr"](e[0], x[0], mixture=m, config=CONFIG)
 
 
-def test_nan_is_not_hidden_by_the_clip():
+def test_clipping_does_not_hide_nan():
     e, x, m = signals()
     e[0, 0, 5] = np.nan
     assert np.isnan(mix(e, x, mixture=m, config=CONFIG)[0])

@@ -1,4 +1,4 @@
-"""Metrics: their definitions, museval's word on one of them, and what happens where there is nothing."""
+"""Metrics against their definitions and museval, and their values for silence."""
 
 import math
 
@@ -13,7 +13,7 @@ RATE = 8000
 
 
 def pair(seconds=3.0, error=0.2, sources=1, seed=0):
-    """(estimate, reference), each (sources, 2, S): coloured stereo noise, filtered and disturbed."""
+    """Coloured stereo noise (estimate, reference), each (sources, 2, S); the estimate is filtered and has an error."""
     rng = np.random.default_rng(seed)
     white = rng.standard_normal((sources, 2, round(seconds * RATE)))
     reference = 0.1 * (white + 0.7 * np.roll(white, 1, axis=-1) + 0.3 * white[:, ::-1])
@@ -28,7 +28,7 @@ def single(xp, *signals, dtype=np.float64):
 # ---------------------------------------------------------------- definitions
 
 
-def test_si_sdr_is_its_definition_and_ignores_gain_and_offset(xp):
+def test_si_sdr_agrees_with_its_definition_and_ignores_gain_and_offset(xp):
     e, x = pair(sources=2)
     wanted = []
     for one, other in zip(e.reshape(2, -1), x.reshape(2, -1), strict=True):
@@ -41,12 +41,12 @@ def test_si_sdr_is_its_definition_and_ignores_gain_and_offset(xp):
         np.testing.assert_allclose(np.asarray(found), wanted, atol=1e-9)
 
 
-def test_usdr_is_the_challenge_definition(xp):
+def test_usdr_agrees_with_the_challenges_definition(xp):
     e, x = pair(sources=2)
     power, error = (np.sum(z**2, axis=(1, 2)) for z in (x, x - e))
     wanted = 10 * np.log10((power + 1e-7) / (error + 1e-7))
     np.testing.assert_allclose(np.asarray(metrics.usdr(*single(xp, e, x))), wanted, atol=1e-9)
-    quiet = 1e-6 * e, 1e-6 * x  # so quiet that the 1e-7 decides
+    quiet = 1e-6 * e, 1e-6 * x  # so quiet that ε = 1e-7 dominates
     assert float(metrics.usdr(*quiet)[0]) == pytest.approx(
         10 * math.log10((1e-12 * power[0] + 1e-7) / (1e-12 * error[0] + 1e-7)), abs=1e-6
     )
@@ -58,11 +58,11 @@ def test_framewise_sdr_of_a_known_error(xp):
     e = x.copy()
     e[..., : 3 * RATE] *= 1 + gains
     found = metrics.framewise_sdr(*single(xp, e, x), sample_rate=RATE)
-    np.testing.assert_allclose(np.asarray(found), [[20, 40, 20 * math.log10(2)]], atol=1e-9)  # no half frame
+    np.testing.assert_allclose(np.asarray(found), [[20, 40, 20 * math.log10(2)]], atol=1e-9)  # no partial frame
     np.testing.assert_allclose(np.asarray(metrics.csdr(*single(xp, e, x), sample_rate=RATE)), [20], atol=1e-9)
 
 
-def test_csdr_skips_undefined_frames_and_halves_an_even_count(xp):
+def test_csdr_is_the_median_of_the_defined_frames(xp):
     _, x = pair(5)
     e = x * (1 + np.repeat([0.1, 0.01, 0.5, 0.3, 0.2], RATE))
     x[..., RATE : 2 * RATE] = 0  # the 40 dB frame
@@ -70,7 +70,7 @@ def test_csdr_skips_undefined_frames_and_halves_an_even_count(xp):
     np.testing.assert_allclose(np.asarray(metrics.csdr(*single(xp, e, x), sample_rate=RATE)), [wanted], atol=1e-9)
 
 
-def test_float32_stays_float32_and_close(xp):
+def test_float32_results_are_float32_and_close(xp):
     e, x = pair()
     e32, x32 = single(xp, e, x, dtype=np.float32)
     for function in (metrics.si_sdr, metrics.usdr, lambda a, b: metrics.csdr(a, b, sample_rate=RATE)):
@@ -83,7 +83,7 @@ def test_float32_stays_float32_and_close(xp):
 
 
 @pytest.mark.parametrize("seconds", [0.7, 3.0, 3.4])
-def test_framewise_sdr_is_musevals(seconds):
+def test_framewise_sdr_agrees_with_museval(seconds):
     pytest.importorskip("scipy")
     e, x = pair(seconds, sources=2)
     theirs = bss_eval.bss_eval(x, e, sample_rate=RATE)
@@ -91,21 +91,21 @@ def test_framewise_sdr_is_musevals(seconds):
     ours = metrics.framewise_sdr(e, x, sample_rate=RATE)
     assert ours.shape == theirs["SDR"].shape == (2, max(1, int(seconds)))
     np.testing.assert_allclose(ours, theirs["SDR"], atol=1e-3)
-    # The projections matter to the others: here a two-sample delay is all but a third of the error.
+    # museval's other metrics depend on the projections: here a delay of two samples is two thirds of the error.
     assert (theirs["SIR"] > ours + 1).all()
 
 
-def test_overlapping_frames_are_musevals_too():
+def test_framewise_sdr_with_overlap_agrees_with_museval():
     e, x = pair(2.6)
     grid = {"sample_rate": RATE, "window_seconds": 0.5, "hop_seconds": 0.3}
     np.testing.assert_allclose(metrics.framewise_sdr(e, x, **grid), bss_eval.bss_eval(x, e, **grid)["SDR"], atol=1e-3)
 
 
 @pytest.mark.parametrize("what", ["reference", "estimate", "opposite channels"])
-def test_frames_that_museval_ignores_are_ignored(what):
+def test_frames_ignored_by_museval_are_nan(what):
     e, x = pair()
     frame = slice(RATE, 2 * RATE)
-    if what == "opposite channels":  # museval tells silence by the sum of the channels
+    if what == "opposite channels":  # museval detects silence from the sum of the channels
         x[:, 1, frame] = -x[:, 0, frame]
     else:
         (x if what == "reference" else e)[..., frame] = 0
@@ -114,14 +114,14 @@ def test_frames_that_museval_ignores_are_ignored(what):
     np.testing.assert_allclose(ours, theirs, atol=1e-3)
 
 
-def test_bss_eval_holds_a_perfect_estimate_at_the_cap():
+def test_bss_eval_clips_a_perfect_estimate_to_the_cap():
     _, x = pair(2, sources=2)
     found = bss_eval.bss_eval(x, x, sample_rate=RATE)
     assert all(np.isfinite(values).all() for values in found.values())
     assert (metrics.framewise_sdr(x, x, sample_rate=RATE) == 100).all()
 
 
-def test_bss_eval_refuses_what_museval_would_score():
+def test_bss_eval_rejects_invalid_inputs_that_museval_scores():
     e, x = pair(1)
     broken = e.copy()
     broken[0, 0, 7] = np.nan
@@ -134,7 +134,7 @@ def test_bss_eval_refuses_what_museval_would_score():
         (x, 0 * e, "estimate 0 is silent throughout"),
     ):
         with pytest.raises(InputError, match=words):
-            # Without the shape checker, which would refuse two of these in its own words.
+            # Without jaxtyping's check, which would reject two of these first.
             getattr(bss_eval.bss_eval, "__wrapped__", bss_eval.bss_eval)(references, estimates, sample_rate=RATE)
     with pytest.raises(InputError, match="at least a sample"):
         bss_eval.bss_eval(x, e, sample_rate=RATE, hop_seconds=0.0)
@@ -155,7 +155,7 @@ def test_museval_is_loaded_without_its_package(monkeypatch):
 # ---------------------------------------------------------------- leakage
 
 
-def test_leakage_is_the_energy_left_where_the_reference_is_silent(xp):
+def test_leakage_is_the_remaining_energy_in_silence(xp):
     rng = np.random.default_rng(0)
     m = 0.1 * rng.standard_normal((2, 2 * RATE))
     x, e = m.copy(), m.copy()
@@ -163,7 +163,7 @@ def test_leakage_is_the_energy_left_where_the_reference_is_silent(xp):
     e[:, RATE:] *= 0.1
     found = metrics.leakage(*single(xp, e, x, m), sample_rate=RATE)
     assert float(found) == pytest.approx(-20, abs=1e-9)
-    e[:, :RATE] = 0  # what happens elsewhere is no leakage
+    e[:, :RATE] = 0  # outside the silence nothing counts as leakage
     assert float(metrics.leakage(*single(xp, e, x, m), sample_rate=RATE)) == pytest.approx(-20, abs=1e-9)
 
 
@@ -180,11 +180,11 @@ def test_leakage_weighs_frames_by_energy_and_silence_by_level():
     assert metrics.leakage(e, x, m, **options, silence_dbfs=-70.0) == pytest.approx(10 * math.log10(1 / (1 + 4)))
 
 
-# ---------------------------------------------------------------- where there is nothing
+# ---------------------------------------------------------------- silence
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_perfect_hopeless_and_undefined(xp, dtype):
+def test_perfect_and_hopeless_estimates_and_silent_references(xp, dtype):
     e, x = pair()
     e, x, zero = single(xp, e, x, 0 * x, dtype=dtype)
 
@@ -201,7 +201,7 @@ def test_perfect_hopeless_and_undefined(xp, dtype):
     assert math.isnan(float(framewise(zero, x)[0]))
 
 
-def test_leakage_where_there_is_nothing(xp):
+def test_leakage_without_silence_or_energy(xp):
     _, x = pair()
     x, zero = single(xp, x, 0 * x)
     assert math.isnan(float(metrics.leakage(x, x, x, sample_rate=RATE)[0]))  # no silent frame
@@ -210,14 +210,14 @@ def test_leakage_where_there_is_nothing(xp):
     assert float(metrics.leakage(1e9 * x, zero, x, sample_rate=RATE)[0]) == 100
 
 
-def test_nan_in_an_estimate_is_not_a_score():
+def test_nan_in_an_estimate_gives_nan():
     e, x = pair()
     e[0, 0, 5] = np.nan
     assert np.isnan(metrics.usdr(e, x)).all()
     assert np.isnan(metrics.si_sdr(e, x)).all()
 
 
-def test_aggregate_skips_and_counts():
+def test_aggregate_skips_nan_and_counts_the_rest():
     assert metrics.aggregate([1.0, math.nan, 2.0, 6.0]) == {"median": 2.0, "mean": 3.0, "n": 3}
     empty = metrics.aggregate([math.nan])
     assert empty["n"] == 0
@@ -227,7 +227,7 @@ def test_aggregate_skips_and_counts():
         metrics.aggregate([1.0, -math.inf])
 
 
-def test_shapes_that_differ_are_refused():
+def test_shapes_that_differ_are_rejected():
     e, x = pair()
     for function in (metrics.si_sdr, metrics.usdr):
         with pytest.raises(InputError, match="one shape"):

@@ -1,4 +1,4 @@
-"""The STFT pair: against torch's own, against its definition, and exact to and fro."""
+"""STFT and inverse against their definition and torch's own, and perfect reconstruction."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ def noise(*shape, seed=0):
 
 
 def there_and_back(xp, x, n_fft, hop):
-    """The signal after both transforms, in JAX inside ``jit``."""
+    """Apply STFT and inverse to a signal, in JAX inside ``jit``."""
     namespace, array = xp
 
     def both(x):
@@ -32,7 +32,7 @@ def there_and_back(xp, x, n_fft, hop):
 
 
 def direct(x, n_fft, hop):
-    """Σ_n w[n]·x[t·hop + n − n_fft/2]·exp(−2πi f n/n_fft), by the sum itself."""
+    """Compute Σ_n w[n]·x[t·hop + n − n_fft/2]·exp(−2πi f n/n_fft) as a sum."""
     padded = np.pad(x, n_fft // 2, mode="reflect")
     n = np.arange(n_fft)
     window = 0.5 - 0.5 * np.cos(2 * np.pi * n / n_fft)
@@ -41,7 +41,7 @@ def direct(x, n_fft, hop):
 
 
 @pytest.mark.parametrize(("n_fft", "hop"), [(64, 16), (32, 12), (16, 16), (8, 11)])
-def test_forward_is_the_sum_of_its_definition(xp, n_fft, hop):
+def test_forward_agrees_with_its_definition(xp, n_fft, hop):
     _, array = xp
     x = noise(500)
     found = np.asarray(stft(array(x), n_fft=n_fft, hop=hop))
@@ -50,9 +50,9 @@ def test_forward_is_the_sum_of_its_definition(xp, n_fft, hop):
 
 
 @pytest.mark.parametrize("n_fft_hop", GRIDS, ids=str)
-def test_there_and_back_is_exact_in_float64(xp, n_fft_hop):
+def test_reconstruction_is_exact_in_float64(xp, n_fft_hop):
     n_fft, hop = n_fft_hop
-    # JAX compiles every length anew; its arithmetic is the same at all of them.
+    # JAX compiles for every length, so test fewer lengths there.
     for length in (1, 1500) if "jax" in xp[0].__name__ else LENGTHS:
         x = noise(2, length, seed=length)
         back = there_and_back(xp, x, n_fft, hop)
@@ -60,7 +60,7 @@ def test_there_and_back_is_exact_in_float64(xp, n_fft_hop):
 
 
 @pytest.mark.parametrize("n_fft_hop", [g for g in GRIDS if 4 * g[1] <= g[0]], ids=str)
-def test_there_and_back_is_1e_6_in_float32(xp, n_fft_hop):
+def test_reconstruction_is_within_1e_6_in_float32(xp, n_fft_hop):
     n_fft, hop = n_fft_hop
     for length in (1, 3000):
         x = noise(2, length).astype(np.float32) * 0.3
@@ -68,7 +68,7 @@ def test_there_and_back_is_1e_6_in_float32(xp, n_fft_hop):
 
 
 @given(st.integers(1, 3000), st.integers(1, 200), st.data())
-def test_any_length_and_grid_comes_back(length, half, data):
+def test_reconstruction_of_any_length_on_any_grid(length, half, data):
     hop = data.draw(st.integers(max(1, half // 12), half))
     x = noise(length, seed=length)
     spectra = stft(x, n_fft=2 * half, hop=hop)
@@ -76,14 +76,14 @@ def test_any_length_and_grid_comes_back(length, half, data):
     np.testing.assert_allclose(istft(spectra, n_fft=2 * half, hop=hop, length=length), x, atol=1e-6)
 
 
-def test_short_signal_is_the_zero_padded_one():
+def test_short_signals_are_zero_padded():
     x = noise(3, 100)
     padded = np.pad(x, ((0, 0), (0, 1025 - 100)))
     np.testing.assert_array_equal(stft(x, n_fft=2048, hop=256), stft(padded, n_fft=2048, hop=256))
 
 
 @pytest.mark.parametrize("n_fft_hop", [(2048, 512), (512, 147), (256, 300)], ids=str)
-def test_forward_and_its_gradient_equal_torch(n_fft_hop):
+def test_forward_and_its_gradient_agree_with_torch(n_fft_hop):
     torch = pytest.importorskip("torch")
     n_fft, hop = n_fft_hop
     x = torch.tensor(noise(3, 6000), requires_grad=True)
@@ -99,8 +99,8 @@ def test_forward_and_its_gradient_equal_torch(n_fft_hop):
 
 
 @pytest.mark.parametrize("n_fft_hop", [(2048, 512), (512, 100), (512, 256)], ids=str)
-def test_inverse_of_any_spectra_equals_torch(n_fft_hop):
-    """Spectra that no signal has, complex at both ends: the tail past the last hop included."""
+def test_inverse_of_any_spectra_agrees_with_torch(n_fft_hop):
+    """Uses spectra of no signal, complex in both end bins, and includes the tail after the last hop."""
     torch = pytest.importorskip("torch")
     n_fft, hop = n_fft_hop
     frames = 20
@@ -110,7 +110,7 @@ def test_inverse_of_any_spectra_equals_torch(n_fft_hop):
     torch.testing.assert_close(istft(spectra, n_fft=n_fft, hop=hop, length=length), theirs, atol=1e-12, rtol=0)
 
 
-def test_inverse_ignores_the_imaginary_ends(xp):
+def test_inverse_ignores_imaginary_parts_of_the_end_bins(xp):
     _, array = xp
     spectra = noise(33, 9) + 1j * noise(33, 9, seed=1)
     real = spectra.copy()
@@ -136,7 +136,7 @@ def test_frameworks_agree_under_jit_and_autograd():
     assert np.linalg.norm(leaf.grad.numpy() - gradient) < 2e-6 * scale
 
 
-def test_wrong_use_is_refused():
+def test_invalid_arguments_are_rejected():
     x = noise(2000)
     spectra = stft(x, n_fft=512, hop=128)
     with pytest.raises(TypeError, match="float32 or float64"):

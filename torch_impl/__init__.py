@@ -1,4 +1,4 @@
-"""The PyTorch twin. :func:`load` is all that is public."""
+"""The PyTorch implementation. Its public interface is :func:`load`."""
 
 from __future__ import annotations
 
@@ -9,22 +9,21 @@ from torch_impl.layers import initialise
 from torch_impl.train import load_weights
 from torch_impl.unet import BandSplitUNet
 from twinsep import checkpoints
-from twinsep.config import PRESETS, preset
 
 __all__ = ["load"]
 
 
 def load(path_or_preset: str | Path, *, weights: str = "ema", seed: int = 0, device: str = "cpu") -> BandSplitUNet:
-    """A separator in evaluation mode: float32 (b, 2, s) in, (b, stems, 2, s) out, at ``.config.model.sample_rate``.
+    """Load the network: float32 (b, 2, s) -> (b, stems, 2, s), at ``.config.model.sample_rate``, in evaluation mode.
 
-    ``path_or_preset`` is a checkpoint file, whose ``weights`` ("ema" or "model") are taken, or the name of
-    a preset, whose weights are drawn from ``seed``. Raises :class:`twinsep.errors.InputError` for anything else.
+    ``path_or_preset`` is a checkpoint, of which ``weights`` ("ema" or "model") are loaded, or the name of a preset,
+    whose weights are drawn from ``seed``. Raises :class:`twinsep.errors.InputError` for anything else and for a
+    ``device`` that cannot be used.
     """
-    if isinstance(path_or_preset, str) and path_or_preset in PRESETS:
-        model = BandSplitUNet(preset(path_or_preset))
+    config, tensors = checkpoints.config_and_weights(path_or_preset, weights)
+    model = BandSplitUNet(config)
+    if tensors is None:
         initialise(model, seed)
     else:
-        found = checkpoints.read(path_or_preset, prefixes=("model/", "ema/"))
-        model = BandSplitUNet(found.config)
-        load_weights(model, found.weights(weights), str(path_or_preset))
+        load_weights(model, tensors, str(path_or_preset))
     return model.to(find_device(device)).eval()

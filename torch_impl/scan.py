@@ -1,11 +1,11 @@
-"""The selective scan of Mamba: its definition, and ways to compute it that agree with the definition.
+"""The selective scan of Mamba: its definition, a chunked form, and the choice of an implementation.
 
     h_t = exp(Δ_t A) h_{t−1} + Δ_t B_t u_t        (e, n), from h_{−1} = 0
     y_t = (C_t · h_t + D u_t) ⊙ silu(z_t)         (e,)
 
 (Gu and Dao 2023, arXiv 2312.00752, equation 2 discretised as in algorithm 2: exp(ΔA) for A, ΔB for B.)
 Every function takes u, delta (b, l, e), delta after softplus; A (e, n), negative; B, C (b, l, n); D (e,); z (b, l, e)
-or None for no gate; and gives y (b, l, e).
+or None for no gate; and returns y (b, l, e).
 """
 
 from functools import cache
@@ -19,10 +19,10 @@ from torch.nn.functional import silu, softplus
 from torch_impl.kernels import cpu_kernels, guard, published
 from twinsep.model.scan_inputs import check_scan_inputs
 
-CHUNK = 32  # frames of the state in memory at a time, on devices without a kernel
-#: (b, l) on which kernels for GPUs are tried out; mamba-ssm's takes 2,048 frames at a time.
+CHUNK = 32  # frames per chunk of the chunked form
+#: Shapes (b, l) on which GPU kernels are checked; mamba-ssm's processes blocks of 2,048 frames.
 SAMPLES = ((2, 100), (1, 2100))
-SAMPLE_CHANNELS = 72  # at most: more than one block of them in most kernels
+SAMPLE_CHANNELS = 72  # largest e of the check, more than one block of channels in most kernels
 
 
 def selective_scan(
@@ -34,14 +34,14 @@ def selective_scan(
     D: Float[Tensor, " e"],
     z: Float[Tensor, "b l e"] | None = None,
 ) -> Float[Tensor, "b l e"]:
-    """y (b, l, e) in u's dtype, by the fastest way there is on u's device.
+    """Selective scan by the fastest implementation for u's device; returns y (b, l, e) in u's dtype.
 
-    The state is float32 whatever the inputs, float64 if all of them are. Gradients of the first order only.
-    Raises ValueError where shapes, devices or dtypes do not fit each other.
+    The state is float32, or float64 if all inputs are. Only first-order gradients are defined.
+    Raises ValueError if shapes, devices or dtypes do not match.
     """
     _check_inputs(u, delta, A, B, C, D, z)
     dtype = torch.float64 if u.dtype == torch.float64 else torch.float32
-    # Autocast would run the products in half precision; a state that decays over thousands of frames cannot bear it.
+    # Without autocast: a state that decays over thousands of frames loses too much in half precision.
     with torch.autocast(u.device.type, enabled=False):
         if u.device.type == "cuda" and dtype == torch.float32 and u.numel():
             types = tuple(None if x is None else x.dtype for x in (u, delta, A, B, C, D, z))
@@ -66,7 +66,7 @@ def selective_scan_sequential(
     D: Float[Tensor, " e"],
     z: Float[Tensor, "b l e"] | None = None,
 ) -> Float[Tensor, "b l e"]:
-    """The definition as it stands, one frame after another: slow, differentiable, in the inputs' dtype."""
+    """Selective scan by its definition, frame by frame: slow, differentiable, in the inputs' dtype."""
     _check_inputs(u, delta, A, B, C, D, z)
     h = (u * delta)[:, :0].sum(1)[..., None] * A  # zeros (b, e, n)
     frames = []
@@ -89,10 +89,10 @@ def selective_scan_chunked(
     D: Float[Tensor, " e"],
     z: Float[Tensor, "b l e"] | None = None,
 ) -> Float[Tensor, "b l e"]:
-    """The same by whole-tensor operations on any device: log2(CHUNK) doubling steps per chunk instead of CHUNK frames.
+    """Selective scan by tensor operations on any device: log2(CHUNK) doubling steps per chunk instead of CHUNK frames.
 
-    Only one chunk of states (b, CHUNK, e, n) exists at a time, forward and backward; the forward keeps the states
-    between chunks. The inputs must have one dtype, float32 or float64.
+    Only one chunk of states (b, CHUNK, e, n) exists at a time, forward and backward; the forward pass saves the states
+    at chunk boundaries. All inputs must have one dtype, float32 or float64.
     """
     _check_inputs(u, delta, A, B, C, D, z)
     y = _ChunkedScan.apply(u, delta, A, B, C) + D * u
@@ -100,7 +100,7 @@ def selective_scan_chunked(
 
 
 class _ChunkedScan(torch.autograd.Function):
-    """C_t · h_t, with the gradients written out: autograd would keep every doubling step of every chunk."""
+    """C_t · h_t with its own gradient: autograd would save every doubling step of every chunk."""
 
     @staticmethod
     def forward(ctx: Any, u, delta, A, B, C):
@@ -126,7 +126,7 @@ class _ChunkedScan(torch.autograd.Function):
                 u_c, delta_c, B_c = u[:, part], delta[:, part], B[:, part]
                 decay, states = _chunk_states(u_c, delta_c, A, B_c, h)
                 dC[:, part] = torch.einsum("blen,ble->bln", states, dy[:, part])
-                # ∂h_t = C_t ∂y_t + a_{t+1} ∂h_{t+1}: the same recurrence from the last frame to the first
+                # ∂h_t = C_t ∂y_t + a_{t+1} ∂h_{t+1}: the same recurrence, backwards in time
                 dstates = (dy[:, part, :, None] * C[:, part, None, :]).flip(1)
                 dstates[:, 0] += carry
                 _scan_in_place(decay.roll(-1, 1).flip(1), dstates)
@@ -149,7 +149,7 @@ def _chunks(length: int) -> list[slice]:
 
 
 def _chunk_states(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
-    """The decays and the states (b, frames, e, n) of one chunk that begins after the state h (b, e, n)."""
+    """Decays and states (b, frames, e, n) of one chunk, whose preceding state is h (b, e, n)."""
     decay = torch.exp(delta[..., None] * A)
     states = (delta * u)[..., None] * B[:, :, None, :]
     states[:, 0] += decay[:, 0] * h
@@ -158,9 +158,9 @@ def _chunk_states(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, h: Tensor) -> 
 
 
 def _scan_in_place(a: Tensor, x: Tensor) -> None:
-    """x_t ← x_t + a_t x_{t−1} along axis 1, for all t, by doubling; a is overwritten, a_0 is not used.
+    """Recurrence x_t ← x_t + a_t x_{t−1} along axis 1 by doubling; overwrites a, ignores a_0.
 
-    Products of decays only, never their inverses: nothing overflows however strong the decay.
+    Uses products of decays, never their inverses, so that strong decay cannot overflow.
     """
     step = 1
     while step < x.shape[1]:
@@ -173,9 +173,9 @@ def _scan_in_place(a: Tensor, x: Tensor) -> None:
 def gpu_kernel(
     device: torch.device, types: tuple[torch.dtype | None, ...], e: int, n: int, published_too: bool
 ) -> guard.Kernel | None:
-    """mamba-ssm's kernel if ``published_too``, else ours, for inputs of these types (None where there is no gate).
+    """Return a GPU kernel for inputs of these types (None: no gate), or None, after a warning, if all fail their check.
 
-    Each is tried out first, once in a process; None, after a warning, where there is none that is right.
+    Tries mamba-ssm's kernel if ``published_too``, then our Triton kernel, and checks each once per process.
     """
 
     def samples() -> list[guard.Inputs]:
@@ -196,7 +196,7 @@ def _load_triton() -> guard.Kernel:
 
 
 def _sample(b: int, l: int, e: int, n: int, device: torch.device, types: tuple) -> guard.Inputs:
-    """Inputs in the range of an initialised model."""
+    """Random inputs with the value range of an initialised model."""
     u, delta, z = (guard.random(seed, (b, l, e)) for seed in (2, 3, 4))
     B, C = (guard.random(seed, (b, l, n)) for seed in (5, 6))
     A = -torch.arange(1, n + 1) * torch.exp(0.3 * guard.random(7, (e, 1)))
@@ -205,7 +205,7 @@ def _sample(b: int, l: int, e: int, n: int, device: torch.device, types: tuple) 
 
 
 def _check_inputs(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor | None) -> None:
-    """Raise ValueError unless shapes, dtypes and devices fit each other."""
+    """Raise ValueError unless shapes, dtypes and devices match."""
     check_scan_inputs(u, delta, A, B, C, D, z)
     named = {"delta": delta, "A": A, "B": B, "C": C, "D": D} | ({} if z is None else {"z": z})
     for name, x in named.items():

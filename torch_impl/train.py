@@ -1,4 +1,4 @@
-"""One optimiser step: loss, gradient, clip, AdamW, weight average."""
+"""One optimiser step: loss, gradient, clipping, AdamW, exponential moving average (EMA) of the weights."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from twinsep.checkpoints import Tensors, check_names, strip
 from twinsep.config import Config
 from twinsep.training.loss_scale import LossScale
 
-#: Compute types by name; float32 is none, as nothing is cast then.
+#: Compute types by name; float32 needs no cast.
 COMPUTE_TYPES = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class Trainer:
-    """A model, its average and its optimiser on one device; everything else is :mod:`twinsep.training`'s."""
+    """A model, the EMA of its weights and its optimiser on one device; :mod:`twinsep.training` does everything else."""
 
     def __init__(self, config: Config, device: str = "cpu"):
         self.config, self.device = config, find_device(device)
@@ -29,12 +29,12 @@ class Trainer:
         self.model.to(self.device).train()
         self.average = BandSplitUNet(config).to(self.device).eval().requires_grad_(False)
         self.average.load_state_dict(self.model.state_dict())
-        #: The averaged model, (b, 2, s) -> (b, stems, 2, s) in NumPy.
+        #: The model with averaged weights, NumPy (b, 2, s) -> (b, stems, 2, s).
         self.estimate = on_numpy(self.average, self.device)
         self.compute_type = COMPUTE_TYPES[config.training.precision]
-        #: Only float16 needs one.
+        #: Loss scale, for float16 only.
         self.scale = LossScale() if self.compute_type == torch.float16 else None
-        #: Steps taken so far, those passed over included.
+        #: Steps so far, skipped ones included.
         self.steps = 0
         weights = named_parameters(self.model)
         self.optimiser = _adamw(weights, config)
@@ -49,12 +49,12 @@ class Trainer:
     def step(
         self, batches: Sequence[Mapping[str, np.ndarray]], learning_rate: float, ema_decay: float
     ) -> dict[str, float]:
-        """Gradients averaged over ``batches``, one update; returns loss, its terms and the gradient's norm.
+        """Update the weights once, with the gradient averaged over ``batches``.
 
-        Where the loss or the norm is not finite it is returned and nothing was changed, but in float16 the scale,
-        which then is returned as well.
+        Returns the "loss", its terms, the "gradient_norm" before clipping and, in float16, the "loss_scale". If the
+        loss or the norm is not finite, weights and optimiser stay as they are, and only the loss scale changes.
         """
-        # No module here draws in training; one that a user adds draws the same after a resume.
+        # No module here draws random numbers; a module added by a user then draws the same ones after a resume.
         torch.manual_seed(np.random.SeedSequence([self.config.training.seed, self.steps]).generate_state(1).item())
         self.steps += 1
         self.optimiser.zero_grad(set_to_none=True)
@@ -74,7 +74,7 @@ class Trainer:
             self.scale = self.scale.after(finite)
         if not finite:
             return report
-        # g · min(1, c/‖g‖): the libraries' clips add an epsilon, each its own.
+        # g · min(1, c/‖g‖): PyTorch and optax each add an epsilon of their own.
         torch._foreach_mul_(gradients, min(1.0, self.config.training.clip_norm / max(norm, 1e-30)) / scale)
         for group in self.optimiser.param_groups:
             group["lr"] = learning_rate
@@ -85,8 +85,11 @@ class Trainer:
     def loss(
         self, model: BandSplitUNet, batch: Mapping[str, np.ndarray]
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """The configured mix on one batch, the network in the compute type; its norms, states of scans, attention's
-        softmax and STFT in float32, the losses in float64."""
+        """Return the configured loss on one batch and its terms.
+
+        The network runs in the compute type, but its norms, scan states, softmax and STFT in float32; the losses in
+        float64.
+        """
         mixture, target = (torch.from_numpy(batch[key]).to(self.device) for key in ("mixture", "target"))
         with torch.autocast(
             self.device.type, self.compute_type, enabled=self.compute_type is not None, cache_enabled=False
@@ -97,7 +100,7 @@ class Trainer:
 
     @torch.no_grad()
     def state(self) -> Tensors:
-        """Everything needed to go on, as NumPy arrays named as in a checkpoint."""
+        """Return everything needed to resume, as NumPy arrays named as in a checkpoint."""
         out = {f"model/{name}": w for name, w in self.model.named_parameters()}
         out |= {f"ema/{name}": w for name, w in self.average.named_parameters()}
         out |= {f"adam_m/{name}": m["exp_avg"] for name, m in self.moments.items()}
@@ -107,7 +110,7 @@ class Trainer:
 
     @torch.no_grad()
     def restore(self, tensors: Tensors, step: int) -> None:
-        """Take up a :meth:`state` after ``step`` finished steps; raises InputError where names or shapes differ."""
+        """Resume from a :meth:`state` after ``step`` finished steps; raises InputError if names or shapes differ."""
         load_weights(self.model, strip(tensors, "model"), "model")
         load_weights(self.average, strip(tensors, "ema"), "ema")
         self.steps = updates = step
@@ -121,14 +124,14 @@ class Trainer:
 
 
 def make_deterministic() -> None:
-    """Choose what repeats to the bit; what cannot is warned of by name where it is used."""
+    """Choose deterministic algorithms; PyTorch warns of every operation that has none."""
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.backends.cudnn.benchmark = False
 
 
 @torch.no_grad()
 def load_weights(model: BandSplitUNet, weights: Mapping[str, np.ndarray], where: str) -> None:
-    """Copy ``weights`` into ``model``; raises InputError where names or shapes differ."""
+    """Copy ``weights`` into ``model``; raises InputError, naming ``where``, if names or shapes differ."""
     own = named_parameters(model)
     check_names(weights, {name: tuple(w.shape) for name, w in own.items()}, where)
     for name, weight in own.items():
@@ -136,7 +139,7 @@ def load_weights(model: BandSplitUNet, weights: Mapping[str, np.ndarray], where:
 
 
 def _adamw(weights: Mapping[str, Parameter], config: Config) -> torch.optim.AdamW:
-    """AdamW (Loshchilov and Hutter 2019, arXiv 1711.05101), decay only where the parameter asks for it."""
+    """AdamW (Loshchilov and Hutter 2019, arXiv 1711.05101), with weight decay on parameters with ``decay``."""
     t = config.training
     groups = [
         {"params": [w for w in weights.values() if w.decay == decay], "weight_decay": t.weight_decay * decay}

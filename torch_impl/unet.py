@@ -1,4 +1,4 @@
-"""The separator: STFT, band split, U-Net with memory, mask, inverse STFT."""
+"""The network: STFT, band split, U-Net with memory, mask, inverse STFT."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from torch import Tensor
 
 from torch_impl.bandsplit import BandSplit, MaskHead
 from torch_impl.blocks import DecoderBlock, Downsample, DualPath, EncoderBlock, GlobalAttention, Upsample, memory_bank
-from torch_impl.layers import Module, ModuleList, concatenate, constant, named_parameters, pad_axis, rematerialised
+from torch_impl.layers import Module, ModuleList, named_parameters
+from torch_impl.ops import concatenate, constant, pad_axis, rematerialised
 from twinsep.config import Config
 from twinsep.model.stereo import MID_SIDE
 from twinsep.stft import istft, stft
 
 
 class BandSplitUNet(Module):
-    """Mixture (b, 2, s) to stems (b, stems, 2, s), float32 at the model's rate, of any length from 1 sample."""
+    """Mixture (b, 2, s) to stems (b, stems, 2, s), float32 at ``config.model.sample_rate``, s ≥ 1."""
 
     def __init__(self, config: Config):
         super().__init__()
@@ -44,11 +45,12 @@ class BandSplitUNet(Module):
 
     @property
     def stems(self) -> tuple[str, ...]:
-        """What the second axis of the output holds."""
+        """Names of the stems along the second axis of the output."""
         return self.model.stems
 
     @property
     def parameter_count(self) -> int:
+        """Number of scalar weights."""
         return sum(math.prod(weight.shape) for weight in named_parameters(self).values())
 
     @overload
@@ -62,14 +64,17 @@ class BandSplitUNet(Module):
     def forward(
         self, mixture: Float[Tensor, "b 2 s"], *, return_auxiliary_outputs: bool = False
     ) -> Float[Tensor, "b stems 2 s"] | tuple[Float[Tensor, "b stems 2 s"], dict[str, Tensor]]:
-        """The stems. With ``return_auxiliary_outputs`` also the complex "mask" (b, targets, c, f, t) and the mixture's
-        "spectrum" (b, c, f, t), of mid and side where the model works on those."""
+        """Separate the mixture into stems.
+
+        With ``return_auxiliary_outputs``, also return the complex "mask" (b, targets, c, f, t) and the "spectrum" of
+        the mixture (b, c, f, t), both of mid and side for a model with ``mid_side``.
+        """
         samples = mixture.shape[-1]
         x = pad_axis(mixture, -1, max(0, self.model.min_samples - samples))
         if self.model.mid_side:
             x = einsum(constant(MID_SIDE, x), x, "m c, b c s -> b m s")
-        spectrum = stft(x, n_fft=self.model.n_fft, hop=self.model.hop)
-        mask = self.mask_head(self.network(self.band_split(spectrum)))
+        spectrum = stft(x, n_fft=self.model.n_fft, hop=self.model.hop)  # (b, c, f, t)
+        mask = self.mask_head(self.network(self.band_split(spectrum)))  # (b, targets, c, f, t)
         masked = mask * spectrum[:, None]
         y = istft(masked, n_fft=self.model.n_fft, hop=self.model.hop, length=x.shape[-1])[..., :samples]
         if self.model.mid_side:
@@ -79,18 +84,18 @@ class BandSplitUNet(Module):
         return (y, {"mask": mask, "spectrum": spectrum}) if return_auxiliary_outputs else y
 
     def network(self, x: Float[Tensor, "b k t d"]) -> Float[Tensor, "b k t d"]:
-        """The U-Net proper, from band features to band features."""
-        e1 = self.stage("enc1", x)
-        e2 = self.stage("enc2", self.down1(e1))
-        e3 = self.stage("enc3", self.down2(e2))
-        y = self.stage("bottleneck", self.down3(e3))
+        """Apply the U-Net to band features."""
+        e1 = self.stage("enc1", x)  # (b, k, t, d)
+        e2 = self.stage("enc2", self.down1(e1))  # (b, k, t/2, d)
+        e3 = self.stage("enc3", self.down2(e2))  # (b, k, t/4, d)
+        y = self.stage("bottleneck", self.down3(e3))  # (b, k, t/8, d)
         memory = memory_bank([e1, e2, e3, y], self.model.memory_tokens) if self.model.has_memory else None
         y = self.stage("dec3", self.up3(y, e3.shape[2]), memory, e3)
         y = self.stage("dec2", self.up2(y, e2.shape[2]), memory, e2)
         return self.stage("dec1", self.up1(y, e1.shape[2]), memory, e1)
 
     def stage(self, name: str, x: Float[Tensor, "b k t d"], *context: Tensor | None) -> Float[Tensor, "b k t d"]:
-        """All blocks of one level, one after another."""
+        """Apply all blocks of one level in order, rematerialised if the configuration says so."""
 
         def blocks(x: Tensor, *context: Tensor | None) -> Tensor:
             for block in getattr(self, name):

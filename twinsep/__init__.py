@@ -3,13 +3,14 @@
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
+    from twinsep.separation.overlap_add import Chunking
     from twinsep.separation.separator import Separator, load
 
-__all__ = ["GLOSSARY", "Separator", "Symbol", "load"]
+__all__ = ["GLOSSARY", "Chunking", "Separator", "Symbol", "load"]
 
 
 class Symbol(NamedTuple):
-    """A symbol of the paper: its letter as an axis in shapes, and what it stands for."""
+    """A symbol of the paper: its letter as an axis in shapes, and its meaning."""
 
     axis: str
     meaning: str
@@ -30,11 +31,11 @@ GLOSSARY: dict[str, Symbol] = {
 }
 
 
-if not TYPE_CHECKING:  # which would take any name for one of these
+if not TYPE_CHECKING:  # a type checker would accept any name
 
     def __getattr__(name: str) -> Any:
-        """What takes a while to import, once it is asked for."""
-        if name not in ("Separator", "load"):
+        """Import the separator on first use: it takes a while."""
+        if name not in ("Chunking", "Separator", "load"):
             raise AttributeError(f"module 'twinsep' has no attribute {name!r}")
         from twinsep.separation import separator
 

@@ -1,4 +1,4 @@
-"""The command ``twinsep``: thin. What a command does is in the module of its name."""
+"""The command ``twinsep``: one thin function per command. The logic is in the modules they call."""
 
 from __future__ import annotations
 
@@ -7,37 +7,47 @@ import multiprocessing
 import os
 import signal
 import sys
+from enum import StrEnum
+from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
+from twinsep.config import PRESETS, ClipMode, Config, Framework, Precision
 from twinsep.errors import INTERRUPTED, InputError, Interrupted, TwinsepError, guarded
+from twinsep.separation.overlap_add import Chunking
+
+if TYPE_CHECKING:
+    PresetName = str
+else:
+    PresetName = StrEnum("PresetName", {name: name for name in PRESETS})
 
 
 def _path(text: str | Path) -> Path:
-    """A path that was given, or a default; an empty one would mean the current folder."""
+    """A path from the command line; an empty one would silently mean the current folder."""
     if text == "":
-        # No InputError, which is a ValueError: Typer would make a box of it.
-        raise TwinsepError("an empty path was given, perhaps by a variable that is not set; name a file or a folder")
+        # Not an InputError: that is a ValueError, which Typer would catch.
+        raise TwinsepError("a path is empty, perhaps because a shell variable is unset: name a file or a folder")
     return Path(text)
 
 
 EXAMPLES = """Examples: `twinsep separate song.mp3` writes separated/song/instrumental.mp3;
-`twinsep separate album -r --two-stems vocals --flac` does so for every song of a folder, vocals too, as FLAC;
-`twinsep separate song.wav --filename "{track} ({stem}).{ext}" -o .` puts it beside the song;
-`twinsep separate song.wav --overlap 0.5 --shifts 2 --tta` takes twelve times as long, for a little better sound."""
+`twinsep separate album -r --two-stems vocals --flac` writes vocals and instrumental of every song in a folder as FLAC;
+`twinsep separate song.wav --filename "{track} ({stem}).{ext}" -o .` writes the stem beside the song;
+`twinsep separate song.wav --overlap 0.5 --shifts 2 --tta` takes twelve times as long, for slightly better stems."""
 
 
 class Commands(TyperGroup):
-    """Ends a command that a person interrupts in a sentence; Typer's own end would say a word."""
+    """Ends an interrupted command with a sentence; Typer would end it with a bare status."""
 
-    def invoke(self, context: Any) -> Any:
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command of ``ctx``."""
         try:
-            return super().invoke(context)
+            return super().invoke(ctx)
         except KeyboardInterrupt as error:
-            raise Interrupted("interrupted; nothing half-written was left behind") from error
+            raise Interrupted("interrupted; nothing half-written is left") from error
 
 
 app = typer.Typer(
@@ -48,17 +58,30 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-Framework = Annotated[str, typer.Option(help="torch or jax")]
-Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps ...")]
+FrameworkOption = Annotated[Framework, typer.Option(help="Framework that computes.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps …")]
+Checkpoint = Annotated[
+    Path | None, typer.Option("--checkpoint", "-n", help="Trained weights; the base run's by default.")
+]
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="Configuration file (JSON or YAML).")]
-Preset = Annotated[str | None, typer.Option(help="Named configuration: tiny, small, paper, reference ...")]
+Preset = Annotated[PresetName | None, typer.Option(help="Named configuration.")]
 Settings = Annotated[
     list[str] | None,
-    typer.Option("--set", help="Override, as in --set model.mixer.kind=transformer; may be repeated."),
+    typer.Option("--set", help="Override, such as --set model.mixer.kind=transformer; may be repeated."),
 ]
 Data = Annotated[Path | None, typer.Option("--data", help="Folder of songs: MUSDB18-HQ layout or paired folders.")]
-Overlap = Annotated[float, typer.Option(help="Fraction of a chunk shared with the next one.")]
-Segment = Annotated[float | None, typer.Option(help="Seconds of a chunk; the training segment by default.")]
+Overlap = Annotated[float, typer.Option(help="Fraction of a chunk that it shares with the next one.")]
+Segment = Annotated[float | None, typer.Option(help="Length of a chunk in seconds; the training segment by default.")]
+
+
+@app.callback(invoke_without_command=True)
+def main_options(
+    show_version: Annotated[bool, typer.Option("--version", is_eager=True, help="Print the version and exit.")] = False,
+) -> None:
+    """Remove the vocals from music with a band-split Mamba U-Net; train and evaluate it."""
+    if show_version:
+        print(f"twinsep {version('twinsep')}")
+        raise typer.Exit
 
 
 @app.command(epilog=EXAMPLES)
@@ -68,7 +91,7 @@ def separate(
         typer.Argument(
             parser=_path,
             metavar="SONGS...",
-            help="Songs, or folders of them: wav, flac, mp3, m4a, ogg, opus, the sound of mp4 and mkv ...",
+            help="Songs, or folders of them: wav, flac, mp3, m4a, ogg, opus, the sound of mp4 and mkv …",
         ),
     ],
     out: Annotated[
@@ -76,63 +99,58 @@ def separate(
     ] = Path("separated"),
     filename: Annotated[
         str,
-        typer.Option(
-            help="Where a stem goes in that folder, by {track}, {stem} and {ext}; the picture's stem is spectrograms."
-        ),
+        typer.Option(help="Path of a stem in that folder, from {track}, {stem} and {ext}."),
     ] = "{track}/{stem}.{ext}",
-    checkpoint: Annotated[
-        Path | None,
-        typer.Option(
-            "--checkpoint",
-            "-n",
-            help="Trained weights (.safetensors, or a folder of save_pretrained); by default the base run's.",
-        ),
-    ] = None,
+    checkpoint: Checkpoint = None,
     two_stems: Annotated[
         str | None, typer.Option(metavar="STEM", help="Write STEM and the rest; vocals: vocals and instrumental.")
     ] = None,
-    stem: Annotated[str | None, typer.Option(metavar="STEM", help="Write STEM alone.")] = None,
-    wav: Annotated[bool, typer.Option("--wav", help="Write WAV. Without a format: the song's own, or WAV.")] = False,
+    stem: Annotated[str | None, typer.Option(metavar="STEM", help="Write only STEM.")] = None,
+    wav: Annotated[bool, typer.Option("--wav", help="Write WAV. By default: the song's own format, or WAV.")] = False,
     flac: Annotated[bool, typer.Option("--flac", help="Write FLAC.")] = False,
     mp3: Annotated[bool, typer.Option("--mp3", help="Write MP3.")] = False,
-    mp3_bitrate: Annotated[int, typer.Option(help="Of an MP3, in kbit/s, 64 to 320; below 32 kHz 160 at most.")] = 320,
-    int16: Annotated[bool, typer.Option("--int16", help="16 bits a sample in WAV and FLAC.")] = False,
+    mp3_bitrate: Annotated[
+        int, typer.Option(help="MP3 bit rate in kbit/s, 64 to 320; at most 160 below 32 kHz.")
+    ] = 320,
+    int16: Annotated[bool, typer.Option("--int16", help="16-bit samples in WAV and FLAC.")] = False,
     int24: Annotated[
-        bool, typer.Option("--int24", help="24 bits: the default, but for a WAV in floating point.")
+        bool, typer.Option("--int24", help="24-bit samples (default, unless the input is floating-point WAV).")
     ] = False,
-    float32: Annotated[bool, typer.Option("--float32", help="Floating point, in WAV.")] = False,
+    float32: Annotated[bool, typer.Option("--float32", help="Floating-point samples in WAV.")] = False,
     clip_mode: Annotated[
-        str,
-        typer.Option(help="Samples beyond full scale: clamp them, rescale all stems alike, or none: refuse."),
+        ClipMode,
+        typer.Option(help="Samples beyond full scale: clamp them, rescale all stems alike, or none (refuse the song)."),
     ] = "clamp",
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing files.")] = False,
     recursive: Annotated[
-        bool, typer.Option("--recursive", "-r", help="Look into the folders of folders, but for linked ones.")
+        bool, typer.Option("--recursive", "-r", help="Search folders in folders too, except linked ones.")
     ] = False,
-    pairs: Annotated[bool, typer.Option("--pairs", help="Separate more than two channels two by two.")] = False,
+    pairs: Annotated[bool, typer.Option("--pairs", help="Separate more than two channels in pairs.")] = False,
     figure: Annotated[bool, typer.Option("--figure", help="Draw spectrograms of song, stems and mask.")] = False,
-    overlap: Overlap = 0.25,
+    overlap: Overlap = Chunking.overlap,
     segment: Segment = None,
-    shifts: Annotated[int, typer.Option(help="Average over so many shifted grids of chunks: slower, better.")] = 1,
+    shifts: Annotated[
+        int, typer.Option(help="Average over this many shifted grids of chunks: slower, better.")
+    ] = Chunking.shifts,
     tta: Annotated[
-        bool, typer.Option("--tta", help="Average over swapped channels and reversed polarity: four times slower.")
+        bool, typer.Option("--tta", help="Average over swapped channels and inverted polarity: four times slower.")
     ] = False,
-    batch: Annotated[int, typer.Option(help="Chunks at once; halved where memory runs out.")] = 1,
-    framework: Framework = "torch",
+    batch: Annotated[int, typer.Option(help="Chunks in a batch; halved when memory runs out.")] = Chunking.batch,
+    framework: FrameworkOption = "torch",
     device: Device = "cpu",
     threads: Annotated[int | None, typer.Option(help="CPU cores to use; all by default.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Say what happens as lines of JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Report progress as lines of JSON.")] = False,
 ) -> None:
-    """Take the vocals out of songs: same length, rate and channels, and stems that add up to the song."""
-    from twinsep.separation import batch as command
+    """Remove the vocals from songs: stems of the same length, rate and channels that add up to the song."""
+    from twinsep.separation.batch import SeparationOptions, separate_files
     from twinsep.separation.file import Encoding
     from twinsep.utils import backend
 
-    subtype = _one_of({"PCM_16": int16, "PCM_24": int24, "FLOAT": float32}, "--int16, --int24 and --float32")
-    extension = _one_of({"wav": wav, "flac": flac, "mp3": mp3}, "--wav, --flac and --mp3")
+    subtype = _choose_one({"PCM_16": int16, "PCM_24": int24, "FLOAT": float32}, "--int16, --int24 and --float32")
+    extension = _choose_one({"wav": wav, "flac": flac, "mp3": mp3}, "--wav, --flac and --mp3")
     if threads is not None:
         backend.use_threads(threads)
-    options = command.SeparationOptions(
+    options = SeparationOptions(
         out=out,
         filename=filename,
         checkpoint=checkpoint,
@@ -140,46 +158,41 @@ def separate(
         stem=stem,
         extension=extension,
         encoding=Encoding(subtype, mp3_bitrate, clip_mode),
+        chunking=Chunking(segment, overlap, shifts, batch),
+        augmented=tta,
         overwrite=overwrite,
         recursive=recursive,
         pairs=pairs,
         figure=figure,
-        segment=segment,
-        overlap=overlap,
-        shifts=shifts,
-        batch=batch,
-        augmented=tta,
         framework=framework,
         device=device,
         as_json=as_json,
     )
-    command.separate_files(songs, options)
+    separate_files(songs, options)
 
 
 @app.command()
-def info(as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False) -> None:
-    """Print versions, devices, the kernels in use, presets and checkpoints."""
-    from twinsep import info
+def info(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+    """Print versions, devices, kernels, presets and checkpoints."""
+    from twinsep.info import print_info
 
-    info.print_info(as_json)
+    print_info(as_json)
 
 
 @app.command()
 def demo(
-    checkpoint: Annotated[
-        Path | None, typer.Option("--checkpoint", "-n", help="Trained weights; by default the base run's.")
-    ] = None,
-    framework: Framework = "torch",
+    checkpoint: Checkpoint = None,
+    framework: FrameworkOption = "torch",
     device: Device = "cpu",
-    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines in.")] = "127.0.0.1",
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 admits other machines.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on.")] = 7860,
-    limit: Annotated[int, typer.Option(help="Megabytes that an upload may have.")] = 200,
+    limit: Annotated[int, typer.Option(help="Largest upload in megabytes.")] = 200,
     browser: Annotated[bool, typer.Option(help="Open the page.")] = True,
 ) -> None:
     """Open a page on this machine: drop a song, hear and see its stems, download them."""
-    from twinsep.demo import app as command
+    from twinsep.demo.app import serve
 
-    command.serve(
+    serve(
         checkpoint=checkpoint,
         framework=framework,
         device=device,
@@ -197,30 +210,36 @@ def train(
     preset: Preset = None,
     record: Annotated[Path | None, typer.Option("--from", help="run.json of a run to repeat.")] = None,
     settings: Settings = None,
+    precision: Annotated[
+        Precision | None, typer.Option(help="Type of the matrix products; the configuration's by default.")
+    ] = None,
     data: Data = None,
     exclude: Annotated[
         Path | None, typer.Option("--exclude", help="List of songs to leave out, as check-data writes it.")
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Train anew over a finished or other run.")] = False,
-    framework: Annotated[str | None, typer.Option(help="torch (by default) or jax.")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu (by default), cuda, cuda:1, mps …")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a finished or different run.")] = False,
+    framework: Annotated[Framework | None, typer.Option(help="Framework that computes; torch by default.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu (default), cuda, cuda:1, mps …")] = None,
     deterministic: Annotated[
-        bool, typer.Option("--deterministic", help="On an accelerator too, algorithms that repeat to the bit.")
+        bool, typer.Option("--deterministic", help="Use algorithms that repeat to the bit on an accelerator too.")
     ] = False,
-    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write TensorBoard's event files too.")] = False,
+    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write TensorBoard event files too.")] = False,
     profile: Annotated[
-        int | None, typer.Option(metavar="N", help="Trace N steps, print what takes their time, and stop.")
+        int | None, typer.Option(metavar="N", help="Trace N steps, print the most expensive operations, and stop.")
     ] = None,
 ) -> None:
-    """Train a model; an unfinished run of the same configuration goes on where it stopped."""
-    repeated = _record(record) if record else {}
-    options = {"framework": repeated.get("framework"), **repeated.get("options", {})}
-    chosen = _configuration(config, preset, settings, data, repeated.get("configuration"))
+    """Train a model; an unfinished run of the same configuration continues where it stopped."""
+    repeated = _read_record(record) if record else {}
+    recorded = {"framework": repeated.get("framework"), **repeated.get("options", {})}
+    chosen = _choose_config(config, preset, settings, data, repeated.get("configuration"))
+    if precision is not None:
+        chosen = chosen.override({"training": {"precision": precision}})
     if exclude is not None:
         from twinsep.data.checks import read_song_list
 
         chosen = chosen.override({"data": {"exclude": read_song_list(exclude)}})
-    framework, device = framework or options.get("framework") or "torch", device or options.get("device") or "cpu"
+    framework = framework or recorded.get("framework") or "torch"
+    device = device or recorded.get("device") or "cpu"
     if profile is not None:
         from twinsep.training import profiler
 
@@ -228,10 +247,8 @@ def train(
         return
     from twinsep.training import loop
 
-    how = loop.RunOptions(
-        framework, device, overwrite, deterministic or options.get("deterministic", False), tensorboard=tensorboard
-    )
-    loop.train(chosen, out, how)
+    deterministic = deterministic or recorded.get("deterministic", False)
+    loop.train(chosen, out, loop.RunOptions(framework, device, overwrite, deterministic, tensorboard=tensorboard))
 
 
 @app.command("check-data")
@@ -241,10 +258,10 @@ def check_data(
     config: ConfigFile = None,
     preset: Preset = None,
     settings: Settings = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a list that exists.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing list.")] = False,
 ) -> None:
-    """Find what is wrong with the songs of a set; status 1 where some are unusable. Preset tiny by default."""
-    chosen = _configuration(config, preset or (None if config else "tiny"), settings, None)
+    """Find faults in the songs of a data set; exit status 1 if some are unusable. The preset is tiny by default."""
+    chosen = _choose_config(config, preset or (None if config else "tiny"), settings, None)
     from twinsep.data import checks
 
     rate, seconds = chosen.model.sample_rate, chosen.training.segment_seconds
@@ -258,36 +275,34 @@ def evaluate(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for metrics.json and summary.json.")],
     split: Annotated[
         list[str] | None,
-        typer.Option(help="train, valid, test or real; may be repeated. By default test, and real if any."),
+        typer.Option(help="train, valid, test or real; may be repeated. By default test, and real if there is any."),
     ] = None,
     museval: Annotated[bool, typer.Option("--museval", help="Also museval's SDR, SIR, SAR and ISR (slow).")] = False,
     config: ConfigFile = None,
     preset: Preset = None,
     data: Data = None,
-    overlap: Overlap = 0.25,
+    overlap: Overlap = Chunking.overlap,
     segment: Segment = None,
-    framework: Framework = "torch",
+    framework: FrameworkOption = "torch",
     device: Device = "cpu",
 ) -> None:
-    """Score a checkpoint or a baseline on whole songs. A checkpoint brings its configuration with it."""
-    from twinsep.evaluation import evaluate
+    """Score a checkpoint or a baseline on whole songs. A checkpoint brings its configuration."""
+    from twinsep.evaluation.evaluate import evaluate_baseline, evaluate_checkpoint
     from twinsep.evaluation.systems import BASELINES
 
     if system in BASELINES:
-        chosen = _configuration(config, preset, None, data)
-    elif config or preset:
-        raise InputError(f"{system} brings its own configuration; --config and --preset are for {', '.join(BASELINES)}")
-    else:
-        chosen = None
-    evaluate.evaluate(
+        chosen = _choose_config(config, preset, None, data)
+        evaluate_baseline(system, chosen, out=out, splits=split, museval=museval)
+        return
+    if config or preset:
+        raise InputError(f"{system} brings its own configuration: --config and --preset are for {', '.join(BASELINES)}")
+    evaluate_checkpoint(
         system,
-        chosen,
         out=out,
         root=data,
         splits=split,
         museval=museval,
-        overlap=overlap,
-        segment=segment,
+        chunking=Chunking(segment, overlap),
         framework=framework,
         device=device,
     )
@@ -295,97 +310,97 @@ def evaluate(
 
 @app.command()
 def convert(
-    source: Annotated[Path, typer.Argument(help="Checkpoint of the reference code (.pt), its config.json beside it.")],
+    source: Annotated[Path, typer.Argument(help="Checkpoint of the public model (.pt), its config.json beside it.")],
     out: Annotated[Path, typer.Argument(help="The same weights for twinsep (.safetensors).")],
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that exists.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")] = False,
 ) -> None:
-    """Turn a checkpoint of the public reference code into one that either framework here loads."""
-    from twinsep.checkpoints import reference as command
+    """Convert a checkpoint of the public reference code into one that either framework loads."""
+    from twinsep.checkpoints import reference
 
-    command.convert(source, out, overwrite=overwrite)
+    reference.convert(source, out, overwrite=overwrite)
 
 
 @app.command()
 def bench(
     benchmarks: Annotated[
         list[str] | None,
-        typer.Argument(help="scan, block, step, separate, growth, memory, length, feeding; or all."),
+        typer.Argument(help="scan, block, step, separate, growth, memory, length, feeding; all by default."),
     ] = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for <benchmark>.json.")] = Path("results/bench"),
     config: ConfigFile = None,
     preset: Preset = None,
     settings: Settings = None,
-    warmups: Annotated[int, typer.Option(help="Calls after the first that do not count.")] = 2,
-    repetitions: Annotated[int, typer.Option(help="Calls that count.")] = 15,
+    warmups: Annotated[int, typer.Option(help="Uncounted calls after the first.")] = 2,
+    repetitions: Annotated[int, typer.Option(help="Counted calls.")] = 15,
 ) -> None:
     """Time PyTorch, JAX and other systems in turns on the CPU, and measure memory; tiny and small by default."""
-    names = [preset] if preset or config else ["tiny", "small"]
-    chosen = {name or str(config): _configuration(config, name, settings, None) for name in names}
-    from twinsep.benchmarks import suite as command
     from twinsep.benchmarks.records import BenchmarkOptions
+    from twinsep.benchmarks.suite import run_benchmarks
 
-    command.run_benchmarks(benchmarks or [], BenchmarkOptions(chosen, warmups, repetitions), out)
+    names = [preset] if preset or config else ["tiny", "small"]
+    chosen = {name or str(config): _choose_config(config, name, settings, None) for name in names}
+    run_benchmarks(benchmarks or [], BenchmarkOptions(chosen, warmups, repetitions), out)
 
 
-def _one_of(chosen: dict[str, bool], options: str) -> str | None:
-    """The name that is chosen; raises :class:`InputError` for more than one."""
+def _choose_one(chosen: dict[str, bool], options: str) -> str | None:
+    """The chosen name, or None; raises :class:`InputError` for more than one."""
     names = [name for name, given in chosen.items() if given]
     if len(names) > 1:
-        raise InputError(f"{options} exclude each other; give one")
+        raise InputError(f"{options} exclude each other: choose one")
     return names[0] if names else None
 
 
-def _configuration(
+def _choose_config(
     file: Path | None,
     preset: str | None,
     settings: list[str] | None,
     data: Path | None,
     repeated: dict[str, Any] | None = None,
-) -> Any:
-    """The configuration that the options name, or a record holds, overridden as they say."""
+) -> Config:
+    """The configuration of a file, a preset or a recorded run, with the overrides of the options."""
     from twinsep import config
 
     if (file is not None) + (preset is not None) + (repeated is not None) != 1:
-        raise InputError("give either --config FILE or --preset NAME, or, to train, --from run.json")
+        raise InputError("choose either --config FILE or --preset NAME or, to repeat a run, --from run.json")
     if preset is not None:
-        chosen = config.preset(preset)
+        chosen = config.preset(str(preset))
     else:
-        chosen = config.from_dict(_mapping(file) if repeated is None else repeated)
+        chosen = config.from_dict(_read_mapping(file) if repeated is None else repeated)
     for setting in settings or []:
-        chosen = chosen.override(_nested(setting))
+        chosen = chosen.override(_parse_setting(setting))
     return chosen if data is None else chosen.override({"data": {"root": str(data)}})
 
 
-def _record(file: Path) -> dict[str, Any]:
-    """What the ``run.json`` of a run holds, which names its configuration, framework, device and options."""
-    values = _mapping(file)
+def _read_record(file: Path) -> dict[str, Any]:
+    """The ``run.json`` of a run: its configuration, framework, device and options."""
+    values = _read_mapping(file)
     if not isinstance(values.get("configuration"), dict):
-        raise InputError(f"{file}: holds no configuration; give the run.json that `twinsep train` wrote")
+        raise InputError(f"{file}: holds no configuration: name the run.json that `twinsep train` wrote")
     return values
 
 
-def _mapping(file: Path | None) -> dict[str, Any]:
+def _read_mapping(file: Path | None) -> dict[str, Any]:
     import yaml
 
     assert file is not None
     try:
         values = yaml.safe_load(file.read_text())
     except OSError as error:
-        raise InputError(f"{file}: cannot be read ({error.strerror}); give a configuration file") from error
+        raise InputError(f"{file}: cannot be read ({error.strerror}): name a configuration file") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{file}: neither JSON nor YAML; give a configuration file") from error
+        raise InputError(f"{file}: neither JSON nor YAML: name a configuration file") from error
     if not isinstance(values, dict):
         raise InputError(f"{file}: not a configuration, which is a mapping of sections (model, training …)")
     return values
 
 
-def _nested(setting: str) -> dict[str, Any]:
-    """``a.b=c`` as {a: {b: c}}, c read as YAML."""
+def _parse_setting(setting: str) -> dict[str, Any]:
+    """``a.b=c`` as {a: {b: c}}, with c read as YAML."""
     import yaml
 
     key, equals, text = setting.partition("=")
     if not equals or not key:
-        raise InputError(f"--set {setting}: write it as key=value, as in model.mixer.kind=transformer")
+        raise InputError(f"--set {setting}: write it as key=value, such as model.mixer.kind=transformer")
     try:
         value: Any = yaml.safe_load(text)
     except yaml.YAMLError as error:
@@ -395,15 +410,27 @@ def _nested(setting: str) -> dict[str, Any]:
     return value
 
 
+def _run() -> None:
+    """Run the command of ``sys.argv``; a usage error becomes a sentence."""
+    try:
+        status = app(standalone_mode=False)
+    except typer.TyperException as error:
+        message = error.format_message().replace("Value error, ", "").rstrip(".")
+        if not message:  # help was printed in place of a command
+            sys.exit(error.exit_code)
+        raise TwinsepError(f"{message}: see --help") from error
+    sys.exit(status or 0)
+
+
 def main() -> None:
-    """The entry point of ``twinsep``."""
+    """Run the command line."""
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(AttributeError):  # of what stands in for one
+        with contextlib.suppress(AttributeError):  # a stand-in for the stream
             stream.reconfigure(errors="replace")  # type: ignore[union-attr]
     try:
-        guarded(app)
+        guarded(_run)
     except SystemExit as end:
-        # XLA, told to end in the middle of a compilation, crashes; and a second Ctrl-C would be a traceback.
+        # XLA crashes when the process ends during a compilation, and a second Ctrl-C would print a traceback.
         if end.code == INTERRUPTED and "jax" in sys.modules and not multiprocessing.active_children():
             signal.signal(signal.SIGINT, signal.SIG_IGN)
             sys.stdout.flush()

@@ -1,4 +1,4 @@
-"""What can go wrong through no fault of the program, told in one sentence.
+"""Errors that are not the program's fault, each one sentence for the user.
 
 The command line prints the sentence and exits with status 2, without a traceback.
 """
@@ -10,6 +10,8 @@ from collections.abc import Callable
 
 #: Exit status of a command that Ctrl-C ended.
 INTERRUPTED = 130
+#: Exit status of a command whose reader closed the pipe: 128 + SIGPIPE.
+_BROKEN_PIPE = 141
 
 
 class TwinsepError(Exception):
@@ -21,15 +23,15 @@ class InputError(TwinsepError, ValueError):
 
 
 class NonFiniteLossError(TwinsepError):
-    """Training met a loss or a gradient that is not a number."""
+    """A loss or a gradient in training is not finite."""
 
 
 class OutOfMemoryError(TwinsepError):
-    """The memory of the machine, or of its accelerator, does not hold what was asked for."""
+    """The memory of the machine or of its accelerator is too small for the task."""
 
 
 class Interrupted(TwinsepError):
-    """A person pressed Ctrl-C."""
+    """Ctrl-C was pressed."""
 
 
 #: What frameworks and systems say when there is no memory left.
@@ -37,26 +39,27 @@ _NO_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory"
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception of Python, PyTorch or JAX says that memory ran out."""
+    """Return True if an exception of Python, PyTorch or JAX says that memory ran out."""
     return isinstance(error, MemoryError) or any(words in str(error).lower() for words in _NO_MEMORY)
 
 
 def guarded(command: Callable[[], object]) -> None:
-    """Run ``command``; an error is one sentence on the standard error and a status other than 0, never a traceback."""
+    """Run ``command``; turn its errors into one sentence on the standard error and a non-zero exit status."""
     try:
         command()
         return
     except TwinsepError as error:
         status, sentence = INTERRUPTED if isinstance(error, Interrupted) else 2, str(error)
     except KeyboardInterrupt:
-        status, sentence = INTERRUPTED, "interrupted; nothing half-written was left behind"
+        status, sentence = INTERRUPTED, "interrupted; nothing half-written is left"
     except BrokenPipeError:
-        status, sentence = 141, ""
+        status, sentence = _BROKEN_PIPE, ""
     except MemoryError:
-        status, sentence = 2, "memory ran out; ask for less at once"
+        status, sentence = 2, "memory ran out: choose smaller chunks or batches"
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        status, sentence = 2, f"{where}{error.strerror or error}; free the way or choose another place"
+        status = 2
+        sentence = f"{where}{error.strerror or error}: check permissions and free space, or choose another path"
     if sentence:
         print(f"twinsep: {sentence}", file=sys.stderr)
     sys.exit(status)

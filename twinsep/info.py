@@ -1,4 +1,4 @@
-"""What ``twinsep info`` does: what is installed here, what it can compute on, and which models there are."""
+"""The ``twinsep info`` command: installed versions, devices, presets and checkpoints."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from twinsep.errors import InputError
 from twinsep.utils import provenance
 from twinsep.utils.backend import TWINS, twin
 
-#: Where models lie in the folder that the command is called in.
+#: Folders of checkpoints, relative to the working directory.
 RUNS, RELEASED = Path("results/runs"), Path("results/released")
-#: Name of a column, split, metric and statistic of the score in it.
+#: Columns of scores: (heading, metric, statistic).
 SCORES = (("uSDR, mean", "usdr", "mean"), ("cSDR, median", "csdr", "median"))
 Record = dict[str, Any]
 
@@ -35,11 +35,13 @@ def print_info(json_: bool = False) -> None:
 
 
 def collect() -> Record:
-    """{"versions", "frameworks", "presets", "checkpoints"}, as JSON types. Where something is not there or does not
-    work, a sentence under "error" stands in its place."""
+    """Return {"versions", "frameworks", "presets", "checkpoints"} as JSON types.
+
+    A framework or checkpoint that cannot be used is described by one sentence under "error".
+    """
     described = provenance.describe("cpu")
     return {
-        "versions": {key: described[key] for key in ("commit", "platform")} | described["versions"],
+        "versions": described["versions"] | {key: described[key] for key in ("commit", "platform")},
         "frameworks": {name: _framework(name) for name in TWINS},
         "presets": {name: _preset(name) for name in PRESETS},
         "checkpoints": [_checkpoint(path) for path in _paths()],
@@ -47,13 +49,13 @@ def collect() -> Record:
 
 
 def _framework(name: str) -> Record:
-    """What the twin says of this machine, with its warnings, such as that of kernels that cannot be had."""
+    """Describe the machine as the framework sees it; "notes" holds its warnings, such as missing kernels."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("ignore")
         warnings.simplefilter("always", RuntimeWarning)
         try:
             machine = twin(name, "devices").describe_machine()
-        except Exception as error:  # a broken installation fails in any way; the rest is still to be told
+        except Exception as error:  # a broken installation can raise anything; the other framework still counts
             return {"error": _line(error)}
     return machine | {"notes": [str(warning.message) for warning in caught]}
 
@@ -70,11 +72,11 @@ def _preset(name: str) -> Record:
 
 
 def _parameters(name: str) -> int | None:
-    """Counted by the first twin that is installed."""
+    """Count the preset's parameters with the first framework that works; None if neither does."""
     for framework in TWINS:
         try:
             return twin(framework, "unet").BandSplitUNet(PRESETS[name]).parameter_count
-        except Exception:  # told of by _framework
+        except Exception:  # reported by _framework
             continue
     return None
 
@@ -96,7 +98,7 @@ def _checkpoint(path: Path) -> Record:
 
 
 def _scores(folder: Path) -> Record | None:
-    """What ``summary.json`` holds, {split: {stem: {metric: {"mean", "median", "n"}}}}."""
+    """Read ``summary.json``, {split: {stem: {metric: {"mean", "median", "n"}}}}; None if there is none."""
     path = folder / "summary.json"
     try:
         return json.loads(path.read_text(encoding="utf-8"))
@@ -144,7 +146,7 @@ def _presets(found: Record) -> Table:
 def _checkpoints(found: Record) -> Table:
     columns = ("checkpoint", "bands", "mixer", "width", "step", *(score[0] for score in SCORES))
     table = Table(*columns, title="Checkpoints", title_justify="left")
-    table.columns[0].overflow = "fold"  # the ends of the names are what tells them apart
+    table.columns[0].overflow = "fold"  # paths differ at their ends, which would be cut off
     for record in found["checkpoints"]:
         cells = [str(record.get(key, "–")) for key in ("bands", "mixer", "d_model", "step")]
         scores = [_score(record, metric, statistic) for _, metric, statistic in SCORES]
@@ -163,7 +165,7 @@ def _problems(found: Record) -> list[str]:
 
 
 def _score(record: Mapping[str, Any], metric: str, statistic: str) -> str:
-    """Of the first stem on the test songs, in dB."""
+    """Format the score of the first stem on the test songs, in dB."""
     try:
         return f"{record['scores']['test'][record['targets'][0]][metric][statistic]:.2f}"
     except (KeyError, TypeError):

@@ -1,16 +1,16 @@
-"""Every training loss, once, for NumPy, PyTorch and JAX.
+"""Training losses on the array API, for NumPy, PyTorch and JAX.
 
-``LOSSES[name](estimate, target, *, mixture, config)`` takes waveforms (B, C, S), or (B, stems, C, S)
-whose stems are averaged over, in float32 or float64 and gives a scalar of the same namespace;
-:func:`mix` gives their weighted sum. Waveforms are at full scale ±1, levels in dB. Each function's
-docstring is its equation, in the symbols X̂, X (STFTs of estimate and target), M̂ = |X̂|, M = |X|.
+``LOSSES[name](estimate, target, *, mixture, config)`` takes waveforms (B, C, S), or (B, stems, C, S) to average over
+stems, in float32 or float64, and returns a scalar of the same namespace; :func:`mix` returns the weighted sum of
+several losses. Waveforms have full scale ±1, levels are in dB. Each function's docstring is its equation, in the
+symbols x̂, x (estimate and target), X̂, X (their STFTs), M̂ = |X̂| and M = |X|.
 
-``target`` is taken as a constant: no gradient is meant to flow into it. The mixture is an argument
-so that a loss may use it; see ``mixture_phase_l1`` for why none of these has to.
+``target`` is a constant: its gradient is not meant to be used. ``mixture`` is an argument for losses that need it; none
+of the present ones does (see ``mixture_phase_l1``).
 
-All are computed in float64, whatever comes in, and rounded to the waveforms' own type at the end, in JAX
-without ``jax_enable_x64`` too. A logarithm weighs a bin by 1/(M + ε): at a spectral null a float32 STFT is
-mostly its own rounding, and so would be a large part of the gradient (up to several percent of its norm).
+All losses are computed in float64 and rounded to the dtype of the waveforms at the end, in JAX too, without
+``jax_enable_x64``. The reason: a logarithm weighs a bin by 1/(M + ε). At a spectral null a float32 STFT is mostly
+rounding error, which would then be a large part of the gradient (up to several percent of its norm).
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ from twinsep.config import LOSS_NAMES, Config
 from twinsep.errors import InputError
 from twinsep.stft import constant, stft
 
-#: Under the square root of a magnitude: an exact zero then has magnitude 1e-18, lost in any rounding,
-#: and gradient exactly 0 in every framework, where the derivative of a bare root is 0/0.
+#: Added under the square root of a magnitude. An exact zero then has magnitude 1e-18, below any rounding error, and
+#: gradient 0 in every framework, whereas the derivative of the plain root is 0/0.
 _TINY = 1e-36
-#: The reference's floor under logarithms of magnitudes, and its floor under energies.
+#: Floors of the reference implementation: for magnitudes under a logarithm, and for energies.
 _LOG_FLOOR, _ENERGY_FLOOR = 1e-7, 1e-6
 _MR_SIZES = (512, 1024, 2048)
 _MR_COMPLEX_SIZES, _MR_COMPLEX_HOP = (4096, 2048, 1024, 512, 256), 147
 
 
 class Signals:
-    """Estimate and target as (B, C, S), and their spectra, each computed when first asked for.
+    """Estimate and target as (B, C, S), with their spectra, computed on first use.
 
-    The terms of a mix share one object, so that a resolution's STFT is computed once for them all.
-    Raises :class:`InputError` unless both have the same shape, (B, C, S) or (B, stems, C, S). Stems
-    join the batch: every loss is a mean over the batch, hence a mean over stems.
+    All terms of a mix share one object, so that the STFT of each resolution is computed once. Stems are merged into the
+    batch: every loss is a mean over the batch, hence over stems. Raises :class:`InputError` unless estimate and target
+    have the same shape, (B, C, S) or (B, stems, C, S).
     """
 
     def __init__(self, estimate: Any, target: Any, config: Config) -> None:
@@ -54,7 +54,7 @@ class Signals:
         self._magnitudes: dict[tuple[int, int], tuple[Any, Any]] = {}
 
     def magnitudes(self, n_fft: int, hop: int) -> tuple[Any, Any]:
-        """M̂ and M, (B, C, F, T), at one resolution."""
+        """M̂ and M, (B, C, F, T), for STFTs with ``n_fft`` and ``hop`` samples."""
         key = n_fft, hop
         if key not in self._magnitudes:
             estimate, target = (stft(x, n_fft=n_fft, hop=hop) for x in (self.estimate, self.target))
@@ -63,12 +63,12 @@ class Signals:
 
     @property
     def model_magnitudes(self) -> tuple[Any, Any]:
-        """M̂ and M, (B, C, F, T), at the model's n_fft and hop."""
+        """M̂ and M, (B, C, F, T), for the model's STFT."""
         return self.magnitudes(self.config.model.n_fft, self.config.model.hop)
 
     @cached_property
     def si_sdr(self) -> Any:
-        """Scale-invariant SDR of each example in dB, (B,): :func:`si_sdr`'s v."""
+        """Scale-invariant SDR of each example in dB, (B,): v in :func:`_si_sdr`."""
         xp = self.xp
         estimate, target = (xp.reshape(x, (x.shape[0], -1)) for x in (self.estimate, self.target))
         estimate, target = (x - xp.mean(x, axis=-1, keepdims=True) for x in (estimate, target))
@@ -79,12 +79,12 @@ class Signals:
 
 
 def _modulus(spectra: Any, xp: Any) -> Any:
-    """|X|, with gradient X/|X|, and 0 where X is 0."""
+    """|X|, with gradient X/|X|, or 0 where X = 0."""
     return xp.sqrt(xp.real(spectra) ** 2 + xp.imag(spectra) ** 2 + _TINY)
 
 
 def _absolute(x: Any, xp: Any) -> Any:
-    """|x| of a real x with gradient sign(x), so 0 at 0, where JAX's own ``abs`` says 1 and PyTorch's 0."""
+    """|x| of a real x, with gradient sign(x). At x = 0 it is 0; that of JAX's ``abs`` is 1, of PyTorch's 0."""
     return x * xp.sign(x)
 
 
@@ -94,25 +94,25 @@ def _energy(x: Any, xp: Any) -> Any:
 
 
 def _clip(x: Any, low: float, high: float, xp: Any) -> Any:
-    """x held in [low, high]; the gradient is 1 on the closed interval and exactly 0 outside.
+    """Clip x to [low, high], with gradient 1 on the closed interval and 0 outside.
 
-    Spelt out, since frameworks differ in the gradient of their own ``clip`` at the two ends.
+    The frameworks' own ``clip`` functions differ in the gradient at the two ends.
     """
     return xp.where(x < low, low, xp.where(x > high, high, x))
 
 
 def _log_difference(magnitudes: tuple[Any, Any], floor: float, xp: Any) -> Any:
-    """|log(M̂ + ε) − log(M + ε)|, as wide as M."""
+    """|log(M̂ + ε) − log(M + ε)|, with the shape of M."""
     estimate, target = magnitudes
     return _absolute(xp.log(estimate + floor) - xp.log(target + floor), xp)
 
 
 @lru_cache(maxsize=16)
 def _bin_weights(name: str, n_fft: int, sample_rate: int) -> np.ndarray:
-    """1/(K·w_k) for each bin of a band k of w_k bins, 0 for a bin without a band: (F,) float64.
+    """1/(K·w_k) for each bin of a band k of w_k bins, 0 for a bin outside every band: (F,) float64.
 
-    The mean over bands of the mean over a band's bins is the sum over bins with these weights:
-    one product in the place of K slices.
+    The mean over bands of the mean over the bins of a band is the sum over bins with these weights: one product instead
+    of K slices.
     """
     weights = np.zeros(n_fft // 2 + 1)
     ranges = bands.table(name, n_fft=n_fft, sample_rate=sample_rate)
@@ -130,8 +130,8 @@ def _magnitude(s: Signals) -> Any:
 def _band(s: Signals) -> Any:
     """mean over bands k of the mean over k's bins, frames and channels of |log(M̂ + ε) − log(M + ε)|.
 
-    Bands are those of the model's table and ε is ``loss.log_floor``: far above the reference's 1e-7,
-    which is below 16-bit silence and lets rounding noise decide the loss on band-limited songs.
+    Bands are those of the model's table; ε is ``loss.log_floor``. The reference's ε = 1e-7 is below the quantisation
+    noise of 16-bit audio, so that rounding noise dominates its loss on band-limited songs.
     """
     model = s.config.model
     difference = _log_difference(s.model_magnitudes, s.config.loss.log_floor, s.xp)
@@ -142,7 +142,7 @@ def _band(s: Signals) -> Any:
 def _log_magnitude(s: Signals) -> Any:
     """mean |log(M̂ + 1e-7) − log(M + 1e-7)| over the first 4·⌊F/4⌋ bins.
 
-    What the reference's "band-wise" loss amounts to: the average of four equal quarters.
+    The reference's "band-wise" loss reduces to this: it averages over four equal quarters of the bins.
     """
     estimate, target = (m[..., : m.shape[-2] // 4 * 4, :] for m in s.model_magnitudes)
     return s.xp.mean(_log_difference((estimate, target), _LOG_FLOOR, s.xp))
@@ -151,21 +151,21 @@ def _log_magnitude(s: Signals) -> Any:
 def _si_sdr(s: Signals) -> Any:
     """mean clip((40 − v)/20, 0, 2), v the SI-SDR in dB (Le Roux et al. 2019, arXiv 1811.02508).
 
-    Channels are one vector with its mean removed: s = ⟨x̂,x⟩x/(‖x‖² + 1e-6), e = x̂ − s,
-    v = 10·log10((‖s‖² + 1e-6)/(‖e‖² + 1e-6) + 1e-8). The gradient is exactly 0 for v outside [0, 40].
+    The channels form one vector with its mean removed: s = ⟨x̂,x⟩x/(‖x‖² + 1e-6), e = x̂ − s,
+    v = 10·log10((‖s‖² + 1e-6)/(‖e‖² + 1e-6) + 1e-8). The gradient is 0 for v outside [0, 40].
     """
     return s.xp.mean(_clip((40 - s.si_sdr) / 20, 0.0, 2.0, s.xp))
 
 
 def _si_sdr_unclipped(s: Signals) -> Any:
-    """mean (2 − v/20): :func:`_si_sdr` with a gradient everywhere."""
+    """mean (2 − v/20): :func:`_si_sdr` without clipping, so with a gradient everywhere."""
     return s.xp.mean(2 - s.si_sdr / 20)
 
 
 def _mr_stft(s: Signals) -> Any:
     """mean over n_fft 512, 1024, 2048 with hop n_fft/4 of mean |M̂ − M| + mean |Δ log(M + 1e-7)|.
 
-    Yamamoto et al. 2020 (arXiv 1910.11480) with L1 in the place of spectral convergence.
+    Yamamoto et al. 2020 (arXiv 1910.11480), with L1 instead of spectral convergence.
     """
     total = 0.0
     for n_fft in _MR_SIZES:
@@ -191,8 +191,8 @@ def _waveform_l1(s: Signals) -> Any:
 def _mr_stft_complex(s: Signals) -> Any:
     """mean over n_fft 4096, 2048, 1024, 512, 256 with hop 147 of mean |X̂ − X|.
 
-    BS-RoFormer (arXiv 2309.02612) and BSMamba2 (arXiv 2508.14556), who sum over the resolutions.
-    The STFT is linear, so one transform of x̂ − x serves.
+    The loss of BS-RoFormer (arXiv 2309.02612) and BSMamba2 (arXiv 2508.14556), which sum over the resolutions.
+    The STFT is linear: one transform of x̂ − x suffices.
     """
     error = s.estimate - s.target
     total = 0.0
@@ -202,20 +202,20 @@ def _mr_stft_complex(s: Signals) -> Any:
 
 
 def _mixture_phase_l1(s: Signals) -> Any:
-    """mean |M̂·e^{iφ} − M·e^{iφ}|, φ the mixture's phase (Music-U-Net), which is :func:`_magnitude`.
+    """mean |M̂·e^{iφ} − M·e^{iφ}|, φ the phase of the mixture (Music-U-Net).
 
-    |(M̂ − M)·e^{iφ}| = |M̂ − M|: the phase cancels, in the value and in the gradient. Under its own name
-    it keeps that system's row in the tables; the test compares it with the equation written out.
+    Equal to :func:`_magnitude`, as |(M̂ − M)·e^{iφ}| = |M̂ − M|: the phase cancels, in the value and in the gradient. The
+    name keeps that system's row in the tables; a test compares the value with the equation above.
     """
     return _magnitude(s)
 
 
-#: name -> term. The names are the configuration's; the function of a name is the one called ``_<name>`` here.
+#: Terms by their name in the configuration; the term ``name`` is the function ``_name`` of this module.
 _TERMS: dict[str, Callable[[Signals], Any]] = {name: globals()[f"_{name}"] for name in LOSS_NAMES}
 
 
 def _public(name: str, term: Callable[[Signals], Any]) -> Callable[..., Any]:
-    def loss(estimate: Any, target: Any, *, mixture: Any, config: Config) -> Any:  # noqa: ARG001  see the module's text
+    def loss(estimate: Any, target: Any, *, mixture: Any, config: Config) -> Any:  # noqa: ARG001  see the module's docstring
         return _in_double(lambda estimate, target: [term(Signals(estimate, target, config))], estimate, target)[0]
 
     loss.__name__ = loss.__qualname__ = name
@@ -223,17 +223,17 @@ def _public(name: str, term: Callable[[Signals], Any]) -> Callable[..., Any]:
     return loss
 
 
-#: name -> loss(estimate, target, *, mixture, config) -> scalar.
+#: Losses by name: loss(estimate, target, *, mixture, config) -> scalar.
 LOSSES: dict[str, Callable[..., Any]] = {name: _public(name, term) for name, term in _TERMS.items()}
 
 
 def mix(estimate: Any, target: Any, *, mixture: Any, config: Config) -> tuple[Any, dict[str, Any]]:  # noqa: ARG001
-    """The training loss and its terms: (Σ weight·term, {name: term}), scalars; terms come unweighted.
+    """Return the training loss Σ weight·term and the unweighted terms by name, all scalars.
 
-    ``estimate`` and ``target`` are (B, C, S) or (B, stems, C, S), ``mixture`` (B, C, S). The weights
-    are ``config.loss.weights``; a term of weight 0 is not computed. With ``loudness_weighting`` the
-    sum is multiplied by :func:`loudness_weight` of the target and held at 20, where its gradient
-    ends. Raises :class:`InputError` for shapes that do not fit.
+    ``estimate`` and ``target`` are (B, C, S) or (B, stems, C, S), ``mixture`` (B, C, S). The weights are
+    ``config.loss.weights``; terms of weight 0 are not computed. With ``loudness_weighting`` the sum is multiplied by
+    :func:`loudness_weight` of the target and clipped to at most 20. Raises :class:`InputError` for shapes that do not
+    match.
     """
     weights = {name: weight for name, weight in config.loss.weights.items() if weight}
 
@@ -243,7 +243,7 @@ def mix(estimate: Any, target: Any, *, mixture: Any, config: Config) -> tuple[An
         total = sum(weight * term for weight, term in zip(weights.values(), terms, strict=True))
         if config.loss.loudness_weighting:
             total = total * loudness_weight(signals.target, signals.xp)
-            total = signals.xp.where(total > 20, 20.0, total)  # a NaN stays one, for the training loop to see
+            total = signals.xp.where(total > 20, 20.0, total)  # NaN passes, so that the training loop can detect it
         return [total, *terms]
 
     total, *terms = _in_double(function, estimate, target)
@@ -251,17 +251,17 @@ def mix(estimate: Any, target: Any, *, mixture: Any, config: Config) -> tuple[An
 
 
 def _in_double(function: Callable[[Any, Any], list[Any]], *waveforms: Any) -> list[Any]:
-    """The scalars of ``function`` of the waveforms, computed in float64, in the type of the first waveform."""
+    """Call ``function`` on the waveforms in float64 and round its scalars to the dtype of the first waveform."""
     xp, dtype = array_namespace(*waveforms), waveforms[0].dtype
-    if is_jax_array(waveforms[0]):  # JAX has float64 only where it is told so
+    if is_jax_array(waveforms[0]):  # JAX has float64 only inside ``enable_x64``
         return _in_double_in_jax(function)(*waveforms)
     return [xp.astype(scalar, dtype) for scalar in function(*(xp.astype(x, xp.float64) for x in waveforms))]
 
 
 def _in_double_in_jax(function: Callable[..., list[Any]]) -> Callable[..., list[Any]]:
-    """``function`` of real arrays, a list of scalars, in float64; scalars and gradients have the arguments' type.
+    """Make ``function``, from real arrays to a list of scalars, compute in float64.
 
-    JAX has float64 only inside ``enable_x64``, so the derivative is taken there as well.
+    Scalars and gradients have the dtype of the arguments. The gradient is also taken inside ``enable_x64``.
     """
     import jax
     import jax.numpy as jnp
@@ -288,9 +288,9 @@ def _in_double_in_jax(function: Callable[..., list[Any]]) -> Callable[..., list[
 
 
 def loudness_weight(target: Any, xp: Any) -> Any:
-    """1 + 2·clip(r, 0, 0.5), r = sqrt(Σ_c mean(x_c²)) over batch, stems and time of (B, C, S).
+    """1 + 2·clip(r, 0, 0.5), r = sqrt(Σ_c mean(x_c²)), the mean over batch and time of x (B, C, S).
 
-    The reference's habit: r is √C times the usual rms, so loud batches weigh up to twice as much.
+    As in the reference, r is √C times the rms; loud batches weigh up to twice as much.
     """
     loudness = xp.sqrt(xp.sum(xp.mean(target**2, axis=(0, 2))))
     return 1 + 2 * _clip(loudness, 0.0, 0.5, xp)

@@ -1,17 +1,15 @@
-"""What is reported of a separation: SI-SDR, uSDR, framewise and chunked SDR, leakage into silence.
+"""Metrics of separation: SI-SDR, uSDR, framewise and chunked SDR, leakage into silence.
 
-All take waveforms (..., C, S) at full scale ±1 of one array-API namespace, give dB, and treat the
-leading axes as examples. Three rules hold for every number here, so that no table has a hole or a
-poisoned mean:
+All take waveforms (..., C, S) with full scale ±1, of one array-API namespace, and return dB; leading axes are examples.
+Three rules hold for every metric, so that tables have neither gaps nor infinite means:
 
-- A metric that is undefined is NaN: one whose reference has no energy, or a passage that does not
-  exist. It never depends on the estimate alone, so that muting a stem cannot make its score vanish
-  (the frames that museval drops are the exception, named where they are dropped).
-- A ratio is held within ±``CAP_DB`` (100 dB, past the 96 dB of 16-bit audio): a perfect estimate
-  scores 100 and a hopeless one −100, never ±inf.
-- :func:`aggregate` skips NaN and says how many values were left.
+- A metric is NaN where it is undefined: if the reference has no energy, or the passage to measure does not exist. This
+  never depends on the estimate alone, so that muting a stem cannot remove its score (museval's silent frames are the
+  exception, see :func:`framewise_sdr`).
+- Ratios are clipped to ±``CAP_DB`` (100 dB; 16-bit audio has 96 dB): a perfect estimate scores 100, never inf.
+- :func:`aggregate` skips NaN and reports how many values remain.
 
-Float32 is enough: over a two-minute stereo track every SDR here is within 2e-6 dB of float64's.
+Float32 suffices: for a two-minute stereo track every SDR is within 2e-6 dB of the float64 result.
 """
 
 from __future__ import annotations
@@ -26,19 +24,19 @@ from array_api_compat import array_namespace
 from twinsep.errors import InputError
 from twinsep.stft import constant
 
-#: Largest absolute value of any metric, dB.
+#: Largest absolute value of any metric, in dB.
 CAP_DB = 100.0
-#: The ε of the Music Demixing Challenge's SDR, an energy.
+#: ε of the Music Demixing Challenge's SDR, an energy.
 _MDX_EPS = 1e-7
-#: Frames below this rms, in dB of full scale, are silence to :func:`leakage`.
+#: Rms in dB of full scale below which :func:`leakage` takes a frame as silent.
 SILENCE_DBFS = -60.0
 
 
 def si_sdr(estimate: Any, reference: Any) -> Any:
     """Scale-invariant SDR in dB, (..., C, S) → (...,): Le Roux et al. 2019 (arXiv 1811.02508, equation 5).
 
-    Channels are one vector with its mean removed; with s = ⟨x̂,x⟩x/‖x‖², 10·log10(‖s‖²/‖x̂ − s‖²).
-    NaN where the reference is constant; −``CAP_DB`` where the estimate is and the reference is not.
+    10·log10(‖s‖²/‖x̂ − s‖²), s = ⟨x̂,x⟩x/‖x‖²; the channels form one vector with its mean removed.
+    NaN if the reference is constant; −``CAP_DB`` if only the estimate is.
     Raises :class:`InputError` for shapes that differ.
     """
     xp = _namespace(estimate, reference)
@@ -54,10 +52,9 @@ def si_sdr(estimate: Any, reference: Any) -> Any:
 def usdr(estimate: Any, reference: Any) -> Any:
     """SDR of the whole track in dB, (..., C, S) → (...,): Mitsufuji et al. 2022 (arXiv 2108.13559, equation 1).
 
-    10·log10((Σ x² + 1e-7)/(Σ (x − x̂)² + 1e-7)) over channels and samples: the "uSDR" of the Music and
-    Sound Demixing Challenges. Theirs gives a silent reference a number; here it is NaN. A perfect
-    estimate of less than 1,000 units of energy (a few quiet seconds) stays below ``CAP_DB``.
-    Raises :class:`InputError` for shapes that differ.
+    10·log10((Σ x² + 1e-7)/(Σ (x − x̂)² + 1e-7)) over channels and samples, the "uSDR" of the Music and Sound Demixing
+    Challenges, except that a silent reference is NaN. A perfect estimate scores less than ``CAP_DB`` if Σ x² < 1,000 (a
+    few quiet seconds). Raises :class:`InputError` for shapes that differ.
     """
     xp = _namespace(estimate, reference)
     power, error = _energy(reference, xp), _energy(reference - estimate, xp)
@@ -69,39 +66,39 @@ def framewise_sdr(
 ) -> Any:
     """museval's SDR (BSS Eval v4, images) of each frame in dB, (..., C, S) → (..., frames).
 
-    BSS Eval's error terms are spatial, interference and artefact distortion, told apart by 512-tap
-    projections, but its SDR divides by their sum, which is x̂ − x: 10·log10(Σ x²/Σ (x̂ − x)²), no
-    filter needed (Stöter, Liutkus and Ito 2018, arXiv 1804.06267). Frames are museval's: every full
-    window, the rest dropped; one frame when the signal is no longer than a window. NaN, as there,
-    where the channels of reference or of estimate sum to 0 in every sample of the frame. museval
-    drops a frame for *all* its sources when one is silent; give it sources that are not.
+    BSS Eval separates spatial, interference and artefact errors by 512-tap projections, but its SDR divides by their
+    sum, which is x̂ − x: 10·log10(Σ x²/Σ (x̂ − x)²), without any filter (Stöter, Liutkus and Ito 2018, arXiv
+    1804.06267). Frames are museval's: all full windows, without the rest; one frame if the signal is no longer than a
+    window. As in museval, a frame is NaN if the channels of the reference or of the estimate sum to 0 in every sample.
+    (museval then drops the frame for *all* sources; here other sources keep it.)
 
-    Raises :class:`InputError` for shapes that differ or a window or hop below one sample.
+    Raises :class:`InputError` for shapes that differ, and for a window or hop shorter than one sample.
     """
     xp = _namespace(estimate, reference)
     window, hop = round(window_seconds * sample_rate), round(hop_seconds * sample_rate)
     if min(window, hop) < 1:
-        raise InputError(f"a window of {window_seconds} s and a hop of {hop_seconds} s must hold at least a sample")
+        raise InputError(f"a window of {window_seconds} s and a hop of {hop_seconds} s must hold at least one sample")
     x, y = (_frames(z, window, hop, xp) for z in (reference, estimate))
-    sounds = xp.any(xp.sum(x, axis=-3) != 0, axis=-1) & xp.any(xp.sum(y, axis=-3) != 0, axis=-1)
+    audible = xp.any(xp.sum(x, axis=-3) != 0, axis=-1) & xp.any(xp.sum(y, axis=-3) != 0, axis=-1)
     power, error = (xp.sum(xp.sum(z**2, axis=-1), axis=-2) for z in (x, y - x))
-    return xp.where(sounds, _decibels(power, error, xp), math.nan)
+    return xp.where(audible, _decibels(power, error, xp), math.nan)
 
 
 def csdr(estimate: Any, reference: Any, *, sample_rate: int) -> Any:
     """Chunked SDR in dB, (..., C, S) → (...,): the median of :func:`framewise_sdr` over 1-s frames.
 
-    NaN frames are skipped, and a track of nothing else is NaN. The median over tracks of this is
-    the "median of medians" of SiSEC 2018. Raises :class:`InputError` for shapes that differ.
+    Skips NaN frames; NaN if all frames are. Its median over tracks is the "median of medians" of SiSEC 2018.
+    Raises :class:`InputError` for shapes that differ.
     """
     frames = framewise_sdr(estimate, reference, sample_rate=sample_rate)
     xp = array_namespace(frames)
     valid = ~xp.isnan(frames)
-    ordered = xp.sort(xp.where(valid, frames, 2 * CAP_DB), axis=-1)  # undefined frames go to the end
+    ordered = xp.sort(xp.where(valid, frames, 2 * CAP_DB), axis=-1)  # sort undefined frames to the end
     count = xp.sum(xp.astype(valid, frames.dtype), axis=-1, keepdims=True)
-    place = constant(np.arange(frames.shape[-1]), frames, xp)
-    # The two middle ones, the same one for an odd count: nothing here may index by a traced number.
-    halves = (xp.astype(place == xp.floor(middle), frames.dtype) / 2 for middle in ((count - 1) / 2, count / 2))
+    index = constant(np.arange(frames.shape[-1]), frames, xp)
+    # Half of each of the two middle frames, which coincide for an odd count. Selected by comparison, as a traced number
+    # cannot be an index.
+    halves = (xp.astype(index == xp.floor(middle), frames.dtype) / 2 for middle in ((count - 1) / 2, count / 2))
     return xp.where(count[..., 0] > 0, xp.sum(ordered * sum(halves), axis=-1), math.nan)
 
 
@@ -114,16 +111,15 @@ def leakage(
     frame_seconds: float = 0.1,
     silence_dbfs: float = SILENCE_DBFS,
 ) -> Any:
-    """Energy of the estimate where its reference is silent, in dB of the mixture's there: (...,); lower is better.
+    """Leakage into silence in dB, (..., C, S) → (...,): energy of the estimate over the mixture's; lower is better.
 
-    10·log10(Σ x̂²/Σ m²) over all frames whose reference has an rms below ``silence_dbfs``: −20 dB says
-    that a hundredth of the sound that should have gone is left. museval cannot see these passages.
-    Frames are 100 ms: two analysis windows, so that the smear of a neighbouring onset does not decide
-    a frame, and short enough to fit the rests between phrases. −60 dB of full scale lies above the
-    dither and bleed of studio stems and is inaudible under a song.
+    10·log10(Σ x̂²/Σ m²) over all frames in which the rms of the reference is below ``silence_dbfs``: −20 dB means that
+    1 % of the energy to be removed remains. museval ignores these frames. A frame of 100 ms is two analysis windows,
+    long enough that a neighbouring onset does not dominate it and short enough for rests between phrases. −60 dB of
+    full scale is above the dither and bleed of studio stems, and inaudible in a song.
 
-    NaN where no frame has a silent reference under a mixture with energy; −``CAP_DB`` for an estimate
-    that is silent there. Raises :class:`InputError` for shapes that differ or a frame below one sample.
+    NaN if the mixture has no energy in frames with a silent reference; −``CAP_DB`` if the estimate has none.
+    Raises :class:`InputError` for shapes that differ, and for a frame shorter than one sample.
     """
     xp = _namespace(estimate, reference, mixture)
     size = round(frame_seconds * sample_rate)
@@ -137,21 +133,21 @@ def leakage(
 
 
 def aggregate(values: Iterable[float]) -> dict[str, float | int]:
-    """``{"median", "mean", "n"}`` of the values that are not NaN; n counts those, and none give NaN and 0.
+    """Return "median", "mean" and number "n" of the values that are not NaN; NaN, NaN and 0 if there are none.
 
-    Raises ValueError for ±inf: no metric here gives it, and a mean of it says nothing.
+    Raises ValueError for ±inf, which no metric here returns and whose mean is meaningless.
     """
     array = np.asarray([float(value) for value in values], dtype=np.float64)
-    kept = array[~np.isnan(array)]
-    if np.isinf(kept).any():
-        raise ValueError(f"cannot aggregate infinite values; hold metrics within ±{CAP_DB:g} dB first")
-    if not kept.size:
+    valid = array[~np.isnan(array)]
+    if np.isinf(valid).any():
+        raise ValueError(f"cannot aggregate infinite values; clip metrics to ±{CAP_DB:g} dB first")
+    if not valid.size:
         return {"median": math.nan, "mean": math.nan, "n": 0}
-    return {"median": float(np.median(kept)), "mean": float(np.mean(kept)), "n": int(kept.size)}
+    return {"median": float(np.median(valid)), "mean": float(np.mean(valid)), "n": int(valid.size)}
 
 
 def _namespace(*signals: Any) -> Any:
-    """The signals' namespace, once their shapes are known to be one (..., C, S)."""
+    """Return the namespace of the signals; raises :class:`InputError` unless they have one shape (..., C, S)."""
     shapes = [tuple(x.shape) for x in signals]
     if len(set(shapes)) != 1 or len(shapes[0]) < 2 or shapes[0][-1] < 1:
         raise InputError(f"signals to compare must have one shape (..., channels, samples), not {shapes}")
@@ -164,16 +160,16 @@ def _energy(x: Any, xp: Any) -> Any:
 
 
 def _frames(x: Any, window: int, hop: int, xp: Any) -> Any:
-    """(..., C, S) → (..., C, frames, window): every full window, or all of a signal no longer than one."""
+    """(..., C, S) → (..., C, frames, window): all full windows, or the whole of a shorter signal."""
     window = min(window, x.shape[-1])
     count = 1 + (x.shape[-1] - window) // hop
     return xp.stack([x[..., i * hop : i * hop + window] for i in range(count)], axis=-2)
 
 
 def _decibels(numerator: Any, denominator: Any, xp: Any) -> Any:
-    """10·log10(a/b) held within ±``CAP_DB``, for energies a, b ≥ 0; 0/0 is the lower end."""
+    """10·log10(a/b) clipped to ±``CAP_DB``, for energies a, b ≥ 0; −``CAP_DB`` for 0/0."""
     low, high = 10 ** (-CAP_DB / 10), 10 ** (CAP_DB / 10)
-    # Compared as products: nothing is divided by a zero, and no framework has to warn of it.
+    # Compare products: a quotient would divide by zero, of which frameworks warn.
     above, below = numerator > high * denominator, numerator <= low * denominator
     safe = xp.where(above | below, 1.0, numerator) / xp.where(above | below, 1.0, denominator)
     return xp.where(below, -CAP_DB, xp.where(above, CAP_DB, 10 * xp.log10(safe)))

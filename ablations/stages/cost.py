@@ -37,7 +37,7 @@ def main() -> None:
             report(done + 1, WARMUPS + REPETITIONS)
         rows = {
             row: {
-                **operations.of_model(from_dict(configurations[row])),
+                **operations.model_cost(from_dict(configurations[row])),
                 "step_s": statistics.median(times[row][WARMUPS:]),
                 "fastest_step_s": min(times[row][WARMUPS:]),
                 "peak_memory_mib": worker.ask("peak"),
@@ -45,7 +45,7 @@ def main() -> None:
             for row, worker in workers.items()
         }
     setting = {"repetitions": REPETITIONS, "load_average_at_start": load, **next(iter(opened.values()))}
-    presets = {name: operations.of_model(preset(name)) for name in ("small", "paper")}
+    presets = {name: operations.model_cost(preset(name)) for name in ("small", "paper")}
     write_json(OUT, {"rows": rows, "presets": presets, **setting, **provenance.describe(device)})
 
 

@@ -54,7 +54,7 @@ def inventory(root: Path, splits: list[str]) -> dict[str, Any]:
 
 
 def _made() -> dict[str, Any]:
-    return {"code": provenance.code_hash("twinsep/synth"), "seed": settings.params()["data"]["seed"]}
+    return {"code": provenance.code_hash("twinsep/data/synth"), "seed": settings.params()["data"]["seed"]}
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ def main() -> None:
     checkpoint = settings.RUNS / "torch-base-0" / BEST
     device = settings.profile()["device"]
     separator = twinsep.load(checkpoint, device=device)
-    model, chunking, rate = separator.model, separator.chunking, separator.sample_rate
+    model, chunking, rate = separator.model, separator.grid, separator.sample_rate
     songs = dataset.tracks(settings.data_root(), "test", sample_rate=rate)
     lost: dict[str, list[float]] = {place: [] for place in PLACES}
     with progress.progress_bar("edges") as report:

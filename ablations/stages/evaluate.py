@@ -1,4 +1,4 @@
-"""Stage ``evaluate``: ``python -m ablations.evaluate <run or baseline>``, the command ``twinsep evaluate``."""
+"""Stage ``evaluate``: ``python -m ablations.stages.evaluate <run or baseline>``, the command ``twinsep evaluate``."""
 
 import json
 import sys
@@ -6,7 +6,7 @@ import sys
 from ablations import settings
 from twinsep.config import from_dict
 from twinsep.errors import guarded
-from twinsep.evaluation import evaluate
+from twinsep.evaluation.evaluate import evaluate_baseline, evaluate_checkpoint
 from twinsep.evaluation.systems import BASELINES
 from twinsep.training.run_dir import BEST
 from twinsep.utils import provenance
@@ -16,25 +16,21 @@ from twinsep.utils.files import write_json
 def main(name: str) -> None:
     """Score a run's best checkpoint, or a baseline under the configuration of the first run."""
     profile = settings.profile()
-    baseline = name in BASELINES
-    run = next(iter(settings.runs())) if baseline else name
-    config = from_dict(json.loads((settings.CONFIGS / f"{run}.json").read_text()))
-    out = settings.RUNS / (f"baseline-{name}" if baseline else name)
-    entry = settings.runs()[run]
-    evaluate.evaluate(
-        name if baseline else str(out / BEST),
-        config if baseline else None,
-        out=out,
-        root=None,
-        splits=None,
-        museval=profile["museval"] and (baseline or entry.row == "base"),
-        overlap=0.25,
-        segment=None,
-        framework=entry.framework,
-        device="cpu" if baseline else profile["device"],
-    )
-    if baseline:
+    if name in BASELINES:
+        first = next(iter(settings.runs()))
+        config = from_dict(json.loads((settings.CONFIGS / f"{first}.json").read_text()))
+        out = settings.RUNS / f"baseline-{name}"
+        evaluate_baseline(name, config, out=out, museval=profile["museval"])
         write_json(out / "run.json", {"configuration": config.to_dict(), **provenance.describe("cpu")})
+        return
+    run = settings.runs()[name]
+    evaluate_checkpoint(
+        settings.RUNS / name / BEST,
+        out=settings.RUNS / name,
+        museval=profile["museval"] and run.row == "base",
+        framework=run.framework,
+        device=profile["device"],
+    )
 
 
 if __name__ == "__main__":

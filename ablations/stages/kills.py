@@ -1,4 +1,7 @@
-"""Stage ``kills``: ``twinsep separate`` gets SIGKILL while it works; what its folder then holds. Tests use it too."""
+"""Stage ``kills``: ``twinsep separate`` is killed (SIGKILL) while it works; counts the files that it leaves.
+
+A killed separation may leave hidden temporary files, which the next run that is not killed removes. Tests use it too.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +11,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import twinsep
 from ablations.fault_injection import music
@@ -24,7 +27,7 @@ KILLS = 30
 
 
 class Separation:
-    """The command on so many short songs, of several formats, and the files of one run that nothing happened to."""
+    """The command on twelve short songs of several formats, and the files of one run that was not killed."""
 
     def __init__(self, folder: Path, weights: Path, framework: str):
         self.weights, self.framework, self.out = weights, framework, folder / "out"
@@ -33,13 +36,11 @@ class Separation:
             song = folder / "songs" / f"{number:02}{('.wav', '.flac', '.mp3')[number % 3]}"
             audio.write(song, music(samples=20_000 + 3000 * number).astype("float32"), 44_100)
             self.songs.append(song)
-        with self.started() as whole:
-            if whole.wait(300):
-                raise RuntimeError("the separation that nothing happened to failed")
-        self.whole = self.found()
+        self.run_whole()
+        self.whole = self.files()
 
-    def started(self) -> subprocess.Popen:
-        """The command, in a process."""
+    def start(self) -> subprocess.Popen:
+        """Start the command in a process."""
         names = [str(song) for song in self.songs]
         options = ["--checkpoint", str(self.weights), "--out", str(self.out), "--two-stems", "vocals"]
         options += ["--framework", self.framework, "--overwrite"]
@@ -50,59 +51,79 @@ class Separation:
             stderr=subprocess.DEVNULL,
         )
 
-    def found(self) -> dict[str, bytes]:
-        """Every file there is in the folder of the stems, hidden ones too."""
+    def run_whole(self) -> None:
+        """Run the command to its end."""
+        with self.start() as process:
+            if process.wait(300):
+                raise RuntimeError("the separation that was not killed failed")
+
+    def files(self) -> dict[str, bytes]:
+        """Contents of all files in the output folder by relative path, hidden ones included."""
         paths = (path for path in self.out.rglob("*") if path.is_file())
         return {path.relative_to(self.out).as_posix(): path.read_bytes() for path in paths}
 
-    def killed(self, kills: int, seed: int, report: progress.ProgressCallback | None = None) -> list[dict[str, Any]]:
-        """SIGKILL at random times after the first stem is there; every other time into the folder of the time before.
+    def kill(self, kills: int, seed: int, report: progress.ProgressCallback | None = None) -> list[dict[str, int]]:
+        """Kill the command at random times after its first stem; every other time into the folder of the time before.
 
-        Gives for each how many stems the folder held, and how many files in it were not the stem of their name, whole.
+        Returns for each kill the number of complete stems in the folder, of hidden files, and of other files.
         """
         rng, ends = random.Random(seed), []
         for number in range(kills):
             if number % 2 == 0:
-                for name in self.found():
+                for name in self.files():
                     (self.out / name).unlink()
-            before = {name: (self.out / name).stat().st_ino for name in self.found()}
-            with self.started() as process:
-                while not self.begun(before):
+            before = {name: (self.out / name).stat().st_ino for name in self.files()}
+            with self.start() as process:
+                while not self.has_new_stem(before):
                     if process.poll() is not None:
                         raise RuntimeError(f"the separation ended with {process.returncode} before it was killed")
                     time.sleep(0.002)
                 time.sleep(rng.uniform(0, 1.0))
                 process.send_signal(signal.SIGKILL)
                 process.wait()
-            held = self.found()
-            broken = sum(data != self.whole.get(name) for name, data in held.items())
+            left = self.files()
+            hidden = len(hidden_files(left))
+            stems = sum(data == self.whole.get(name) for name, data in left.items())
             if report:
                 report(number + 1, kills)
-            ends.append({"stems": len(held) - broken, "other files": broken})
+            ends.append({"stems": stems, "hidden files": hidden, "other files": len(left) - stems - hidden})
         return ends
 
-    def begun(self, before: dict[str, int]) -> bool:
-        """Whether there is a stem that was not there before."""
+    def has_new_stem(self, before: dict[str, int]) -> bool:
+        """Return True if there is a stem that is not among ``before``, inode numbers by relative path."""
         if not self.out.exists():
             return False
         return any(
-            path.is_file() and before.get(path.relative_to(self.out).as_posix()) != path.stat().st_ino
+            not path.name.startswith(".")
+            and path.is_file()
+            and before.get(path.relative_to(self.out).as_posix()) != path.stat().st_ino
             for path in self.out.rglob("*.*")
         )
 
 
+def hidden_files(names: Iterable[str]) -> list[str]:
+    """The paths among ``names`` of hidden files."""
+    return [name for name in names if Path(name).name.startswith(".")]
+
+
 def main() -> None:
-    """With the preset tiny, weights as drawn."""
+    """Run the stage with the preset tiny and random weights."""
     with tempfile.TemporaryDirectory() as folder, progress.progress_bar("kills") as report:
         twinsep.load("tiny").save_pretrained(Path(folder) / "tiny")
         separation = Separation(Path(folder), Path(folder) / "tiny", "torch")
-        ends = separation.killed(KILLS, 0, report)
+        ends = separation.kill(KILLS, 0, report)
+        separation.run_whole()
+        files = separation.files()
     record = {
         "what": "twinsep separate, of twelve short songs in WAV, FLAC and MP3, both stems, killed at random times; "
-        "every other time it writes over the stems of the time before",
+        "every other time it writes over the stems of the time before; hidden files are temporary ones, which the "
+        "next run that is not killed removes",
         "kills": len(ends),
         "whole stems of 24 left after each": [end["stems"] for end in ends],
+        "hidden files left after each": [end["hidden files"] for end in ends],
         "other files left": sum(end["other files"] for end in ends),
+        "hidden files after the next whole run": len(hidden_files(files)),
+        "the next whole run is as if nothing had been killed": files == separation.whole,
     }
     write_json(OUT, {**record, **provenance.describe("cpu")})
 

@@ -19,7 +19,7 @@ from ablations import comparison
 from ablations.comparison import DTYPES, QUIET, SONG_SNR_DB, TOLERANCE, configuration, distance
 from twinsep.config import Config
 from twinsep.errors import guarded
-from twinsep.separation.overlap_add import Chunking, apply_model
+from twinsep.separation.overlap_add import ChunkGrid, apply_model
 from twinsep.training import schedule
 from twinsep.utils import progress, provenance
 from twinsep.utils.files import write_json
@@ -161,7 +161,7 @@ def song_snr(config: Config, seconds: float = 3.0) -> float:
         model = twin.unet.BandSplitUNet(config)
         twin.train.load_weights(model, weights, "parity")
         function = twin.devices.on_numpy(model, twin.devices.find_device("cpu"))
-        outputs.append(apply_model(function, song, Chunking(30_000)))
+        outputs.append(apply_model(function, song, ChunkGrid(30_000)))
     error = np.square(outputs[0] - outputs[1], dtype=np.float64).sum()
     return float(10 * np.log10(np.square(outputs[0], dtype=np.float64).sum() / error))
 

@@ -1,4 +1,4 @@
-"""Kernels for a CPU that are compiled where they run (:mod:`twinsep.kernels`), as functions of JAX with gradients."""
+"""Fused CPU kernels (the Numba loops in :mod:`twinsep.kernels`) as differentiable JAX functions."""
 
 import warnings
 from collections.abc import Iterator
@@ -14,13 +14,16 @@ _allowed: ContextVar[bool] = ContextVar("allowed", default=True)
 
 
 def cpu_kernels() -> Any:
-    """The functions by name; None, with one warning, where Numba is missing or this XLA has another interface."""
+    """Return the kernels as attributes of one object; None, with one warning, without Numba or XLA's FFI."""
     return _load() if _allowed.get() else None
 
 
 @contextmanager
 def own_operations() -> Iterator[None]:
-    """JAX's own operations in their place, in what is traced within: those share no line with PyTorch's."""
+    """Use JAX's operations instead of the kernels, in functions traced in this context.
+
+    Unlike the kernels, they share no code with the PyTorch implementation.
+    """
     token = _allowed.set(False)
     try:
         yield
@@ -30,14 +33,14 @@ def own_operations() -> Iterator[None]:
 
 @cache
 def _load() -> Any:
-    """On first use, as it takes a second."""
+    """Import the kernels on first use, which takes a second."""
     try:
         from jax_impl.kernels.attention_numba import attention
         from jax_impl.kernels.selective_scan_numba import selective_scan
     except (ImportError, jax.errors.JaxRuntimeError) as error:
         warnings.warn(
-            f"The CPU kernels need Numba and this version's interface of XLA, and cannot be used here ({error}). Using "
-            "JAX's own operations instead, which are several times slower.",
+            f"The CPU kernels need Numba and a compatible XLA, and cannot be used here ({error}); using JAX's own "
+            "operations, which are several times slower.",
             RuntimeWarning,
             stacklevel=4,
         )

@@ -1,4 +1,4 @@
-"""Attention with narrow heads on a CPU by compiled loops, as a function of JAX with its gradients."""
+"""Attention with narrow heads on a CPU, as a differentiable JAX function."""
 
 from functools import partial
 
@@ -15,7 +15,7 @@ _backward = operation("twinsep_attention_backward", partial(loops.backward, thre
 
 @jax.custom_vjp
 def attention(q: Array, k: Array, v: Array) -> Array:
-    """o (b, queries, heads, e) from q and from k, v (b, keys, heads, e); all of one dtype, float32 or float64."""
+    """Attend from q (b, queries, heads, e) to k, v (b, keys, heads, e), all float32 or all float64; shaped as q."""
     return _saving(q, k, v)[0]
 
 

@@ -1,9 +1,8 @@
-"""Functions of NumPy arrays as operations of compiled JAX on a CPU, by XLA's foreign function interface.
+"""NumPy functions as operations of compiled JAX programs on a CPU, by XLA's foreign function interface (FFI).
 
-XLA calls a C function with one structure that says where inputs and outputs lie (``xla/ffi/api/c_api.h``, version
-0.3); here ctypes makes that C function out of one in Python. Nothing is copied, and XLA may call from any of its
-threads. Unlike ``jax.pure_callback`` it makes no JAX arrays on the way, which may wait for the very thread that waits
-for the callback.
+XLA calls a C function with a structure of pointers to inputs and outputs (``xla/ffi/api/c_api.h``, version 0.3). Here
+ctypes turns a Python function into that C function. Nothing is copied, and XLA may call from any of its threads. Unlike
+``jax.pure_callback``, no JAX arrays are made, which could wait for the thread that waits for the callback.
 """
 
 from __future__ import annotations
@@ -18,11 +17,11 @@ import jax
 import numpy as np
 from jax import Array
 
-#: Of the interface that the structures below are of. XLA refuses functions of another major version.
+#: Version of the FFI that defines the structures below; XLA rejects functions of another major version.
 VERSION = (0, 3)
-METADATA = 1  # the kind of extension by which XLA asks for the version instead of calling
+METADATA = 1  # type of the extension by which XLA asks for the version instead of calling
 DTYPES: dict[int, np.dtype[Any]] = {11: np.dtype(np.float32), 12: np.dtype(np.float64)}
-RESOURCE_EXHAUSTED, INTERNAL = 8, 13  # codes of errors
+RESOURCE_EXHAUSTED, INTERNAL = 8, 13  # error codes
 
 
 class _Buffer(Structure):
@@ -75,7 +74,7 @@ class _Error(Structure):
 _create_error = ctypes.CFUNCTYPE(c_void_p, POINTER(_Error))
 
 
-class _Api(Structure):  # its beginning
+class _Api(Structure):  # the first fields only
     _fields_ = (
         ("struct_size", c_size_t),
         ("extension_start", c_void_p),
@@ -85,7 +84,7 @@ class _Api(Structure):  # its beginning
     )
 
 
-class _CallFrame(Structure):  # its beginning
+class _CallFrame(Structure):  # the first fields only
     _fields_ = (
         ("struct_size", c_size_t),
         ("extension_start", POINTER(_Extension)),
@@ -98,14 +97,15 @@ class _CallFrame(Structure):  # its beginning
 
 
 _handler = ctypes.CFUNCTYPE(c_void_p, POINTER(_CallFrame))
-_registered: list[Any] = []  # what XLA has the address of has to stay
+_registered: list[Any] = []  # keeps alive the functions whose addresses XLA holds
 
 
 def operation(name: str, function: Callable[..., None]) -> Callable[..., Any]:
-    """``function(*inputs, *outputs)``, which fills its outputs, as a function (shapes, *inputs) of JAX arrays.
+    """Register ``function(*inputs, *outputs)``, which fills its outputs, as an XLA operation ``name``.
 
-    That gives arrays of these shapes. All are of one dtype, float32 or float64. What the function raises becomes a
-    ``JaxRuntimeError`` of the computation that it is a part of. Raises that too where this XLA has another interface.
+    Returns a function (shapes, *inputs) of JAX arrays whose results have these shapes; all arrays are float32 or all
+    float64. An exception of ``function`` becomes a ``JaxRuntimeError`` of the computation. Raises ``JaxRuntimeError``
+    if this XLA has another version of the FFI.
     """
 
     def called(frame: Any) -> int | None:
@@ -116,11 +116,11 @@ def operation(name: str, function: Callable[..., None]) -> Callable[..., Any]:
             return None
         try:
             function(*_arrays(call.inputs), *_arrays(call.outputs))
-        except BaseException as error:  # nothing may leave a C function
+        except BaseException as error:  # exceptions must not leave a C function
             code = RESOURCE_EXHAUSTED if isinstance(error, MemoryError) else INTERNAL
             message = f"{name}: {type(error).__name__}: {error}".encode()
-            told = _Error(ctypes.sizeof(_Error), None, message, code)
-            return call.api.contents.create_error(ctypes.byref(told))
+            report = _Error(ctypes.sizeof(_Error), None, message, code)
+            return call.api.contents.create_error(ctypes.byref(report))
         return None
 
     handler = _handler(called)
@@ -139,7 +139,7 @@ def _arrays(buffers: _Buffers) -> list[np.ndarray]:
 
 
 def _array(buffer: _Buffer) -> np.ndarray:
-    """Its memory itself."""
+    """View a buffer's memory as a NumPy array."""
     dtype, shape = DTYPES[buffer.dtype], tuple(buffer.dims[: buffer.rank])
     if 0 in shape:
         return np.empty(shape, dtype)

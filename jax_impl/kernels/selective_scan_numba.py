@@ -1,4 +1,4 @@
-"""The selective scan on a CPU by compiled loops, as a function of JAX with its gradients."""
+"""The selective scan on a CPU, as a differentiable JAX function."""
 
 from functools import partial
 
@@ -16,12 +16,12 @@ _backward = operation("twinsep_selective_scan_backward", partial(loops.backward,
 
 @jax.custom_vjp
 def selective_scan(u: Array, delta: Array, A: Array, B: Array, C: Array, D: Array, z: Array | None) -> Array:
-    """As :func:`jax_impl.scan.selective_scan`, all of one dtype, float32 or float64."""
+    """As :func:`jax_impl.scan.selective_scan`, with all inputs float32 or all float64."""
     return _results((0,), u, delta, A, B, C, D, z)[0]
 
 
 def _results(states: tuple[int, ...], u: Array, delta: Array, A: Array, B: Array, C: Array, D: Array, z: Array | None):
-    """y and what the backward pass takes up again, of that shape."""
+    """y, and the saved states with the shape ``states``."""
     return _forward((u.shape, states), u, delta, A, B, C, D, _gate(u, z))
 
 

@@ -1,8 +1,9 @@
-"""The sequence mixers by kind: one file each, one line each here."""
+"""The sequence mixers by kind: one file each, one line each in :data:`MIXERS`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from jax_impl.layers import Module
 from jax_impl.mixers.conv import Conv
@@ -11,6 +12,7 @@ from jax_impl.mixers.mamba import Mamba
 from jax_impl.mixers.mamba2 import Mamba2
 from jax_impl.mixers.transformer import Transformer
 from twinsep.config import ModelConfig
+from twinsep.model.mixers import build_mixer
 
 MIXERS: dict[str, Callable[[ModelConfig], Module]] = {
     "mamba": Mamba,
@@ -20,7 +22,5 @@ MIXERS: dict[str, Callable[[ModelConfig], Module]] = {
     "conv": Conv,
 }
 
-
-def build(config: ModelConfig) -> Module:
-    """A new mixer of the configured kind, (b, l, d) -> (b, l, d)."""
-    return MIXERS[config.mixer.kind](config)
+#: build(model) -> the configured mixer, a module (b, l, d) -> (b, l, d).
+build = partial(build_mixer, MIXERS)

@@ -1,4 +1,4 @@
-"""A wide depthwise convolution and a Linear: what is left of a mixer without recurrence or attention."""
+"""A wide depthwise convolution and a Linear: the control without recurrence or attention."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from twinsep.config import ModelConfig, mixers
 
 
 class Conv(Module):
-    """W (depthwise convolution centred on the frame, zeros outside) + b, no activation."""
+    """W depthwise(x) + b, the convolution centred on the frame with zeros outside, without activation."""
 
     def __init__(self, model: ModelConfig):
         mixer = model.mixer

@@ -7,35 +7,20 @@ from einops import einsum, rearrange
 from jax import Array
 from jaxtyping import Float
 
-from jax_impl.layers import (
-    DepthwiseConvSiLU1d,
-    Linear,
-    Module,
-    RMSNorm,
-    concatenate,
-    constant,
-    cumsum,
-    exp,
-    full_precision,
-    pad_axis,
-    parameter,
-    silu,
-    softplus,
-    split,
-    zeros_like,
-)
+from jax_impl.layers import DepthwiseConvSiLU1d, Linear, Module, RMSNorm, parameter
+from jax_impl.ops import concatenate, constant, cumsum, exp, full_precision, pad_axis, silu, softplus, split, zeros_like
 from twinsep.config import ModelConfig, mixers
 from twinsep.model import initializers
 
-CHUNK = 64  # frames at most that are computed as one matrix
-GATED_NORM_EPS = 1e-5  # that of mamba_ssm's gated norm, not ours
+CHUNK = 64  # largest number of frames per chunk
+GATED_NORM_EPS = 1e-5  # eps of mamba_ssm's gated norm
 
 
 class Mamba2(Module):
     """(z, uBC, Δ) = W_in x;  (u, B, C) = silu(conv(uBC));  Δ ← softplus(Δ + b_Δ);  y = dual scan + D u;
     W_out RMSNorm(y ⊙ silu(z)).
 
-    Parameter names and layouts are those of mamba_ssm's ``Mamba2`` with one group.
+    Parameters have the names and layouts of mamba_ssm's ``Mamba2`` with one group. Heads h have p = e/h features each.
     """
 
     def __init__(self, model: ModelConfig):
@@ -70,38 +55,39 @@ def dual_scan(
     B: Float[Array, "b l n"],
     C: Float[Array, "b l n"],
 ) -> Float[Array, "b l h p"]:
-    """y_t = C_t · h_t, h_t = exp(Δ_t A) h_{t−1} + Δ_t B_t u_t from zero, in chunks (section 6 of the paper).
+    """Scan y_t = C_t · h_t, h_t = exp(Δ_t A) h_{t−1} + Δ_t B_t u_t from zero, in chunks (section 6 of the paper).
 
-    Within a chunk one product with the matrix (C Bᵀ) ⊙ exp(Δ_{j+1} A + … + Δ_i A), i ≥ j; what enters it from the
-    chunks before is their states, which the same matrix over chunks carries on.
+    Frame i of a chunk reads the frames j ≤ i of the same chunk through the matrix (C Bᵀ) ⊙ exp(Δ_{j+1} A + … + Δ_i A),
+    and earlier chunks through the state at the start of its chunk. A matrix of the same form over chunks computes these
+    states.
     """
     length = u.shape[1]
     chunks = -(-length // CHUNK)
-    size = -(-length // chunks)  # chunks of one size, the last filled with Δ = 0, which leaves the state as it is
-    rest = chunks * size - length
-    x, a = delta[..., None] * u, delta * A
-    x = rearrange(pad_axis(x, -3, rest), "b (c s) h p -> b c s h p", c=chunks)
-    a = rearrange(pad_axis(a, -2, rest), "b (c s) h -> b c h s", c=chunks)
-    B, C = (rearrange(pad_axis(y, -2, rest), "b (c s) n -> b c s n", c=chunks) for y in (B, C))
+    size = -(-length // chunks)  # equal chunks; the padding of the last has Δ = 0, which leaves the state unchanged
+    padding = chunks * size - length
+    x, a = delta[..., None] * u, delta * A  # (b, l, h, p), (b, l, h)
+    x = rearrange(pad_axis(x, -3, padding), "b (c s) h p -> b c s h p", c=chunks)
+    a = rearrange(pad_axis(a, -2, padding), "b (c s) h -> b c h s", c=chunks)
+    B, C = (rearrange(pad_axis(y, -2, padding), "b (c s) n -> b c s n", c=chunks) for y in (B, C))
 
-    within = decays(a)
+    within = decays(a)  # (b, c, h, i, j)
     weights = einsum(C, B, "b c i n, b c j n -> b c i j")[:, :, None] * within
     y = einsum(weights, x, "b c h i j, b c j h p -> b c i h p")
 
     to_end = rearrange(within[..., -1, :], "b c h s -> b c s h 1")
     states = einsum(B, x * to_end, "b c s n, b c s h p -> b c h p n")
-    across = decays(rearrange(a.sum(-1), "b c h -> b h c"))
+    across = decays(rearrange(a.sum(-1), "b c h -> b h c"))  # (b, h, i, j) over chunks
     states = einsum(across, states, "b h i j, b j h p n -> b i h p n")
-    entering = concatenate([zeros_like(states[:, :1]), states[:, :-1]], 1)
+    entering = concatenate([zeros_like(states[:, :1]), states[:, :-1]], 1)  # state at the start of each chunk
     from_start = rearrange(exp(cumsum(a, -1)), "b c h s -> b c s h 1")
     y = y + einsum(C, entering, "b c s n, b c h p n -> b c s h p") * from_start
     return rearrange(y, "b c s h p -> b (c s) h p")[:, :length]
 
 
 def decays(a: Float[Array, "*b s"]) -> Float[Array, "*b s s"]:
-    """exp(a_{j+1} + … + a_i) at (i, j) for i ≥ j, else 0.
+    """exp(a_{j+1} + … + a_i) at (i, j) for i ≥ j, 0 elsewhere.
 
-    The sums are of masked terms, not differences of one running sum, which would cancel.
+    Sums masked terms: differences of one running sum would cancel.
     """
     lower = np.tril(np.ones((a.shape[-1], a.shape[-1])))
     sums = cumsum(a[..., None] * constant(lower - np.eye(len(lower)), a), -2)

@@ -1,4 +1,4 @@
-"""The paper and the README say what the results say."""
+"""The paper says what the results say."""
 
 import json
 import re
@@ -12,9 +12,6 @@ from ablations.stages import paper
 
 ROOT = Path(__file__).parents[2]
 TABLES = ROOT / "results" / "tables"
-README = (ROOT / "README.md").read_text()
-RUNS = ("torch-base-0", "torch-default-0")
-COUNTED = ("flop_per_audio_second", "kept_mib_per_audio_second")
 SOURCE = paper.SOURCE.read_text()
 #: Numbers that the text may name because they define something or are somebody else's; all others are read from files.
 DEFINED = {
@@ -73,55 +70,10 @@ def test_the_committed_paper_is_that_of_the_committed_results():
     assert paper.SOURCE.with_suffix(".pdf").read_bytes() == paper.compiled()
 
 
-def test_readme_has_the_steps_of_every_profile():
-    for name, profile in settings.params()["profiles"].items():
-        steps = [profile[part]["steps"] for part in ("training", "rows")]
-        cells = " | ".join(f"{n:,}" for n in steps)
-        assert re.search(rf"\| `{name}`( \(default\))? \| `{profile['preset']}` \| {cells} \|", README)
-
-
-def test_readme_says_how_the_committed_runs_were_trained():
-    base, row = (json.loads((ROOT / "results" / "runs" / run / "run.json").read_text()) for run in RUNS)
-    long, short = (run["configuration"]["training"] for run in (base, row))
-    assert f"({long['steps']:,} steps of {long['segment_seconds']} s)" in README
-    assert f"after {short['steps']:,} steps" in README
-    assert f"about {base['parameters']:,} parameters" in README
-
-
-def test_readme_says_what_the_presets_for_gpus_take():
-    presets = json.loads((ROOT / "results" / "cost.json").read_text())["presets"]
-    for name, counted in presets.items():
-        assert f"| `{name}` | {counted['parameters']:,} |" in README
-    flop, kept = ([presets[name][key] for name in ("small", "paper")] for key in COUNTED)
-    said = " ".join(README.split())
-    assert f"{flop[0] / 1e9:.0f} GFLOP a second of audio in `small` and {flop[1] / 1e9:.0f} in `paper`" in said
-    assert f"{kept[0] / 1024:.1f} and {kept[1] / 1024:.1f} GiB a second of audio in float32" in said
-
-
-def test_readme_has_the_base_table():
-    table = pd.read_csv(TABLES / "base.csv", index_col="system")
-    for system, row in table.iterrows():
-        scores = [row[name] for name in ("uSDR mean", "cSDR median", "leakage mean", "real uSDR")]
-        assert f"| {system} | {' | '.join(f'{score:.2f}' for score in scores)} |" in README
-
-
 def rows():
     """axis -> what was trained, of its table."""
     tables = {axis: pd.read_csv(TABLES / f"{axis}.csv", index_col="system") for axis in settings.table()["axes"]}
     return {axis: table[table["seeds"].notna()] for axis, table in tables.items()}
-
-
-def test_readme_says_how_the_rows_came_out():
-    base = pd.read_csv(TABLES / "base.csv", index_col="system")["uSDR mean"]
-    floor = base["fixed gain per band"]
-    assert base["base (torch)"] > floor
-    assert all((table["uSDR mean"] < floor).all() for table in rows().values())
-    differing = {axis for axis, table in rows().items() if table["verdict"].isin(["better", "worse"]).any()}
-    assert differing == {"bands", "memory", "loss"}
-    assert (
-        "all end below the floor of one fixed gain for each band; what is compared is how near they have come by then: "
-        "losses and bands differ in it, mixers do not"
-    ) in " ".join(README.split())
 
 
 def test_the_paper_says_which_row_is_lowest_and_whose_score_falls():
@@ -133,40 +85,6 @@ def test_the_paper_says_which_row_is_lowest_and_whose_score_falls():
     said = " ".join(SOURCE.split())
     assert "the row without SI-SDR, `magnitude-band`, suggests, which is the lowest" in said
     assert "uSDR falls under the magnitude by itself too" in said
-
-
-def test_readme_says_what_the_second_processor_and_an_hour_came_to():
-    said = " ".join(README.split())
-    record = json.loads((ROOT / "results/second_processor.json").read_text())
-    usdr = record["summary"]["test"]["instrumental"]["usdr"]
-    assert f"it ended at a mean uSDR of {usdr['mean']:.2f} dB, median {usdr['median']:.2f}" in said
-    assert f"moved the mean uSDR from 6.83 to {usdr['mean']:.2f}" in said
-    assert record["run"]["commit"].startswith("82d0391")
-    songs = json.loads((ROOT / "results/bench/length.json").read_text())["songs"]
-    peaks = {song["seconds"]: song["peak_mib"] for song in songs if song["framework"] == "torch"}
-    assert f"an hour takes {peaks[3600]:.0f} MiB, two minutes {peaks[120]:.0f}" in said
-
-
-def test_readme_says_what_a_second_of_audio_takes():
-    record = json.loads((ROOT / "results/bench/separate.json").read_text())
-    assert "Xeon" in record["device"]
-    rows = dict(re.findall(r"^\| (\S.*?) \| (\d+\.\d\d M \| .*?) \|$", README, re.MULTILINE))
-    for s in record["systems"]:
-        name = f"`{s['system']}`" if s["system"] in record["counted"] else s["system"]
-        weights, torch, jax = (cell.strip() for cell in rows[name].split("|"))
-        assert weights == f"{s['parameters'] / 1e6:.2f} M"
-        cell = jax if s["framework"] == "jax" else torch
-        number = f"{s['seconds_per_audio_second']:.3g}"
-        if name in record["counted"] or not s["keeps_freed_memory"] or s["framework"] == "jax":
-            assert cell.split()[0] == number
-        else:
-            assert cell.startswith(f"{number} s") or cell.endswith(f"({number})")
-    bs = {
-        s["keeps_freed_memory"]: s["seconds_per_audio_second"]
-        for s in record["systems"]
-        if s["system"] == "bs-roformer"
-    }
-    assert bs[True] < bs[False] / 2
 
 
 def test_the_table_of_costs_is_that_of_the_records():

@@ -1,4 +1,4 @@
-"""Sound files read: whole, block by block, in parts; refusals in one sentence; resampling."""
+"""Reading sound files whole, in blocks and in segments; refusals in one sentence; resampling."""
 
 import os
 import struct
@@ -13,7 +13,7 @@ from twinsep.errors import InputError
 from twinsep.utils.files import display_path
 
 RATE = 44_100
-#: file name → (libsndfile's container, subtype, largest error): all that libsndfile is trusted with.
+#: File name → (libsndfile's container, subtype, largest error), for all formats read with libsndfile.
 FORMATS = {
     "8.wav": ("WAV", "PCM_U8", 2**-7),
     "16.wav": ("WAV", "PCM_16", 2**-15),
@@ -63,7 +63,7 @@ def joined(path, **options):
 
 @pytest.mark.parametrize("name", FORMATS)
 @pytest.mark.parametrize("channels", [1, 2])
-def test_blocks_are_the_sound_in_pieces_and_a_scan_knows_it(tmp_path, name, channels):
+def test_blocks_join_to_the_whole_and_verify_knows_it(tmp_path, name, channels):
     path, waveform = tmp_path / name, tone(2 * audio.BLOCK + 37, channels)
     write(path, waveform)
     with audio.open_audio(path) as source:
@@ -91,19 +91,19 @@ def test_memory_does_not_grow_with_the_song(tmp_path, name):
     assert told == [((number + 1) * audio.BLOCK, 20 * audio.BLOCK) for number in range(20)]
 
 
-def test_beyond_full_scale_is_kept_where_the_file_can_hold_it(tmp_path):
+def test_float_files_keep_samples_beyond_full_scale(tmp_path):
     write(tmp_path / "float.wav", 3 * tone())
     assert np.abs(audio.read(tmp_path / "float.wav")[0]).max() == np.abs(3 * tone()).max()
 
 
-def test_what_fails_within_the_with_is_not_blamed_on_the_file(tmp_path):
+def test_an_error_inside_the_with_is_not_blamed_on_the_file(tmp_path):
     write(tmp_path / "16.wav", tone())
     with pytest.raises(OSError, match="disk"), audio.open_audio(tmp_path / "16.wav"):
         raise OSError("disk")
 
 
 @pytest.mark.parametrize("name", ["a.wav", "a.flac"])
-def test_segment_is_the_same_part_of_the_whole(tmp_path, name):
+def test_a_segment_equals_that_part_of_the_whole(tmp_path, name):
     audio.write(tmp_path / name, tone(), RATE)
     whole = audio.read(tmp_path / name)[0]
     for start, frames in [(0, 10), (12_345, 4_000), (RATE, 37), (5, 0)]:
@@ -115,7 +115,7 @@ def test_segment_is_the_same_part_of_the_whole(tmp_path, name):
 # ---------------------------------------------------------------------------- refusals of reading
 
 
-def test_missing_folder_empty_and_device(tmp_path):
+def test_missing_files_folders_empty_files_and_devices_are_refused(tmp_path):
     (tmp_path / "empty.wav").touch()
     (tmp_path / "text.wav").write_text("no sound at all, " * 100)
     (tmp_path / "text.raw").write_text("no sound at all, " * 100)
@@ -135,14 +135,14 @@ def test_missing_folder_empty_and_device(tmp_path):
         audio.read("/dev/null")
 
 
-def test_no_samples_many_channels_and_nan(tmp_path):
+def test_no_samples_many_channels_and_nan_are_refused(tmp_path):
     soundfile.write(tmp_path / "none.wav", np.zeros((0, 2)), RATE)
     soundfile.write(tmp_path / "six.wav", np.zeros((100, 6)), RATE)
     soundfile.write(tmp_path / "nan.wav", np.array([0.1, np.nan, 0.1]), RATE, subtype="FLOAT")
     soundfile.write(tmp_path / "inf.wav", np.array([0.1, np.inf, 0.1]), RATE, subtype="FLOAT")
     for name, sentence in [
         ("none.wav", r"holds no sound \(0 samples\)"),
-        ("six.wav", "has 6 channels, but only mono and stereo are handled"),
+        ("six.wav", "has 6 channels, but only mono and stereo are supported"),
         ("nan.wav", "holds NaN or infinite samples"),
         ("inf.wav", "holds NaN or infinite samples"),
     ]:
@@ -160,7 +160,7 @@ def test_a_file_damaged_in_the_middle_is_refused(tmp_path, name):
     content = np.frombuffer(path.read_bytes(), np.uint8).copy()
     content[len(content) // 2 :][:9_000] ^= 0x5A
     path.write_bytes(content.tobytes())
-    with pytest.raises(InputError, match=r"damaged or (cut short|of no known format)"):
+    with pytest.raises(InputError, match=r"damaged or (cut short|of an unknown format)"):
         audio.read(path)
 
 
@@ -179,12 +179,12 @@ def test_a_wav_from_a_pipe_states_no_length_and_is_read(tmp_path):
 
 @pytest.mark.parametrize("name", FORMATS)
 @pytest.mark.parametrize("kept", [0.5, 0.97])
-def test_a_file_cut_short_is_refused_by_all_that_reads(tmp_path, name, kept):
+def test_a_file_cut_short_is_refused_by_every_reader(tmp_path, name, kept):
     path = tmp_path / name
     write(path, tone(2 * RATE))
     path.write_bytes(path.read_bytes()[: int(path.stat().st_size * kept)])
     for reader in (audio.read, audio.verify, joined, lambda path: [*audio.blocks(path)]):
-        with pytest.raises(InputError, match=r"damaged or (cut short|of no known)|no random access") as caught:
+        with pytest.raises(InputError, match=r"damaged or (cut short|of an unknown)|no random access") as caught:
             reader(path)
         assert_sentence(caught, name)
 
@@ -213,7 +213,7 @@ def test_an_ogg_without_its_last_page_is_refused(tmp_path, name):
         audio.verify(path)
 
 
-def test_ogg_after_ogg_is_refused_not_half_read(tmp_path):
+def test_two_oggs_in_one_file_are_refused(tmp_path):
     write(tmp_path / "vorbis.ogg", tone())
     first = (tmp_path / "vorbis.ogg").read_bytes()
     write(tmp_path / "vorbis.ogg", tone(30_000))
@@ -222,7 +222,7 @@ def test_ogg_after_ogg_is_refused_not_half_read(tmp_path):
         audio.verify(tmp_path / "vorbis.ogg")
 
 
-def test_nan_is_found_wherever_it_is(tmp_path):
+def test_nan_is_found_anywhere(tmp_path):
     waveform = tone(3 * audio.BLOCK)
     waveform[1, -5] = np.nan
     write(tmp_path / "float.wav", waveform)
@@ -241,7 +241,9 @@ def test_rates_beyond_8_to_192_khz_are_refused(tmp_path, rate):
     path = tmp_path / "16.wav"
     write(path, tone(1_000), rate)
     for reader in (audio.verify, joined):
-        with pytest.raises(InputError, match=f"has a sample rate of {rate} Hz, but 8 to 192 kHz are handled") as caught:
+        with pytest.raises(
+            InputError, match=f"has a sample rate of {rate} Hz, but 8 to 192 kHz are supported"
+        ) as caught:
             reader(path)
         assert_sentence(caught, "ffmpeg -i 16.wav -ar 44100")
     assert audio.read(path)[1] == audio.info(path).sample_rate == rate
@@ -253,10 +255,10 @@ def test_rates_from_8_to_192_khz_are_read(tmp_path, rate):
     assert (audio.verify(tmp_path / "16.wav").frames, audio.verify(tmp_path / "16.wav").sample_rate) == (1, rate)
 
 
-def test_channels_beyond_those_asked_for(tmp_path):
+def test_more_channels_than_asked_for_are_refused(tmp_path):
     path = tmp_path / "24.wav"
     write(path, tone(100, 6))
-    sentence = "has 6 channels, but only mono and stereo are handled: mix it down first, for example with `ffmpeg -i"
+    sentence = "has 6 channels, but only mono and stereo are supported: mix it down first, for example with `ffmpeg -i"
     pairs = "or separate the channels in pairs with --pairs"
     with pytest.raises(InputError, match=sentence) as caught:
         joined(path)
@@ -264,13 +266,13 @@ def test_channels_beyond_those_asked_for(tmp_path):
     with pytest.raises(InputError, match=sentence) as caught:
         audio.verify(path)
     assert_sentence(caught, pairs)
-    with pytest.raises(InputError, match="has 6 channels, but at most 4 are handled") as caught:
+    with pytest.raises(InputError, match="has 6 channels, but at most 4 are supported") as caught:
         audio.verify(path, most_channels=4)
     assert pairs not in str(caught.value)
     assert audio.verify(path, most_channels=6).channels == len(joined(path, most_channels=6)) == 6
 
 
-def test_a_sentence_is_one_line_whatever_the_file_is_called(tmp_path):
+def test_error_sentences_are_one_line_for_any_file_name(tmp_path):
     for name in ("two\nlines.wav", "a\x1b[31mb.wav", os.fsdecode(b"\xff.wav"), "å" * 120 + ".wav"):
         write(tmp_path / "16.wav", tone(100))
         (tmp_path / "16.wav").rename(tmp_path / name)
@@ -286,13 +288,13 @@ def test_a_sentence_is_one_line_whatever_the_file_is_called(tmp_path):
         audio.verify(tmp_path / ("x" * 300 + ".wav"))
 
 
-def test_a_pipe_and_a_file_that_may_not_be_read(tmp_path, monkeypatch):
+def test_a_pipe_and_a_file_without_permission_are_refused(tmp_path, monkeypatch):
     os.mkfifo(tmp_path / "pipe.wav")
     with pytest.raises(InputError, match=r"pipe\.wav is not a regular file"):
         audio.verify(tmp_path / "pipe.wav")
     write(tmp_path / "16.wav", tone(100))
     monkeypatch.setattr(os, "access", lambda *_: False)
-    with pytest.raises(InputError, match=r"16\.wav may not be read: check its permissions"):
+    with pytest.raises(InputError, match=r"16\.wav cannot be read: check its permissions"):
         audio.verify(tmp_path / "16.wav")
 
 
@@ -300,7 +302,7 @@ def test_a_pipe_and_a_file_that_may_not_be_read(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("rate", [8_000, 22_050, 48_000, 96_000])
-def test_resample_there_and_back_keeps_length_and_sound(rate):
+def test_resampling_there_and_back_keeps_length_and_sound(rate):
     waveform = tone(30_011)
     there = audio.resample(waveform, RATE, rate)
     assert there.shape == (2, round(30_011 * rate / RATE))
@@ -310,13 +312,13 @@ def test_resample_there_and_back_keeps_length_and_sound(rate):
     assert np.abs(back - waveform)[:, 2_000:-2_000].max() < 1e-4
 
 
-def test_resample_places_a_tone_in_time():
+def test_resampling_keeps_a_tone_in_time():
     at_48 = audio.resample(tone(), RATE, 48_000)[0, 4_000:44_000]
     expected = 0.3 * np.sin(2 * np.pi * 440 * np.arange(4_000, 44_000) / 48_000)
     assert np.abs(at_48 - expected).max() < 1e-4
 
 
-def test_resample_at_equal_or_absurd_rates():
+def test_resampling_at_equal_or_absurd_rates():
     assert np.array_equal(audio.resample(tone(), RATE, RATE), tone())
     with pytest.raises(InputError, match="rates must be positive"):
         audio.resample(tone(), RATE, 0)

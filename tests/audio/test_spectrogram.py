@@ -1,4 +1,4 @@
-"""The pictures of songs: each cell in its place, whatever the pieces, in bounded memory."""
+"""Spectrograms: cells at the right time and frequency for blocks of any length, in bounded memory."""
 
 import io
 import sys
@@ -26,14 +26,14 @@ def pixels(png):
         return np.asarray(picture.convert("RGB")).astype(int)
 
 
-def of_song(song, rate, instrumental, vocals, title="a song"):
-    panels = SeparationFigure(song.shape[-1], rate)
-    panels.push(song, instrumental, vocals)
-    return panels.png(title)
+def draw(song, rate, instrumental, vocals, title="a song"):
+    figure = SeparationFigure(song.shape[-1], rate)
+    figure.push(song, instrumental, vocals)
+    return figure.png(title)
 
 
 @pytest.mark.parametrize("hertz", [100.0, 1000.0, 15_000.0])
-def test_a_tone_stands_at_its_height(hertz):
+def test_a_tone_appears_at_its_frequency(hertz):
     t = np.arange(2 * RATE) / RATE
     tone = np.tile(np.sin(2 * np.pi * hertz * t), (2, 1)).astype(np.float32)
     power = spectrogram.power(tone, RATE, n_fft=2048, hop=512)
@@ -42,23 +42,23 @@ def test_a_tone_stands_at_its_height(hertz):
     assert abs(int(power.mean(1).argmax()) - row) <= 1
 
 
-def test_what_lies_between_places():
+def test_steps_are_integrated_between_edges():
     steps = np.array([[1.0, 3.0, 5.0, 7.0]])
-    places = np.array([0, 0.5, 1.5, 2, 4])  # half a step, two halves, half a step, two steps
-    assert spectrogram._between(steps, places) == pytest.approx(np.array([[0.5, 2, 1.5, 12]]))
+    edges = np.array([0, 0.5, 1.5, 2, 4])  # half a step, two halves, half a step, two steps
+    assert spectrogram._integrate(steps, edges) == pytest.approx(np.array([[0.5, 2, 1.5, 12]]))
 
 
 @pytest.mark.parametrize("frames", [700_000, 4001, 2048, 300, 1])
-def test_pieces_of_any_length_make_the_same(frames):
+def test_blocks_of_any_length_make_the_same_spectrogram(frames):
     song = noise(frames)
     whole = spectrogram.power(song, RATE, n_fft=2048, hop=512)
     cuts = np.unique(np.random.default_rng(1).integers(0, frames, 30))
-    pieces = Spectrogram(frames, RATE, n_fft=2048, hop=512)
-    for piece in np.split(song, cuts, axis=1):
-        pieces.push(piece)
+    streamed = Spectrogram(frames, RATE, n_fft=2048, hop=512)
+    for block in np.split(song, cuts, axis=1):
+        streamed.push(block)
     assert whole.shape[1] <= spectrogram.COLUMNS
-    np.testing.assert_allclose(pieces.power, whole, rtol=1e-5)
-    assert pieces.power.min() > 0
+    np.testing.assert_allclose(streamed.power, whole, rtol=1e-5)
+    assert streamed.power.min() > 0
 
 
 def test_each_window_has_the_power_of_its_samples():
@@ -67,10 +67,10 @@ def test_each_window_has_the_power_of_its_samples():
     spectra = np.abs(np.fft.rfft(np.stack([song[:, start : start + 2048] for start in starts]) * window))
     found = Spectrogram(170_000, RATE, n_fft=2048, hop=512)
     found.push(song)
-    np.testing.assert_allclose(np.diff(found.heights) @ found.power, (spectra**2).mean(1).sum(-1), rtol=1e-4)
+    np.testing.assert_allclose(np.diff(found.row_edges) @ found.power, (spectra**2).mean(1).sum(-1), rtol=1e-4)
 
 
-def test_a_click_stands_in_its_column():
+def test_a_click_appears_at_its_time():
     song = np.zeros((1, 20 * RATE), np.float32)
     song[0, 5 * RATE] = 1
     power = spectrogram.power(song, RATE, n_fft=2048, hop=512).sum(0)
@@ -79,24 +79,24 @@ def test_a_click_stands_in_its_column():
 
 
 def test_memory_does_not_grow_with_the_song():
-    piece = noise(RATE)  # of a second
+    block = noise(RATE)  # one second
 
     def peak(seconds):
         tracemalloc.start()
-        panels = SeparationFigure(seconds * RATE, RATE)
+        figure = SeparationFigure(seconds * RATE, RATE)
         for _ in range(seconds):
-            panels.push(piece, piece, piece)
+            figure.push(block, block, block)
         found = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         return found
 
-    peak(2)  # what is made once
+    peak(2)  # caches are filled once
     assert peak(24) < 1.1 * peak(6)
 
 
-def test_four_panels_and_the_mask():
+def test_four_panels_show_the_signals_and_the_mask():
     song = noise(2 * RATE)
-    picture = pixels(of_song(song, RATE, 0.5 * song, 0.25 * song))
+    picture = pixels(draw(song, RATE, 0.5 * song, 0.25 * song))
     frames = np.flatnonzero(picture[:, 100:600].sum(-1).max(1) < 60)  # black lines around each panel
     edges = frames[np.diff(frames, prepend=0) > 5]
     assert len(edges) == 8
@@ -106,10 +106,10 @@ def test_four_panels_and_the_mask():
     assert colours[3] == pytest.approx(np.array(half) * 255, abs=3)
 
 
-def test_where_the_mixture_is_silent_the_mask_is_blank():
+def test_the_mask_is_blank_where_the_mixture_is_silent():
     song = noise(2 * RATE)
     song[:, RATE:] = 0
-    picture = pixels(of_song(song, RATE, song, 0 * song))
+    picture = pixels(draw(song, RATE, song, 0 * song))
     assert (picture[-150:-100, 600] == 255).all()
     assert (picture[-150:-100, 200] != 255).any()
 
@@ -125,13 +125,13 @@ def test_where_the_mixture_is_silent_the_mask_is_blank():
     ],
 )
 def test_any_song_can_be_drawn(song, rate):
-    assert pixels(of_song(song, rate, song, song)).shape == (820, 820, 3)
+    assert pixels(draw(song, rate, song, song)).shape == (820, 820, 3)
 
 
 @pytest.mark.parametrize("title", ["A$AP feat. _^{ Ke$ha", "日本 — 音", "long " * 50 + "\n"])
-def test_any_title_makes_a_small_picture(title):
+def test_any_title_makes_a_small_file(title):
     song = noise(2 * RATE)
-    assert len(of_song(song, RATE, 0.5 * song, 0.5 * song, title)) < 150_000
+    assert len(draw(song, RATE, 0.5 * song, 0.5 * song, title)) < 150_000
 
 
 @pytest.mark.parametrize(
@@ -144,7 +144,7 @@ def test_any_title_makes_a_small_picture(title):
         (300.0, "0:00", "5:00", "min:s"),
     ],
 )
-def test_ticks_of_time(seconds, first, last, unit):
+def test_ticks_of_the_time_axis(seconds, first, last, unit):
     grid = Figure().subplots(2, 1)
     spectrogram._label(grid, seconds, RATE)
     labels = [label.get_text() for label in grid[-1].get_xticklabels()]
@@ -154,7 +154,7 @@ def test_ticks_of_time(seconds, first, last, unit):
     assert grid[-1].get_xlabel() == unit
 
 
-def test_without_matplotlib_a_sentence_says_what_to_install(monkeypatch):
+def test_without_matplotlib_the_error_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(InputError, match="pictures need the package matplotlib; install it with: pip install"):
+    with pytest.raises(InputError, match="spectrograms need the package matplotlib; install it with: pip install"):
         SeparationFigure(100, RATE)

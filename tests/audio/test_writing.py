@@ -1,4 +1,4 @@
-"""Sound files written: whole or not at all, as told, and the same when read again."""
+"""Writing sound files: complete or not at all, in the format asked for, the same when read again."""
 
 import errno
 import io
@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import av
@@ -77,7 +78,7 @@ def test_integers_survive_and_are_rounded_to_the_nearest(tmp_path, subtype):
 
 
 @pytest.mark.parametrize(("name", "subtype"), [("a.wav", "FLOAT"), ("a.wav", None), ("a.flac", None), ("a.mp3", None)])
-def test_same_sound_same_bytes(tmp_path, name, subtype):
+def test_the_same_sound_gives_the_same_bytes(tmp_path, name, subtype):
     audio.write(tmp_path / name, tone(), RATE, subtype=subtype)
     first = (tmp_path / name).read_bytes()
     if subtype == "FLOAT":
@@ -86,7 +87,7 @@ def test_same_sound_same_bytes(tmp_path, name, subtype):
     assert (tmp_path / name).read_bytes() == first
 
 
-def test_beyond_full_scale_is_clamped_and_counted_but_not_in_float(tmp_path):
+def test_samples_beyond_full_scale_are_clamped_and_counted_except_in_float(tmp_path):
     waveform = np.array([[0.5, 1.0, 1.5, -2.0]], np.float32)
     assert audio.write(tmp_path / "a.wav", waveform, RATE) == 2
     assert np.allclose(audio.read(tmp_path / "a.wav")[0], [[0.5, 1, 1, -1]], atol=2**-22)
@@ -138,18 +139,18 @@ def test_an_mp3_keeps_its_length(tmp_path, frames, bitrate):
 
 
 @pytest.mark.parametrize("bitrate", [0, 32, 100, 144])
-def test_bit_rates_that_there_are_not(tmp_path, bitrate):
+def test_bit_rates_that_mp3_lacks_are_refused(tmp_path, bitrate):
     sentence = f"a.mp3: an MP3 at 44100 Hz cannot have {bitrate} kbit/s; choose one of 64, 80, .*, 320"
     with pytest.raises(InputError, match=sentence), audio.writer(tmp_path / "new" / "a.mp3", RATE, 2, bitrate=bitrate):
         pass
     assert names(tmp_path) == []
 
 
-# ---------------------------------------------------------------------------- more than a WAV holds
+# ---------------------------------------------------------------------------- 4 GiB
 
 
 @pytest.mark.parametrize("subtype", ["PCM_16", "PCM_24", "FLOAT"])
-def test_a_wav_told_to_grow_too_long_is_an_rf64(tmp_path, monkeypatch, subtype):
+def test_a_wav_expected_to_exceed_4_gib_is_an_rf64(tmp_path, monkeypatch, subtype):
     monkeypatch.setattr(writing, "_WAV_BYTES", 1000 * 2 * writing._BYTES[subtype])
     for frames, form in [(1000, "WAV"), (1001, "RF64")]:
         with audio.writer(tmp_path / "a.wav", RATE, 2, subtype=subtype, frames=frames) as sound:
@@ -161,7 +162,7 @@ def test_a_wav_told_to_grow_too_long_is_an_rf64(tmp_path, monkeypatch, subtype):
     assert (tmp_path / "a.wav").read_bytes() == first
 
 
-def test_a_wav_that_grows_too_long_untold_is_refused(tmp_path, monkeypatch):
+def test_a_wav_that_exceeds_4_gib_unexpectedly_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(writing, "_WAV_BYTES", 1000 * 2 * 3)
     with audio.writer(tmp_path / "a.wav", RATE, 2) as sound:
         sound.write(tone(1000))
@@ -172,29 +173,28 @@ def test_a_wav_that_grows_too_long_untold_is_refused(tmp_path, monkeypatch):
     assert names(tmp_path) == ["a.wav"]
 
 
-# ---------------------------------------------------------------------------- the last hand
+# ---------------------------------------------------------------------------- finish
 
 
 @pytest.mark.parametrize("name", ["a.wav", "a.flac", "a.mp3", "a.ogg"])
 @pytest.mark.parametrize("change", [+1000, -1000])
-def test_finish_gets_the_complete_file_and_may_change_it(tmp_path, name, change):
-    changed = b""
+def test_finish_gets_the_path_of_the_complete_file_and_may_change_it(tmp_path, name, change):
+    path, changed = tmp_path / name, b""
 
-    def finish(file):
+    def finish(temporary):
         nonlocal changed
-        assert names(tmp_path) == []
-        file.seek(0)
-        whole = file.read()
+        assert names(tmp_path) == [temporary.name]
+        assert temporary.suffix == path.suffix
+        whole = temporary.read_bytes()
         assert soundfile.info(io.BytesIO(whole)).frames == tone().shape[1]
         changed = b"tags" * 250 + whole if change > 0 else whole[:change]
-        file.seek(0)
-        file.write(changed)
-        file.truncate()
+        temporary.write_bytes(changed)
 
-    with audio.writer(tmp_path / name, RATE, 2, finish=finish) as sound:
+    with audio.writer(path, RATE, 2, finish=finish) as sound:
         sound.write(tone())
     assert changed
-    assert (tmp_path / name).read_bytes() == changed
+    assert path.read_bytes() == changed
+    assert names(tmp_path) == [name]
 
 
 @pytest.mark.parametrize(
@@ -241,7 +241,7 @@ def test_a_file_that_does_not_fit_leaves_nothing_behind(tmp_path, name, subtype)
     assert (tmp_path / name).read_bytes() == b"what stood there"
 
 
-def test_a_full_disk(tmp_path, monkeypatch):
+def test_a_full_disk_is_reported(tmp_path, monkeypatch):
     def full(_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -258,7 +258,7 @@ def test_an_interrupted_writer_leaves_nothing_behind(tmp_path):
     assert names(tmp_path) == []
 
 
-def test_places_that_cannot_be_written(tmp_path):
+def test_paths_that_cannot_be_written_are_refused(tmp_path):
     (tmp_path / "file").write_text("x")
     (tmp_path / "folder.wav").mkdir()
     (tmp_path / "full.wav").symlink_to("/dev/full")
@@ -276,13 +276,13 @@ def test_places_that_cannot_be_written(tmp_path):
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_a_folder_without_permission(tmp_path):
+def test_a_folder_without_permission_is_refused(tmp_path):
     tmp_path.chmod(0o500)
     with pytest.raises(InputError, match="Permission denied"):
         audio.write(tmp_path / "a.wav", tone(), RATE)
 
 
-def test_sound_that_cannot_be_written(tmp_path):
+def test_sound_that_cannot_be_written_is_refused(tmp_path):
     path = tmp_path / "a.wav"
     with pytest.raises(InputError, match=r"a\.wav: the sound holds NaN"):
         audio.write(path, tone() * np.float32("nan"), RATE)
@@ -302,7 +302,7 @@ def test_a_link_stays_a_link(tmp_path):
     assert audio.info(tmp_path / "real.wav").frames == tone().shape[1]
 
 
-def test_missing_folders_are_made_and_permissions_are_the_usual(tmp_path):
+def test_missing_folders_are_made_and_files_have_the_usual_permissions(tmp_path):
     audio.write(tmp_path / "new" / "folder" / "a.wav", tone(), RATE)
     usual = tmp_path / "usual"
     usual.touch()
@@ -320,18 +320,18 @@ def test_missing_folders_are_made_and_permissions_are_the_usual(tmp_path):
         ("a.ogg", 352_800, r"\.wav or \.flac"),
     ],
 )
-def test_rates_that_a_format_does_not_take(tmp_path, name, rate, instead):
+def test_rates_that_a_format_lacks_are_refused(tmp_path, name, rate, instead):
     sentence = f"does not take 2 channels at {rate} Hz; choose {instead}"
     with pytest.raises(InputError, match=sentence), audio.writer(tmp_path / name, rate, 2):
         pass
     assert names(tmp_path) == []
 
 
-def test_existing_files_are_replaced_only_if_that_is_wanted(tmp_path):
+def test_existing_files_are_replaced_only_with_overwrite(tmp_path):
     (tmp_path / "real.wav").write_text("what stood there")
     (tmp_path / "link.wav").symlink_to("real.wav")
     for name in ("real.wav", "link.wav"):
-        sentence = r"real\.wav exists; give --overwrite to replace it, or another --out"
+        sentence = r"real\.wav exists; give --overwrite to replace it, or choose another --out"
         with pytest.raises(InputError, match=sentence), audio.writer(tmp_path / name, RATE, 2, overwrite=False):
             pass
     assert (tmp_path / "real.wav").read_text() == "what stood there"
@@ -340,7 +340,7 @@ def test_existing_files_are_replaced_only_if_that_is_wanted(tmp_path):
     assert audio.info(tmp_path / "new.wav").frames == tone().shape[1]
 
 
-def test_a_killed_writer_leaves_nothing_behind(tmp_path):
+def test_the_next_writer_removes_the_hidden_files_of_a_killed_one(tmp_path):
     (tmp_path / "old.flac").write_text("what stood there")
     program = """
 import sys, time
@@ -354,30 +354,48 @@ with audio.writer("old.flac", 44_100, 2) as old, audio.writer("new/new.mp3", 44_
 """
     with subprocess.Popen([sys.executable, "-c", program], cwd=tmp_path, stdout=subprocess.PIPE) as process:
         assert process.stdout.readline() == b"written\n"
+        audio.write(tmp_path / "new" / "new.mp3", tone(), RATE)  # the other's file is not complete: it stays
+        assert [name.startswith(".new.") for name in names(tmp_path / "new")] == [True, False]
         process.send_signal(signal.SIGKILL)
-    assert names(tmp_path) == ["new", "old.flac"]
-    assert names(tmp_path / "new") == []
+    assert [name.startswith(".old.") for name in names(tmp_path)] == [True, False, False]
     assert (tmp_path / "old.flac").read_text() == "what stood there"
+    audio.write(tmp_path / "old.flac", tone(), RATE)
+    audio.write(tmp_path / "new" / "new.mp3", tone(), RATE)
+    assert names(tmp_path) == ["new", "old.flac"]
+    assert names(tmp_path / "new") == ["new.mp3"]
 
 
 @pytest.mark.parametrize("name", ["a.wav", "a.flac", "a.mp3", "a.ogg"])
-def test_ctrl_c_within_the_encoder_is_not_lost(tmp_path, monkeypatch, name):
-    write = writing._Sink.write
-
-    def interrupted(sink, data):
-        os.kill(os.getpid(), signal.SIGINT)
-        return write(sink, data)
-
-    monkeypatch.setattr(writing._Sink, "write", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        audio.write(tmp_path / name, tone(), RATE)
+def test_ctrl_c_within_the_encoder_is_not_lost(tmp_path, name):
+    waveform = np.random.default_rng(0).standard_normal((2, 4 * RATE)) * 0.1
+    timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt), audio.writer(tmp_path / name, RATE, 2) as sound:  # noqa: PT012
+        timer.start()
+        while True:
+            sound.write(waveform)
     assert names(tmp_path) == []
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+@pytest.mark.parametrize(("name", "subtype"), [("a.wav", "FLOAT"), ("a.flac", None), ("a.mp3", None), ("a.ogg", None)])
+def test_a_disk_too_full_for_the_last_bytes_is_reported(tmp_path, name, subtype):
+    noise = np.random.default_rng(0).standard_normal((2, 20_000)) * 0.1
+    audio.write(tmp_path / name, noise, RATE, subtype=subtype)
+    size = (tmp_path / name).stat().st_size
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        for missing in (1, 100, 1000):
+            resource.setrlimit(resource.RLIMIT_FSIZE, (size - missing, before[1]))
+            with pytest.raises(InputError, match="File too large; free some space"):
+                audio.write(tmp_path / name, noise, RATE, subtype=subtype)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert names(tmp_path) == [name]
+    assert (tmp_path / name).stat().st_size == size
 
 
 @pytest.mark.parametrize("rate", [8000, 22_050, 44_100, 48_000])
 @pytest.mark.parametrize("bitrate", [64, 128, 160, 192, 224, 256, 320])
-def test_an_mp3_is_as_loud_as_what_was_written(tmp_path, rate, bitrate):
+def test_an_mp3_is_as_loud_as_its_input(tmp_path, rate, bitrate):
     """LAME makes what it encodes at low bit rates quieter."""
     tone = 0.5 * np.sin(2 * np.pi * 440 * np.arange(rate) / rate)[None].repeat(2, 0)
     with audio.writer(tmp_path / "a.mp3", rate, 2, bitrate=bitrate) as sound:

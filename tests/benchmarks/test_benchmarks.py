@@ -366,10 +366,10 @@ def test_the_scan_of_another_package_agrees_with_ours(monkeypatch, tmp_path):
     """The function is taken from a file like mamba_ssm's, whose other imports fail."""
     scans = twin("torch", "baselines.scans")
     with pytest.raises(InputError, match="unknown scan 'pace'; known: default, definition, mambapy, mamba_ssm"):
-        scans.scan_of("pace")
+        scans.load_scan("pace")
     monkeypatch.setenv(scans.SOURCES, str(tmp_path))
     with pytest.raises(InputError, match="set TWINSEP_MAMBA_SSM to the folder that holds mamba_ssm/"):
-        scans.scan_of("mamba_ssm")
+        scans.load_scan("mamba_ssm")
     path = tmp_path / "mamba_ssm/ops/selective_scan_interface.py"
     path.parent.mkdir(parents=True)
     path.write_text(
@@ -394,7 +394,7 @@ def test_a_missing_mambapy_is_named_with_its_install_command(monkeypatch):
     with pytest.raises(
         InputError, match=r"mambapy needs the package mambapy\S*; install it with: pip install 'twinsep"
     ):
-        twin("torch", "baselines.scans").scan_of("mambapy")
+        twin("torch", "baselines.scans").load_scan("mambapy")
 
 
 def test_the_scan_of_mambapy_agrees_with_ours():

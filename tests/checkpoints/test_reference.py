@@ -1,4 +1,4 @@
-"""`twinsep convert`: the same output as the reference model, written out in reference_model.py, or one sentence."""
+"""`twinsep convert`: equal outputs of the reference model (in reference_model.py) and ours, and refusals."""
 
 import copy
 import functools
@@ -34,7 +34,7 @@ MAMBA = "enc1.0.dual_path.intra_mamba.mamba_fwd."
 
 @functools.cache
 def oracle(**sizes):
-    """A reference model in which no weight is at its start, so that none can stand for another."""
+    """Return a reference model with every weight perturbed, so that none equals another."""
     torch.manual_seed(0)
     model = Reference(**sizes)
     with torch.no_grad():
@@ -44,7 +44,7 @@ def oracle(**sizes):
 
 
 def saved_by(model, **sizes):
-    """What the reference's training saves of a model, in short."""
+    """Return what the reference's training saves, shortened."""
     grid = {"n_fft": 2048, "hop_length": model.hop, "sample_rate": 44_100, "chunk_seconds": 4.0}
     config = grid | {KEYS[name]: size for name, size in sizes.items()}
     return {"global_step": 50, "model_state_dict": dict(model.state_dict()), "best_loss": 1.5, "config": config}
@@ -57,7 +57,7 @@ def saved():
 
 @pytest.fixture
 def converted(tmp_path):
-    """Save, convert, give the file that came out."""
+    """Return a function that saves its argument, converts it and returns the path of the result."""
 
     def run(content, save=torch.save):
         save(content, tmp_path / "reference.pt")
@@ -95,7 +95,7 @@ def test_the_oracle_has_the_keys_and_shapes_of_the_reference():
 
 
 @pytest.mark.usefixtures("one_thread")
-def test_the_same_output_in_pytorch(converted):
+def test_a_converted_model_has_the_output_of_the_reference_in_pytorch(converted):
     sizes = SIZES | {"mid_side": True}
     reference = oracle(**sizes)
     model = torch_impl.load(converted(saved_by(reference, **sizes))).requires_grad_(False)
@@ -106,7 +106,7 @@ def test_the_same_output_in_pytorch(converted):
     assert distance(in_float64(model, x)[:, 0], exact) <= TOLERANCE["float64"]
 
 
-def test_the_same_output_in_jax(converted):
+def test_a_converted_model_has_the_output_of_the_reference_in_jax(converted):
     reference = oracle(**SMALL)
     model = jax_impl.load(converted(saved_by(reference, **SMALL)))
     x = noise(30)
@@ -138,7 +138,7 @@ MUTANTS = {
 
 
 @pytest.mark.usefixtures("one_thread")
-def test_a_wrong_map_would_show(converted):
+def test_any_wrong_mapping_of_weights_changes_the_output(converted):
     reference, x = oracle(**SIZES), noise(30)
     path = converted(saved_by(reference, **SIZES))
     model, wanted = torch_impl.load(path).requires_grad_(False), reference(x)
@@ -149,7 +149,7 @@ def test_a_wrong_map_would_show(converted):
         assert distance(model(x)[:, 0], wanted) > 10 * TOLERANCE["float32"], name
 
 
-def test_what_the_file_says(converted, saved, tmp_path):
+def test_a_converted_file_holds_configuration_and_provenance(converted, saved, tmp_path):
     found = checkpoints.read(converted(saved))
     digest = hashlib.sha256((tmp_path / "reference.pt").read_bytes()).hexdigest()
     assert found.provenance == {"source": "reference.pt", "sha256": digest}
@@ -162,7 +162,7 @@ def test_what_the_file_says(converted, saved, tmp_path):
 
 
 def in_old_numpy(content, path):
-    """NumPy had its scalars under another name before version 2."""
+    """Save as NumPy 1 did, whose scalars had another module name."""
     torch.save(content, path.with_name("new"))
     with zipfile.ZipFile(path.with_name("new")) as new, zipfile.ZipFile(path, "w") as old:
         for name in new.namelist():
@@ -170,8 +170,8 @@ def in_old_numpy(content, path):
             old.writestr(name, data.replace(b"numpy._core", b"numpy.core") if name.endswith("data.pkl") else data)
 
 
-def test_all_that_the_reference_may_have_saved(converted, saved, tmp_path):
-    """Wrapped models, half precision, states of the optimiser with NumPy's scalars, fewer or other keys: the same."""
+def test_every_variant_of_a_saved_checkpoint_converts_to_the_same_weights(converted, saved, tmp_path):
+    """Variants: wrapped model in half precision, NumPy scalars in the optimiser state, other keys, fewer keys."""
     plain = checkpoints.read(converted(saved)).tensors
     weights = {key: w.half() for key, w in saved["model_state_dict"].items()}
     halves = {"model": {f"module._orig_mod.{key}": w for key, w in weights.items()}, "config": saved["config"]}
@@ -188,7 +188,7 @@ def test_all_that_the_reference_may_have_saved(converted, saved, tmp_path):
     assert checkpoints.read(converted(bare)).config.model.n_enc == 1
 
 
-def test_config_json_wins(converted, saved, tmp_path):
+def test_config_json_overrides_the_saved_configuration(converted, saved, tmp_path):
     sections = {"audio": {"hop_length": 512, "n_fft": 2048}, "model": {"n_heads": 4, "use_mid_side": True}}
     (tmp_path / "config.json").write_text(json.dumps(sections | {"loss": {"x": 1}, "training": {}, "seed": 6}))
     model = checkpoints.read(converted(saved)).config.model
@@ -223,7 +223,7 @@ REFUSALS = {
     "n_heads 3 must divide": config_of(n_heads=3),
     "model.hop": config_of(hop_length=0.5),
     "the value of 'hop_length' is neither": config_of(hop_length=[256]),
-    "no 'n_heads', which no weight shows": lambda saved: saved["config"].pop("n_heads"),
+    "no 'n_heads', which the weights do not show": lambda saved: saved["config"].pop("n_heads"),
     "no configuration of the reference": lambda saved: saved.pop("config"),
     "no state dict under model_state_dict or model": lambda saved: saved.pop("model_state_dict"),
     "no state dict": lambda saved: saved.update(model_state_dict={}),
@@ -234,13 +234,13 @@ REFUSALS = {
     f"weight '{MAMBA}D' has shape (15,)": weight_of(f"{MAMBA}D", lambda w: w[1:]),
     f"weight '{MAMBA}A_log' has shape (64,)": weight_of(f"{MAMBA}A_log", torch.flatten),
     "'up1.norm.weight' holds values that are not finite": weight_of("up1.norm.weight", lambda w: w / 0),
-    "weight 'down1.conv.bias' is no array of floating-point": weight_of("down1.conv.bias", lambda w: w.int()),
-    "weight 'down2.conv.bias' is no array": weight_of("down2.conv.bias", lambda _: 0.5),
+    "weight 'down1.conv.bias' is not a floating-point array": weight_of("down1.conv.bias", lambda w: w.int()),
+    "weight 'down2.conv.bias' is not a floating-point array": weight_of("down2.conv.bias", lambda _: 0.5),
 }
 
 
 @pytest.mark.parametrize("sentence", REFUSALS)
-def test_refused(converted, saved, tmp_path, sentence):
+def test_a_checkpoint_of_another_model_is_refused(converted, saved, tmp_path, sentence):
     REFUSALS[sentence](saved)
     with pytest.raises(InputError, match=re.escape(sentence)):
         converted(saved)
@@ -248,7 +248,7 @@ def test_refused(converted, saved, tmp_path, sentence):
 
 
 class Touch:
-    """Leaves a file where whoever unpickles it runs what it asks for."""
+    """Creates a file if the reader runs the code in a pickle."""
 
     def __init__(self, path):
         self.path = path
@@ -257,7 +257,7 @@ class Touch:
         return Path.touch, (self.path,)
 
 
-def test_no_code_is_run(converted, saved, tmp_path):
+def test_no_code_in_a_pickle_is_run(converted, saved, tmp_path):
     with pytest.raises(InputError, match="asks to run 'getattr'") as refusal:
         converted(saved | {"best_loss": Touch(tmp_path / "ran")})
     assert "\n" not in str(refusal.value)
@@ -266,7 +266,7 @@ def test_no_code_is_run(converted, saved, tmp_path):
 
 @pytest.fixture
 def call(monkeypatch, capsys):
-    """Run ``twinsep convert`` with these arguments; gives (exit status, standard error)."""
+    """Return a function that runs ``twinsep convert`` and returns (exit status, standard error)."""
 
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["twinsep", "convert", *map(str, arguments)])
@@ -277,20 +277,20 @@ def call(monkeypatch, capsys):
     return run
 
 
-def test_the_command(call, saved, tmp_path):
+def test_the_command_replaces_a_file_only_if_asked(call, saved, tmp_path):
     source, out = tmp_path / "reference.pt", tmp_path / "model.safetensors"
     torch.save(saved, source)
     assert call(source, out)[0] == 0
     written = out.read_bytes()
     status, said = call(source, out)
-    assert (status, "exists; give --overwrite" in said) == (2, True)
+    assert (status, "exists; use --overwrite" in said) == (2, True)
     assert call(source, out, "--overwrite")[0] == 0
     assert out.read_bytes() == written
     status, said = call(source, source, "--overwrite")
     assert (status, "is the checkpoint itself" in said) == (2, True)
 
 
-def test_bad_files_end_in_one_sentence(call, saved, tmp_path):
+def test_a_damaged_file_is_refused_in_one_sentence(call, saved, tmp_path):
     good, out = tmp_path / "good.pt", tmp_path / "new" / "model.safetensors"
     torch.save(saved, good)
     whole = good.read_bytes()
@@ -330,7 +330,7 @@ def assert_refused(answer, sentence):
     assert said.count("\n") == 1
 
 
-def test_without_pytorch_the_command_that_installs_it_is_named(saved, tmp_path):
+def test_without_pytorch_the_error_says_how_to_install_it(saved, tmp_path):
     torch.save(saved, tmp_path / "reference.pt")
     code = (
         "import sys; from pathlib import Path; sys.modules['torch'] = None; from twinsep.checkpoints import reference\n"

@@ -8,14 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from twinsep.config import PRESETS, Config, ModelConfig, TrainingConfig, from_dict, mixers, preset
+from twinsep.config import PRESETS, ModelConfig, TrainingConfig, from_dict, mixers, preset
 from twinsep.errors import InputError
 from twinsep.model import initializers
 from twinsep.training import schedule
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_presets_survive_json(name):
+def test_presets_survive_a_json_round_trip(name):
     chosen = preset(name)
     assert from_dict(json.loads(json.dumps(chosen.to_dict()))) == chosen
 
@@ -28,7 +28,7 @@ def test_reference_presets_have_the_references_faults_and_no_other_does():
         assert ("log_magnitude" in chosen.loss.weights) == faulty
 
 
-def test_default_mix_is_the_papers():
+def test_default_loss_is_the_papers_mix():
     assert preset("paper").loss.weights == {"magnitude": 0.25, "band": 1.25, "si_sdr": 0.5}
 
 
@@ -73,7 +73,7 @@ def test_unknown_preset():
         preset("huge")
 
 
-def test_override_is_deep_but_replaces_another_mixer_and_a_mix_whole():
+def test_override_merges_except_another_mixer_and_the_loss_weights():
     base = preset("tiny")
     changed = base.override({"model": {"hop": 256}, "loss": {"weights": {"magnitude": 1}}})
     assert changed.model.hop == 256
@@ -124,7 +124,7 @@ def test_learning_rate_is_positive_and_bounded(steps, warmup):
     assert all(0 < schedule.learning_rate(step, t) <= 0.5 for step in range(steps))
 
 
-def test_average_forgets_the_start_first():
+def test_ema_decay_ramps_up():
     t = TrainingConfig(ema_decay=0.99)
     decays = [schedule.ema_decay(step, t) for step in range(2000)]
     assert decays[0] == pytest.approx(0.1)
@@ -140,6 +140,5 @@ def test_draws_are_keyed_by_seed_and_name():
     assert not np.array_equal(a, initializers.draw("enc1.0.w", (3, 4), initializers.normal(1.0), 1))
 
 
-def test_a_config_is_whole():
-    assert isinstance(preset("small"), Config)
+def test_segment_samples_follow_the_sample_rate():
     assert preset("tiny").segment_samples == 132_300

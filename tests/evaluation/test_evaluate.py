@@ -1,4 +1,4 @@
-"""Systems, records and summaries."""
+"""Systems, score records and summaries."""
 
 import json
 
@@ -18,7 +18,7 @@ def values(records, metric, target="instrumental", split="test"):
     return [r["value"] for r in records if (r["metric"], r["target"], r["split"]) == (metric, target, split)]
 
 
-def test_floors_and_ceiling_stand_in_order(micro, songs):
+def test_floors_lie_below_the_ceiling(micro, songs):
     scores = {}
     for name in systems.BASELINES:
         system = systems.baseline_system(name, micro.model, str(songs))
@@ -28,7 +28,7 @@ def test_floors_and_ceiling_stand_in_order(micro, songs):
     assert scores["mixture"] < scores["band_gain"] < scores["ideal_mask"]
 
 
-def test_the_mixtures_vocals_are_undefined_or_hopeless_not_infinite(micro, songs):
+def test_scores_of_silent_vocals_are_finite_or_null(micro, songs):
     system = systems.baseline_system("mixture", micro.model, str(songs))
     records = evaluate.score_songs(system, micro.model, str(songs), ["test"])
     assert values(records, "usdr", "vocals") == [pytest.approx(0, abs=0.01)]
@@ -51,18 +51,7 @@ def test_band_gains_are_the_least_squares_ones(micro, songs):
 def test_a_checkpoint_is_scored_with_museval(micro, tmp_path):
     state = Trainer(micro).state()
     checkpoints.write(tmp_path / "c.safetensors", Checkpoint(micro, state))
-    evaluate.evaluate(
-        str(tmp_path / "c.safetensors"),
-        None,
-        out=tmp_path / "out",
-        root=None,
-        splits=["test"],
-        museval=True,
-        overlap=0.25,
-        segment=None,
-        framework="torch",
-        device="cpu",
-    )
+    evaluate.evaluate_checkpoint(tmp_path / "c.safetensors", out=tmp_path / "out", splits=["test"], museval=True)
     records = json.loads((tmp_path / "out" / "metrics.json").read_text())
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert {r["metric"] for r in records} == {
@@ -94,6 +83,6 @@ def test_an_estimate_of_another_length_is_refused(micro, songs):
         )
 
 
-def test_unknown_baseline(micro, songs):
+def test_an_unknown_baseline_is_refused(micro, songs):
     with pytest.raises(InputError, match="unknown baseline 'magic'"):
         systems.baseline_system("magic", micro.model, str(songs))

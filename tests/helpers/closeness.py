@@ -1,8 +1,8 @@
-"""How near values and gradients of a kernel must come to those of its definition."""
+"""Comparison of the values and gradients of a kernel with those of its definition."""
 
 
 def assert_agree(found, wanted, tolerance, floor=1e-3):
-    """{name: tensor} against the same in float64, each within ``tolerance`` of its largest value, or of ``floor``."""
+    """Assert that tensors agree with float64 tensors of the same names, relative to max(largest value, ``floor``)."""
     assert found.keys() == wanted.keys()
     for name, exact in wanted.items():
         assert found[name].shape == exact.shape

@@ -1,4 +1,4 @@
-"""Implementations by others to test against, where the machine has them. Nothing of theirs is copied here."""
+"""Independent implementations to test against, if they are installed. Nothing of them is copied here."""
 
 import importlib
 import importlib.util
@@ -13,15 +13,15 @@ import pytest
 
 
 class MambaSSM(NamedTuple):
-    """The parts of the package mamba_ssm (by the authors of Mamba) that are plain PyTorch and run on any device."""
+    """Parts of mamba_ssm, by the authors of Mamba, that are plain PyTorch and run on any device."""
 
     selective_scan_ref: Any  # u, delta, z (b, e, l), B, C (b, n, l) -> (b, e, l), computed in float32
-    Mamba: Any  # the module; make it with use_fast_path=False
-    Mamba2Simple: Any  # the module; make it with use_mem_eff_path=False, inputs a multiple of its chunk_size long
+    Mamba: Any  # a module; pass use_fast_path=False
+    Mamba2Simple: Any  # a module; pass use_mem_eff_path=False, and inputs whose length is a multiple of chunk_size
 
 
 def _folder() -> Path | None:
-    """The folder with the package mamba_ssm in it: $TWINSEP_MAMBA_SSM, or wherever it is installed."""
+    """Folder that contains mamba_ssm: $TWINSEP_MAMBA_SSM, or where it is installed."""
     if named := os.environ.get("TWINSEP_MAMBA_SSM"):
         return Path(named)
     spec = importlib.util.find_spec("mamba_ssm")
@@ -29,18 +29,17 @@ def _folder() -> Path | None:
 
 
 def _package(name: str, path: Path) -> ModuleType:
-    """An empty package at `path`: importing from it does not run its own __init__."""
+    """Make an empty package at `path`, so that importing from it does not run its own __init__."""
     package = ModuleType(name)
     package.__path__ = [str(path)]
     return package
 
 
 def mamba_ssm() -> MambaSSM | None:
-    """mamba_ssm's references, or None where the package is not there.
+    """Import mamba_ssm's reference implementations; return None if the package is missing.
 
-    Importing the package itself needs CUDA extensions, triton and transformers. Its modules that matter use none of
-    them in the code that we call, so we import only these, with an empty module in place of each import that cannot
-    work, and leave no trace of it in sys.modules.
+    Importing the package itself needs CUDA extensions, triton and transformers, which the code called here does not
+    use. Only the modules needed are imported, with empty modules for failing imports, and removed from sys.modules.
     """
     folder = _folder()
     if folder is None or not (folder / "mamba_ssm").is_dir():
@@ -48,11 +47,11 @@ def mamba_ssm() -> MambaSSM | None:
     kernels = ModuleType("mamba_ssm.ops.triton.ssd_combined")
     for name in ("mamba_chunk_scan_combined", "mamba_split_conv1d_scan_combined"):
         setattr(kernels, name, None)
-    triton = mock.MagicMock(__version__="3.0.0")  # its decorators turn kernels, which are not called, into mocks
+    triton = mock.MagicMock(__version__="3.0.0")  # its decorators turn kernels, which are never called, into mocks
     norms = ModuleType("mamba_ssm.ops.triton.layer_norm")
     for name in ("_layer_norm_fwd", "RMSNorm", "layer_norm_fn", "rms_norm_fn"):
         setattr(norms, name, None)
-    # None in sys.modules makes an import fail; the modules have their own plain fallbacks for these.
+    # None in sys.modules makes an import fail; the modules have plain fallbacks for these.
     absent = {"causal_conv1d": None, "mamba_ssm.ops.triton.selective_state_update": None}
     stand_ins = {
         "mamba_ssm": _package("mamba_ssm", folder / "mamba_ssm"),
@@ -63,7 +62,7 @@ def mamba_ssm() -> MambaSSM | None:
         "triton": triton,
         "triton.language": triton.language,
     }
-    import torch._dynamo  # noqa: F401 (what the modules pull in of torch must stay imported)
+    import torch._dynamo  # noqa: F401 (imported by the modules, and must stay imported)
 
     others = {name: module for name, module in sys.modules.items() if not name.startswith("mamba_ssm")}
     with mock.patch.dict(sys.modules, {**others, **stand_ins, **absent}):
@@ -72,7 +71,7 @@ def mamba_ssm() -> MambaSSM | None:
         norms2 = importlib.import_module("mamba_ssm.ops.triton.layernorm_gated")
         minimal = importlib.import_module("mamba_ssm.modules.ssd_minimal")
         simple2 = importlib.import_module("mamba_ssm.modules.mamba2_simple")
-    # In these private copies of the modules only: their own references in the place of their kernels.
+    # Replace kernels by the package's own references, in these private copies of the modules only.
     simple.selective_scan_fn = interface.selective_scan_ref
     norms2.rmsnorm_fn = lambda x, weight, bias, z, eps, group_size, norm_before_gate, *_: norms2.rms_norm_ref(
         x, weight, bias, z=z, eps=eps, group_size=group_size, norm_before_gate=norm_before_gate
@@ -88,7 +87,7 @@ def mamba_ssm() -> MambaSSM | None:
 
 
 def need_mamba_ssm() -> MambaSSM:
-    """The same, or skip the test."""
+    """Return :func:`mamba_ssm`, or skip the test if it is missing."""
     oracle = mamba_ssm()
     if oracle is None:
         pytest.skip("mamba_ssm is not installed and TWINSEP_MAMBA_SSM names no folder that holds it")

@@ -1,4 +1,4 @@
-"""The outline of a twin: its files, and their classes, methods and arguments."""
+"""The outline of a twin: its files, their classes, methods and arguments."""
 
 import ast
 from pathlib import Path
@@ -7,12 +7,13 @@ ROOT = Path(__file__).parents[2]
 
 
 def files(twin):
+    """Return the relative paths of the twin's modules, without kernels and baselines."""
     found = {path.relative_to(ROOT / twin).as_posix() for path in (ROOT / twin).rglob("*.py")}
     return {name for name in found if not name.startswith(("kernels/", "baselines/"))}
 
 
 def outline(twin, name):
-    """[(class or function, its methods with their arguments or its arguments)]; `forward` is JAX's `__call__`."""
+    """Return [(class, its methods with their arguments) or (function, its arguments)], `forward` as `__call__`."""
 
     def arguments(node):
         return [a.arg for a in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)]

@@ -1,7 +1,7 @@
-"""The reference model as its definition reads, with the reference's state-dict keys: an oracle for `twinsep convert`.
+"""An independent implementation of the reference model, with its state-dict keys: an oracle for `twinsep convert`.
 
-Plain PyTorch, one band after another and one frame after another, sharing no code with the twins and taking nothing
-from the reference's. Symbols: b batch, k bands, t frames, d width, e inner width, n states.
+Plain PyTorch, band by band and frame by frame, without code of the twins or of the reference. Symbols: b batch,
+k bands, t frames, d width, e inner width, n states.
 """
 
 import math
@@ -14,29 +14,29 @@ import torch.nn.functional as F
 from torch import nn
 
 TOKENS = (64, 48, 32, 16)
-STRETCHES = ((0, 2), (80, 12), (250, 12), (500, 20), (2000, 12), (4000, 8), (8000, 6))  # Hz at the start, bands
-
-
+RANGES = ((0, 2), (80, 12), (250, 12), (500, 20), (2000, 12), (4000, 8), (8000, 6))  # lower edge in Hz, bands
 N_FFT, RATE = 2048, 44_100
 Norm = partial(nn.RMSNorm, eps=1e-6)
 
 
 def band_edges():
-    """[(lo, hi)] in bins; bands without a bin are dropped, and the last one ends below half the rate."""
-    starts = [int(hz * N_FFT / RATE) for hz, _ in STRETCHES] + [int(RATE // 2 * N_FFT / RATE)]
+    """Return [(lo, hi)] in bins, without empty bands; the last band ends below the Nyquist bin."""
+    starts = [int(hz * N_FFT / RATE) for hz, _ in RANGES] + [int(RATE // 2 * N_FFT / RATE)]
     edges = []
-    for (_, bands), (lo, hi) in zip(STRETCHES, pairwise(starts), strict=True):
+    for (_, bands), (lo, hi) in zip(RANGES, pairwise(starts), strict=True):
         inner = [lo + math.floor(i * (hi - lo) / bands) for i in range(bands)] + [hi]
         edges += [(a, b) for a, b in pairwise(inner) if a < b]
     return edges
 
 
 def each_band(function, *inputs):
-    """``function`` of each band of (b, k, t, d) by itself."""
+    """Apply ``function`` to each band of (b, k, t, d) separately."""
     return torch.stack([function(*bands) for bands in zip(*(x.unbind(1) for x in inputs), strict=True)], 1)
 
 
 class FeedForward(nn.Module):
+    """SwiGLU with a residual connection."""
+
     def __init__(self, d):
         super().__init__()
         h = d * 4 * 2 // 3
@@ -49,6 +49,8 @@ class FeedForward(nn.Module):
 
 
 class Mamba(nn.Module):
+    """Mamba, frame by frame: (b, t, d) -> (b, t, d)."""
+
     def __init__(self, d, n):
         super().__init__()
         e, self.n, self.r = 2 * d, n, math.ceil(d / 16)
@@ -73,6 +75,8 @@ class Mamba(nn.Module):
 
 
 class BothWays(nn.Module):
+    """One Mamba in each direction, with a residual connection."""
+
     def __init__(self, d, n):
         super().__init__()
         self.norm = Norm(d)
@@ -85,18 +89,22 @@ class BothWays(nn.Module):
 
 
 class DualPath(nn.Module):
+    """Bidirectional Mamba along time, then along bands, then SwiGLU: (b, k, t, d) -> (b, k, t, d)."""
+
     def __init__(self, d, n):
         super().__init__()
         self.intra_mamba, self.inter_mamba, self.ff = BothWays(d, n), BothWays(d, n), FeedForward(d)
 
     def forward(self, x):
-        b, k, t, d = x.shape  # all bands at once, and all frames, or the test would take a minute
+        b, k, t, d = x.shape  # all bands and frames at once: separately, the test would take a minute
         x = self.intra_mamba(x.reshape(b * k, t, d)).view(b, k, t, d).transpose(1, 2)
         x = self.inter_mamba(x.reshape(b * t, k, d)).view(b, t, k, d).transpose(1, 2)
         return self.ff(x)
 
 
 class LocalConv(nn.Module):
+    """Depthwise convolution over seven frames, with a residual connection."""
+
     def __init__(self, d):
         super().__init__()
         self.norm = Norm(d)
@@ -108,11 +116,14 @@ class LocalConv(nn.Module):
 
 
 def encoder(d, n, local):
+    """Build an encoder block, with a convolution if ``local``."""
     blocks = {"conv": LocalConv(d)} if local else {}
     return nn.Sequential(OrderedDict(blocks, dual_path=DualPath(d, n)))
 
 
 class Resample(nn.Module):
+    """RMSNorm and a convolution of stride 2, or its transpose, fitted to ``frames``."""
+
     def __init__(self, d, convolution):
         super().__init__()
         self.conv, self.norm = convolution(d, d, 2, stride=2), Norm(d)
@@ -123,6 +134,8 @@ class Resample(nn.Module):
 
 
 class Attention(nn.Module):
+    """Multi-head attention from x to m."""
+
     def __init__(self, d, heads):
         super().__init__()
         self.heads = heads
@@ -136,6 +149,8 @@ class Attention(nn.Module):
 
 
 class GlobalAttention(nn.Module):
+    """Self-attention over all bands and frames, then SwiGLU."""
+
     def __init__(self, d, heads):
         super().__init__()
         self.norm, self.self_attn, self.ff = Norm(d), Attention(d, heads), FeedForward(d)
@@ -146,6 +161,8 @@ class GlobalAttention(nn.Module):
 
 
 class Cross(nn.Module):
+    """Cross-attention to the memory, with a residual connection."""
+
     def __init__(self, d, heads):
         super().__init__()
         self.norm_q, self.norm_kv, self.cross_attn = Norm(d), Norm(d), Attention(d, heads)
@@ -155,6 +172,8 @@ class Cross(nn.Module):
 
 
 class TimeThenBands(nn.Module):
+    """Cross-attention along time in each band, then along bands in each frame."""
+
     def __init__(self, d, heads):
         super().__init__()
         self.intra_cross_attn, self.inter_cross_attn = Cross(d, heads), Cross(d, heads)
@@ -168,6 +187,8 @@ class TimeThenBands(nn.Module):
 
 
 class SkipFusion(nn.Module):
+    """Gated skip connection."""
+
     def __init__(self, d):
         super().__init__()
         self.norm_x, self.norm_skip = Norm(d), Norm(d)
@@ -180,6 +201,8 @@ class SkipFusion(nn.Module):
 
 
 class Decoder(nn.Module):
+    """Cross-attention to the memory, gated skip connection, SwiGLU."""
+
     def __init__(self, d, heads):
         super().__init__()
         self.cross_attn, self.skip_fusion, self.ff = TimeThenBands(d, heads), SkipFusion(d), FeedForward(d)
@@ -221,12 +244,14 @@ class Reference(nn.Module):
         return torch.stack([first + second, first - second] if self.mid_side else [first, second], 1)
 
     def features(self, first, second):
-        x = torch.stack([first.real, first.imag, second.real, second.imag], -1)  # b f t 4
+        """Spectra of both channels, (b, f, t) each, to features (b, k, t, d)."""
+        x = torch.stack([first.real, first.imag, second.real, second.imag], -1)  # (b, f, t, 4)
         bands = zip(self.edges, self.band_split.band_embeds, strict=True)
         x = [embed(x[:, lo:hi].transpose(1, 2).flatten(2)) for (lo, hi), embed in bands]
         return torch.stack(x, 1) + self.band_split.band_pos
 
     def network(self, x):
+        """U-Net: features (b, k, t, d) to features (b, k, t, d)."""
         skips = []
         for level in (1, 2, 3):
             skips.append(nn.Sequential(*getattr(self, f"enc{level}"))(x))
@@ -243,8 +268,9 @@ class Reference(nn.Module):
         return x
 
     def masks(self, x):
+        """Features (b, k, t, d) to one complex mask (b, f, t) per channel."""
         logits = x.new_zeros(len(x), N_FFT // 2 + 1, x.shape[2], 4)
         for k, (lo, hi) in enumerate(self.edges):
             logits[:, lo:hi] = self.band_merge.band_projections[k](x[:, k]).unflatten(-1, (-1, 4)).transpose(1, 2)
-        sizes, turns = torch.sigmoid(logits[..., 0::2]), math.pi * torch.tanh(logits[..., 1::2])
-        return torch.polar(sizes, turns).unbind(-1)
+        magnitudes, phases = torch.sigmoid(logits[..., 0::2]), math.pi * torch.tanh(logits[..., 1::2])
+        return torch.polar(magnitudes, phases).unbind(-1)

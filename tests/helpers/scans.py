@@ -1,4 +1,4 @@
-"""Inputs of the selective scan, and its values and gradients by the definition."""
+"""Random inputs of the selective scan, with values and gradients by its definition."""
 
 import torch
 from torch.nn.functional import softplus
@@ -9,7 +9,7 @@ NAMES = ("y", "u", "delta", "A", "B", "C", "D", "z")
 
 
 def make(b=2, l=40, e=20, n=8, z=True, dtype=torch.float32, seed=0):
-    """Inputs in the range of an initialised model, each requiring a gradient."""
+    """Random inputs with the value range of an initialised model, which require gradients."""
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape):
@@ -18,12 +18,12 @@ def make(b=2, l=40, e=20, n=8, z=True, dtype=torch.float32, seed=0):
     A = -torch.arange(1, n + 1, dtype=torch.float64) * torch.exp(0.3 * normal(e, 1))
     gate = normal(b, l, e) if z else None
     inputs = (normal(b, l, e), softplus(normal(b, l, e) - 2), A, normal(b, l, n), normal(b, l, n), normal(e), gate)
-    # rounded to float32 first: the float32 and the float64 test then have one expected result
+    # Round to float32 first, so that the float32 and the float64 test share one expected result.
     return [x if x is None else x.float().to(dtype).requires_grad_() for x in inputs]
 
 
 def values_and_gradients(function, inputs):
-    """{name: y or the gradient} for a fixed random cotangent."""
+    """y and gradients by name, for a fixed random cotangent."""
     y = function(*inputs)
     generator = torch.Generator().manual_seed(1)
     cotangent = torch.randn(y.shape, generator=generator, dtype=torch.float64).float().to(y.dtype)

@@ -1,4 +1,4 @@
-"""Attention: the fused kernel against the equation written out, for values and gradients."""
+"""The fused attention kernel against its equation: values and gradients."""
 
 from functools import lru_cache
 from math import sqrt
@@ -10,20 +10,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.checkpoint import checkpoint
 
-from torch_impl import kernels, layers
-from torch_impl.layers import MultiHeadAttention, attention, initialise
+from torch_impl import kernels, ops
+from torch_impl.layers import MultiHeadAttention, initialise
+from torch_impl.ops import attention
 from twinsep.kernels import attention as kernel
 
 NAMES = ("o", "q", "k", "v")
-TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}  # of the largest value
-FLOOR = 0.1  # where one weight is nearly 1 the gradients of q and k nearly vanish, as differences of numbers near 1
+TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}  # relative to the largest value
+FLOOR = 0.1  # if one weight is close to 1, the gradients of q and k nearly cancel
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def definition(q, k, v):
-    """softmax(q kᵀ / √e) v, the heads before the last axis."""
+    """softmax(q kᵀ / √e) v for (b, length, heads, e)."""
     weights = torch.softmax(torch.einsum("blhe,bmhe->bhlm", q, k) / sqrt(q.shape[-1]), -1)
     return torch.einsum("bhlm,bmhe->blhe", weights, v)
 
@@ -34,15 +35,15 @@ def fused(q, k, v):
 
 
 def make(b=2, queries=9, keys=21, heads=3, e=8, dtype=torch.float32, seed=0):
-    """q, k and v, each requiring a gradient."""
+    """Random q, k and v that require gradients."""
     generator = torch.Generator().manual_seed(seed)
-    # rounded to float32 first: the float32 and the float64 test then have one expected result
+    # Round to float32 first, so that the float32 and the float64 test share one expected result.
     shapes = [(b, n, heads, e) for n in (queries, keys, keys)]
     return [torch.randn(shape, generator=generator).to(dtype).requires_grad_() for shape in shapes]
 
 
 def values_and_gradients(function, inputs):
-    """{name: o or the gradient} for a fixed random cotangent."""
+    """Output and gradients by name, for a fixed random cotangent."""
     o = function(*inputs)
     cotangent = torch.randn(o.shape, generator=torch.Generator().manual_seed(1)).to(o.dtype)
     return dict(zip(NAMES, (o.detach(), *torch.autograd.grad(o, inputs, cotangent)), strict=True))
@@ -54,8 +55,8 @@ def expected(*size):
     return values_and_gradients(definition, make(*size, torch.float64))
 
 
-# batch, queries, keys, heads, features: about the four queries taken at a time and whole vectors of keys, enough heads
-# for each to be a unit of work and too few, and the model's own
+# (batch, queries, keys, heads, features): around ROWS queries and whole vectors of keys, with many and few heads, and
+# the sizes of the model
 SIZES = [
     *((2, n, 20, 2, 8) for n in (1, 3, 4, 5)),
     *((1, 6, n, 2, 5) for n in (2, 7, 8, 15, 16, 17, 33)),
@@ -80,8 +81,8 @@ def test_agrees_for_any_shape(size):
         assert_agree(values_and_gradients(fused, make(*size, dtype)), expected(*size), tolerance, floor=FLOOR)
 
 
-def test_by_hand():
-    # scores 0 and log 3 (with e = 1), so weights 1/4 and 3/4
+def test_agrees_with_a_hand_computed_example():
+    # The scores are 0 and log 3 (e = 1), so the weights are 1/4 and 3/4.
     q, k, v = (torch.tensor(x).reshape(1, -1, 1, 1) for x in ([1.0], [0.0, torch.tensor(3.0).log()], [8.0, 4.0]))
     torch.testing.assert_close(fused(q, k, v).flatten(), torch.tensor([5.0]))
 
@@ -91,18 +92,18 @@ def test_one_key_has_all_the_weight(dtype):
     inputs = make(1, 19, 1, 2, 9, dtype)
     found, (q, _, v) = values_and_gradients(fused, inputs), inputs
     assert torch.equal(found["o"], v.detach().expand(q.shape))
-    # Each ∂s is the difference of two equal numbers of this size; 19 queries add what rounding leaves of them.
+    # Each ∂s is the difference of two equal numbers of this size; the rounding errors of 19 queries add up.
     size = 19 * 9 * q.abs().max().item() * v.abs().max().item()
     for name in ("q", "k"):
         assert found[name].abs().max().item() <= torch.finfo(dtype).eps * size
 
 
-def test_gradients_by_finite_differences():
+def test_gradients_agree_with_finite_differences():
     assert torch.autograd.gradcheck(fused, make(2, 5, 3, 2, 3, torch.float64))
 
 
 @pytest.mark.parametrize("missing", range(3))
-def test_gradients_of_a_subset(missing):
+def test_gradients_of_a_subset_of_the_inputs(missing):
     inputs = make()
     inputs[missing].requires_grad_(False)
     wanted = [x for x in inputs if x.requires_grad]
@@ -112,7 +113,7 @@ def test_gradients_of_a_subset(missing):
 
 
 @pytest.mark.parametrize("scale", [1e-20, 30.0, 1e4])
-def test_large_and_small_scores(scale):
+def test_large_and_small_scores_agree(scale):
     q, k, v = make(dtype=torch.float64)
     inputs = [(scale * q).detach().requires_grad_(), k, v]
     found = values_and_gradients(fused, inputs)
@@ -122,7 +123,7 @@ def test_large_and_small_scores(scale):
 
 @pytest.mark.parametrize("position", range(3))
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_what_is_not_finite_shows(position, value):
+def test_nan_and_inf_propagate(position, value):
     inputs = make()
     with torch.no_grad():
         inputs[position][1, 2, 1, 3] = value
@@ -139,7 +140,7 @@ def test_non_contiguous_inputs_and_cotangents():
     for target, x in zip(wide, inputs, strict=True):
         target[..., 2:8] = x.detach()
     variants = {
-        "parts of wider heads": [x[..., 2:8] for x in wide],
+        "slices of wider heads": [x[..., 2:8] for x in wide],
         "heads first": [x.detach().transpose(1, 2).contiguous().transpose(1, 2) for x in inputs],
         "reversed axes": [x.detach().permute(3, 2, 1, 0).contiguous().permute(3, 2, 1, 0) for x in inputs],
     }
@@ -152,20 +153,20 @@ def test_non_contiguous_inputs_and_cotangents():
 
 
 @pytest.mark.parametrize("size", [(0, 3, 4, 2, 8), (2, 0, 4, 2, 8), (2, 3, 4, 0, 8)])
-def test_empty(size):
+def test_empty_inputs(size):
     found = values_and_gradients(fused, make(*size))
     for name, x in zip(NAMES[1:], make(*size), strict=True):
         assert found[name].shape == x.shape
         assert (found[name] == 0).all()
 
 
-def test_no_keys_is_an_error():
+def test_inputs_without_keys_are_rejected():
     with pytest.raises(ValueError, match="at least one key"):
         fused(*make(keys=0))
 
 
 @pytest.mark.parametrize("size", [(1, 200, 200, 2, 8), (20, 60, 60, 2, 8)], ids=["few heads", "many heads"])
-def test_deterministic_whatever_the_threads(size):
+def test_results_do_not_depend_on_the_number_of_threads(size):
     inputs, (b, queries, keys, heads, _) = make(*size), size
     assert b * heads * queries * keys > kernel.SERIAL
     assert (b * heads < kernel.ENOUGH) == (b == 1)
@@ -177,7 +178,7 @@ def test_deterministic_whatever_the_threads(size):
         assert all(torch.equal(results[0][name], other[name]) for name in other)
 
 
-def test_operator_registration():
+def test_operators_pass_opcheck():
     inputs = make()
     constants = [x.detach() for x in inputs]
     for arguments in (inputs, constants):
@@ -192,21 +193,21 @@ def layer(heads=2, d=16):
     return module, torch.randn(3, 20, d, generator=torch.Generator().manual_seed(2)).requires_grad_()
 
 
-def test_the_kernel_is_what_narrow_heads_run_on_a_cpu(monkeypatch):
+def test_narrow_heads_on_a_cpu_use_the_kernel(monkeypatch):
     module, x = layer()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         y = module(x, x)
         y.sum().backward()
     names = {event.key for event in profile.key_averages()}
     assert {"twinsep::attention", "twinsep::attention_backward"} <= names
-    # and what runs elsewhere is the same
-    monkeypatch.setattr(layers, "cpu_kernels", lambda: None)
+    # Without the kernel, the result is the same.
+    monkeypatch.setattr(ops, "cpu_kernels", lambda: None)
     torch.testing.assert_close(module(x, x), y)
 
 
 @pytest.mark.parametrize("case", ["wide", "half"])
-def test_other_heads_run_pytorchs(case):
-    e, dtype = (layers.NARROW + 2, torch.float32) if case == "wide" else (8, torch.bfloat16)
+def test_other_heads_use_pytorch(case):
+    e, dtype = (ops.NARROW + 2, torch.float32) if case == "wide" else (8, torch.bfloat16)
     q, k, v = (x.detach().transpose(1, 2).to(dtype) for x in make(e=e))
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         o = attention(q, k, v)
@@ -215,7 +216,7 @@ def test_other_heads_run_pytorchs(case):
     torch.testing.assert_close(o.float(), wanted, rtol=0, atol=1e-5 if case == "wide" else 0.03)
 
 
-def test_under_checkpoint_and_without_gradients():
+def test_works_under_checkpoint_and_without_gradients():
     module, x = layer()
     inputs = [x, *module.parameters()]
     once = torch.autograd.grad(module(x, x).sum(), inputs)

@@ -1,4 +1,4 @@
-"""The depthwise convolution and SiLU: the fused kernel against PyTorch's operators, for values and gradients."""
+"""The fused depthwise convolution with SiLU against PyTorch's operators: values and gradients."""
 
 import subprocess
 import sys
@@ -12,19 +12,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.checkpoint import checkpoint
 
-from torch_impl import kernels, layers
+from torch_impl import kernels, ops
 from torch_impl.kernels import depthwise_numba as kernel
 from torch_impl.layers import DepthwiseConvSiLU1d, initialise
 
 NAMES = ("y", "x", "weight", "bias")
-TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}  # of the largest value
+TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}  # relative to the largest value
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def definition(x, weight, bias, left):
-    """The same by PyTorch's own operators."""
+    """Depthwise convolution and SiLU by PyTorch's own operators."""
     padded = F.pad(x.mT, (left, weight.shape[2] - 1 - left))
     return F.silu(F.conv1d(padded, weight, bias, groups=x.shape[2]).mT)
 
@@ -41,15 +41,15 @@ def layer(kernel_size, left, *, d=20):
 
 
 def make(b=2, l=40, d=20, k=4, dtype=torch.float32, seed=0):
-    """x, weight and bias, each requiring a gradient."""
+    """Random x, weight and bias that require gradients."""
     generator = torch.Generator().manual_seed(seed)
-    # rounded to float32 first: the float32 and the float64 test then have one expected result
+    # Round to float32 first, so that the float32 and the float64 test share one expected result.
     shapes = ((b, l, d), (d, 1, k), (d,))
     return [torch.randn(shape, generator=generator).to(dtype).requires_grad_() for shape in shapes]
 
 
 def values_and_gradients(function, inputs, left):
-    """{name: y or the gradient} for a fixed random cotangent."""
+    """y and gradients by name, for a fixed random cotangent."""
     y = function(*inputs, left)
     generator = torch.Generator().manual_seed(1)
     cotangent = torch.randn(y.shape, generator=generator).to(y.dtype)
@@ -63,9 +63,9 @@ def expected(b, l, d, k, left):
     return values_and_gradients(definition, make(b, l, d, k, torch.float64), left)
 
 
-# kernel and zeros before: Mamba's, LocalConv's, none at all, and the two ends
+# (kernel size, zeros before): those of Mamba and LocalConv, size 1, and both extremes
 KERNELS = [(4, 3), (7, 3), (1, 0), (7, 0), (8, 5)]
-# 24 and 48 are the model's; 3 is less than a vector, 35 has nothing in common with one
+# 24 and 48 are widths of the model; 3 is less than a vector, 35 has no common factor with its width
 SIZES = [(2, l, 20) for l in (1, 3, 4, 6, 7)] + [(3, 50, d) for d in (1, 3, 16, 24, 35, 48)] + [(1, 700, 8), (70, 9, 5)]
 
 
@@ -87,20 +87,20 @@ def test_agrees_for_any_shape(b, l, d, k, data):
         assert_agree(found, expected(b, l, d, k, left), tolerance)
 
 
-def test_by_hand():
-    # one channel; a causal kernel: a = (2·1 + 3, 1·1 + 2·4 + 3), the weights in the order of time
+def test_agrees_with_a_hand_computed_example():
+    # One channel and a causal kernel, weights in temporal order: a = (2·1 + 3, 1·1 + 2·4 + 3).
     x, weight, bias = torch.tensor([1.0, 4.0]).reshape(1, 2, 1), torch.tensor([[[1.0, 2.0]]]), torch.tensor([3.0])
     torch.testing.assert_close(fused(x, weight, bias, 1).flatten(), F.silu(torch.tensor([5.0, 12.0])))
     torch.testing.assert_close(fused(x, weight, bias, 0).flatten(), F.silu(torch.tensor([12.0, 7.0])))
 
 
 @pytest.mark.parametrize(("k", "left"), [(1, 0), (4, 3), (3, 1)])
-def test_gradients_by_finite_differences(k, left):
+def test_gradients_agree_with_finite_differences(k, left):
     assert torch.autograd.gradcheck(lambda *inputs: fused(*inputs, left), make(2, 4, 3, k, torch.float64))
 
 
 @pytest.mark.parametrize("missing", range(3))
-def test_gradients_of_a_subset(missing):
+def test_gradients_of_a_subset_of_the_inputs(missing):
     inputs = make()
     inputs[missing].requires_grad_(False)
     wanted = [x for x in inputs if x.requires_grad]
@@ -111,7 +111,7 @@ def test_gradients_of_a_subset(missing):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("scale", [1e-30, 1e4, 1e30])
-def test_extreme_values(scale, dtype):
+def test_extreme_values_agree(scale, dtype):
     x, weight, bias = make(dtype=dtype)
     inputs = [(scale * x).detach().requires_grad_(), weight, (scale * bias).detach().requires_grad_()]
     found, wanted = (values_and_gradients(f, inputs, 3) for f in (fused, definition))
@@ -124,7 +124,7 @@ def test_extreme_values(scale, dtype):
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("index", [197, 350])
 def test_nan_propagates(position, value, index):
-    # in x: the first frame of the second sequence, and its last, in a channel that the vector cut short goes on to
+    # In x: the first frame of the second sequence, and its last frame, in a channel of the partial vector.
     inputs = make(3, 9, 20, 4)
     with torch.no_grad():
         inputs[position].view(-1)[index % inputs[position].numel()] = value
@@ -133,12 +133,12 @@ def test_nan_propagates(position, value, index):
     assert not torch.isnan(found["x"]).all()
     for name in ("y", "x"):
         assert torch.equal(torch.isnan(found[name]), torch.isnan(wanted[name])), name
-    for name in ("weight", "bias"):  # of a channel: where one has NaN, so has the other
+    for name in ("weight", "bias"):  # per channel: NaN in the same channels
         channels = [torch.isnan(values[name]).reshape(20, -1).any(1) for values in (found, wanted)]
         assert torch.equal(*channels), name
 
 
-def test_non_contiguous_inputs():
+def test_non_contiguous_inputs_agree():
     inputs = make(3, 45, 32, 4)
     alone = values_and_gradients(fused, inputs, 3)
     x = inputs[0].detach()
@@ -161,7 +161,7 @@ def test_non_contiguous_inputs():
     assert torch.equal(fused(x, across, inputs[2], 3), alone["y"])
 
 
-def test_non_contiguous_cotangents():
+def test_non_contiguous_cotangents_agree():
     inputs = make(3, 45, 32, 4)
     ones = torch.autograd.grad(fused(*inputs, 3), inputs, torch.ones(3, 45, 32))
     wide = torch.full((3, 45, 40), float("nan"))
@@ -172,14 +172,14 @@ def test_non_contiguous_cotangents():
 
 
 @pytest.mark.parametrize("shape", [(0, 5, 4), (2, 0, 4), (2, 5, 0)])
-def test_empty(shape):
+def test_empty_inputs(shape):
     found = values_and_gradients(fused, make(*shape), 3)
     assert found["y"].shape == found["x"].shape == shape
     assert (found["weight"] == 0).all()
     assert (found["bias"] == 0).all()
 
 
-def test_deterministic_whatever_the_threads():
+def test_results_do_not_depend_on_the_number_of_threads():
     inputs = make(67, 90, 24, 7)
     assert kernel.SERIAL < 67 * 90 * 24
     results = []
@@ -190,7 +190,7 @@ def test_deterministic_whatever_the_threads():
         assert all(torch.equal(results[0][name], other[name]) for name in other)
 
 
-def test_operator_registration():
+def test_operators_pass_opcheck():
     inputs = make(2, 9, 20, 4)
     torch.library.opcheck(torch.ops.twinsep.depthwise_silu, (*inputs, 3))
     constants = [x.detach() for x in inputs]
@@ -199,7 +199,7 @@ def test_operator_registration():
 
 
 @pytest.mark.parametrize(("k", "left"), [(4, 3), (7, 3)])
-def test_the_kernel_is_what_the_layer_runs_on_a_cpu(k, left, monkeypatch):
+def test_the_layer_on_a_cpu_uses_the_kernel(k, left, monkeypatch):
     module, (x, *_) = layer(k, left), make()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         y = module(x)
@@ -207,8 +207,8 @@ def test_the_kernel_is_what_the_layer_runs_on_a_cpu(k, left, monkeypatch):
     names = {event.key for event in profile.key_averages()}
     assert {"twinsep::depthwise_silu", "twinsep::depthwise_silu_backward"} <= names
     torch.testing.assert_close(y, definition(x, module.weight, module.bias, left))
-    # and what it runs elsewhere is the same
-    monkeypatch.setattr(layers, "cpu_kernels", lambda: None)
+    # Without the kernel, the result is the same.
+    monkeypatch.setattr(ops, "cpu_kernels", lambda: None)
     torch.testing.assert_close(module(x), y)
 
 
@@ -216,7 +216,7 @@ def test_the_kernel_is_what_the_layer_runs_on_a_cpu(k, left, monkeypatch):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_is_computed_in_float32(dtype, fallback, monkeypatch):
     if fallback:
-        monkeypatch.setattr(layers, "cpu_kernels", lambda: None)
+        monkeypatch.setattr(ops, "cpu_kernels", lambda: None)
     module, x = layer(4, 3), make()[0].detach()
     half, alone = x.to(dtype).requires_grad_(), module(x)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -228,7 +228,7 @@ def test_half_precision_is_computed_in_float32(dtype, fallback, monkeypatch):
     torch.testing.assert_close(y, definition(half.float(), module.weight, module.bias, 3).to(dtype))
 
 
-def test_under_checkpoint():
+def test_works_under_checkpoint():
     module, (x, *_) = layer(4, 3), make()
     inputs = [x, module.weight, module.bias]
     once = torch.autograd.grad(module(x).sum(), inputs)
@@ -239,7 +239,7 @@ def test_under_checkpoint():
         assert all(torch.equal(tensor.grad, gradient) for tensor, gradient in zip(inputs, once, strict=True))
 
 
-def test_without_gradients():
+def test_works_without_gradients():
     module, (x, *_) = layer(7, 3), make()
     wanted = module(x)
     with torch.inference_mode():

@@ -1,4 +1,4 @@
-"""Kernels for GPUs are used only after a check, and the published ones get what they demand; no GPU is needed here."""
+"""GPU kernels are used only after a check, and published kernels get inputs they accept; these tests need no GPU."""
 
 import random
 import sys
@@ -12,7 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.functional import conv1d, silu
 from torch.utils.checkpoint import checkpoint
 
-from torch_impl import layers, scan
+from torch_impl import ops, scan
 from torch_impl.kernels import guard, published
 
 CPU = torch.device("cpu")
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.fixture(autouse=True)
 def forgetful():
-    """What one test found out about a kernel is no other's concern."""
+    """Clear cached results of kernel checks before and after each test."""
     caches = scan.gpu_kernel, published.checked_convolution, published.installed
     for cache in caches:
         cache.cache_clear()
@@ -33,7 +33,7 @@ def forgetful():
 
 @pytest.fixture
 def install(monkeypatch):
-    """install("a.b", name=value): a module of that name and its parents, as if installed."""
+    """Return install("a.b", name=value), which fakes an installed module and its parents."""
 
     def install(path, **members):
         parts = path.split(".")
@@ -57,7 +57,7 @@ def definition(x, w, absent=None):
 
 
 class Wrong(torch.autograd.Function):
-    """x w with a gradient of w that is wrong."""
+    """x w with a wrong gradient of w."""
 
     @staticmethod
     def forward(ctx, x, w):
@@ -100,14 +100,14 @@ def raising(error):
         (raising(AttributeError()), r"it fails on this device \(AttributeError\)"),
     ],
 )
-def test_a_kernel_that_does_not_is_named_in_one_sentence(kernel, message):
+def test_a_kernel_that_disagrees_causes_one_warning(kernel, message):
     with pytest.warns(RuntimeWarning, match=f"^The kernel is not used: {message}.*[.]$") as caught:
         assert check(kernel) is None
     assert len(caught) == 1
     assert "\n" not in str(caught[0].message)
 
 
-def test_so_is_one_that_cannot_be_imported():
+def test_a_kernel_that_cannot_be_imported_causes_one_warning():
     def load():
         import no_such_package  # noqa: F401
 
@@ -115,7 +115,7 @@ def test_so_is_one_that_cannot_be_imported():
         assert guard.checked("The kernel", load, definition, samples) is None
 
 
-def test_nothing_around_it_takes_part_in_the_check():
+def test_the_check_ignores_the_callers_context():
     seen = []
 
     def kernel(x, w, absent):
@@ -139,7 +139,7 @@ def test_nothing_around_it_takes_part_in_the_check():
 
 
 def mamba_ssm(u, delta, A, B, C, D=None, z=None):
-    """What mamba-ssm's function demands, with our definition in the place of its kernel."""
+    """Assert mamba-ssm's requirements, then compute by our definition instead of its kernel."""
     assert len({x.dtype for x in (u, delta, B, C, z) if x is not None}) == 1
     assert A.dtype == D.dtype == torch.float32
     assert all(x.stride(-1) == 1 for x in (u, delta, B, C, z) if x is not None)
@@ -153,7 +153,7 @@ SCAN = "mamba_ssm.ops.selective_scan_interface"
 
 @pytest.mark.parametrize("z", [True, False])
 @pytest.mark.parametrize("types", [FLOATS, (torch.bfloat16, torch.float32) * 3 + (torch.float16,)], ids=["one", "many"])
-def test_mamba_ssm_gets_what_it_demands(install, z, types):
+def test_mamba_ssm_gets_inputs_it_accepts(install, z, types):
     install(SCAN, selective_scan_fn=mamba_ssm)
     inputs = [x if x is None else x.to(t) for x, t in zip(make(2, 9, 10, 3, z=z), types, strict=True)]
     found = published.load_selective_scan()(*inputs)
@@ -172,7 +172,7 @@ def test_the_first_kernel_that_agrees_is_chosen(install, monkeypatch):
     install(SCAN, selective_scan_fn=mamba_ssm)
     found = kernel_for()
     assert found.__module__ == published.__name__
-    assert kernel_for() is found  # nothing is tried twice
+    assert kernel_for() is found  # no second check
     assert kernel_for(published_too=False) is scan.selective_scan_chunked
 
 
@@ -180,7 +180,7 @@ def test_the_first_kernel_that_agrees_is_chosen(install, monkeypatch):
     ("scan_fn", "message"),
     [(lambda *x: 1.01 * mamba_ssm(*x), "y is off by"), (None, "it cannot be imported .*'selective_scan_fn'")],
 )
-def test_the_next_is_chosen_where_one_is_wrong_or_not_built(install, monkeypatch, scan_fn, message):
+def test_the_next_kernel_is_chosen_if_one_is_wrong_or_missing(install, monkeypatch, scan_fn, message):
     monkeypatch.setattr(scan, "SAMPLES", ((2, 9),))
     monkeypatch.setattr(scan, "_load_triton", lambda: scan.selective_scan_chunked)
     install(SCAN, **({} if scan_fn is None else {"selective_scan_fn": scan_fn}))
@@ -189,7 +189,7 @@ def test_the_next_is_chosen_where_one_is_wrong_or_not_built(install, monkeypatch
     assert len(caught) == 1
 
 
-def test_the_samples_reach_all_types_and_more_than_one_size(monkeypatch):
+def test_the_samples_cover_all_dtypes_and_several_sizes(monkeypatch):
     seen = []
 
     def kernel(**inputs):
@@ -204,7 +204,7 @@ def test_the_samples_reach_all_types_and_more_than_one_size(monkeypatch):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
-def test_a_scan_on_a_gpu_goes_to_the_chosen_kernel(monkeypatch, dtype):
+def test_a_scan_on_a_gpu_uses_the_chosen_kernel(monkeypatch, dtype):
     asked = []
 
     def gpu_kernel(*arguments):
@@ -221,7 +221,7 @@ def test_a_scan_on_a_gpu_goes_to_the_chosen_kernel(monkeypatch, dtype):
     assert asked == ([] if dtype == torch.float64 else [(device, (dtype,) * 7, 3, 2, published.usable("mamba_ssm"))])
 
 
-def test_published_kernels_are_passed_over_where_missing_or_not_deterministic(install):
+def test_published_kernels_are_skipped_if_missing_or_not_deterministic(install):
     assert not published.usable("no_such_package")
     install("mamba_ssm")
     assert published.usable("mamba_ssm")
@@ -233,7 +233,7 @@ def test_published_kernels_are_passed_over_where_missing_or_not_deterministic(in
 
 
 def causal_conv1d(x, weight, bias, activation):
-    """What causal-conv1d's function demands, with PyTorch's convolution in the place of its kernel."""
+    """Assert causal-conv1d's requirements, then compute by PyTorch's convolution instead of its kernel."""
     d, width = weight.shape
     assert width in (2, 3, 4)
     assert activation == "silu"
@@ -246,18 +246,18 @@ def causal_conv1d(x, weight, bias, activation):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("part", [slice(0, 16), slice(16, 32), slice(3, 19), slice(0, 10), slice(0, 32, 2)], ids=str)
-def test_causal_conv1d_gets_what_it_demands(install, part, dtype):
+def test_causal_conv1d_gets_inputs_it_accepts(install, part, dtype):
     install("causal_conv1d", causal_conv1d_fn=causal_conv1d)
     x = guard.random(0, (2, 9, 32)).to(dtype)[..., part]
     weight, bias = guard.random(1, (x.shape[2], 1, 4)), guard.random(2, (x.shape[2],))
-    kernel = published.causal_convolution_for(x, weight, 3, layers._depthwise_silu)
+    kernel = published.causal_convolution_for(x, weight, 3, ops._depthwise_silu)
     y = kernel(x, weight, bias)
     assert y.dtype == dtype
-    torch.testing.assert_close(y, layers.depthwise_silu(x, weight, bias, 3).to(dtype), rtol=1e-2, atol=1e-5)
-    assert published.causal_convolution_for(x, weight, 3, layers._depthwise_silu) is kernel
+    torch.testing.assert_close(y, ops.depthwise_silu(x, weight, bias, 3).to(dtype), rtol=1e-2, atol=1e-5)
+    assert published.causal_convolution_for(x, weight, 3, ops._depthwise_silu) is kernel
 
 
-def test_a_convolution_on_a_gpu_goes_to_the_chosen_kernel(monkeypatch):
+def test_a_convolution_on_a_gpu_uses_the_chosen_kernel(monkeypatch):
     called = []
 
     def kernel(x, weight, bias):
@@ -267,8 +267,8 @@ def test_a_convolution_on_a_gpu_goes_to_the_chosen_kernel(monkeypatch):
     monkeypatch.setattr(published, "causal_convolution_for", lambda *_: kernel)
     with FakeTensorMode():
         inputs = [torch.empty(shape, device="cuda", dtype=torch.bfloat16) for shape in ((2, 9, 8), (8, 1, 4), (8,))]
-        layers.depthwise_silu(*inputs, 3)
-    assert called == [tuple(inputs)]  # as they are, not widened
+        ops.depthwise_silu(*inputs, 3)
+    assert called == [tuple(inputs)]  # not converted to float32
 
 
 @pytest.mark.parametrize(
@@ -280,14 +280,14 @@ def test_a_convolution_on_a_gpu_goes_to_the_chosen_kernel(monkeypatch):
         ((2, 0, 8), 4, 3, torch.float32),
     ],
 )
-def test_it_does_causal_convolutions_of_its_widths_only(install, shape, width, left, dtype):
+def test_causal_conv1d_is_used_only_for_causal_convolutions_of_its_widths(install, shape, width, left, dtype):
     install("causal_conv1d", causal_conv1d_fn=causal_conv1d)
     x, weight = torch.zeros(shape, dtype=dtype), torch.zeros(8, 1, width)
-    assert published.causal_convolution_for(x, weight, left, layers._depthwise_silu) is None
+    assert published.causal_convolution_for(x, weight, left, ops._depthwise_silu) is None
 
 
 def test_a_wrong_convolution_is_not_used(install):
     install("causal_conv1d", causal_conv1d_fn=lambda *x, activation: causal_conv1d(*x, activation).flip(0))
     x, weight = torch.zeros(2, 9, 8), torch.zeros(8, 1, 4)
     with pytest.warns(RuntimeWarning, match="causal-conv1d's convolution on cpu is not used: y is off by"):
-        assert published.causal_convolution_for(x, weight, 3, layers._depthwise_silu) is None
+        assert published.causal_convolution_for(x, weight, 3, ops._depthwise_silu) is None

@@ -1,4 +1,4 @@
-"""JAX's kernels for a CPU: attention against its definition, and how XLA calls what Python computes."""
+"""The CPU kernels in JAX: attention against its definition, and calls from XLA to Python functions."""
 
 import contextlib
 import re
@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from ablations.comparison import configuration, weights_of
-from jax_impl import kernels, layers, scan, train, unet
+from jax_impl import kernels, ops, scan, train, unet
 from jax_impl.kernels import foreign
 from twinsep.kernels import attention as loops
 
@@ -38,8 +38,8 @@ def values_and_gradients(function, inputs):
 
 
 def traced(inputs):
-    """What attention is made of, as text."""
-    return str(jax.make_jaxpr(lambda *inputs: layers.attention(*inputs))(*inputs))  # a new function is traced anew
+    """Return the jaxpr of attention as text."""
+    return str(jax.make_jaxpr(lambda *inputs: ops.attention(*inputs))(*inputs))  # a new lambda: JAX traces again
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, indirect=True)
@@ -49,23 +49,23 @@ def test_attention_agrees_with_its_definition(kernel, sizes, dtype):
     inputs = make(dtype, *sizes)
     with contextlib.nullcontext() if kernel else kernels.own_operations():
         assert ("twinsep_attention" in traced(inputs)) == kernel
-        found = values_and_gradients(layers.attention, inputs)
+        found = values_and_gradients(ops.attention, inputs)
     for x, wanted in zip(found, values_and_gradients(definition, inputs), strict=True):
         assert x.shape == wanted.shape
         assert x.dtype == dtype
         assert np.abs(x - wanted).max() <= TOLERANCE[dtype] * max(np.abs(wanted).max(), 0.1)
 
 
-def test_attention_stores_no_weights():
+def test_attention_stores_no_matrix_of_weights():
     b, heads, n, e = 1, 2, 400, 8
-    _, pull = jax.vjp(layers.attention, *make("float32", b, heads, n, n, e))
+    _, pull = jax.vjp(ops.attention, *make("float32", b, heads, n, n, e))
     assert sum(x.size for x in jax.tree.leaves(pull) if hasattr(x, "size")) < 6 * b * heads * n * e < b * heads * n * n
 
 
-def test_wide_heads_and_half_precision_are_left_to_xla():
-    for inputs in (make("float32", e=layers.NARROW + 1), make("bfloat16")):
+def test_wide_heads_and_half_precision_use_xla():
+    for inputs in (make("float32", e=ops.NARROW + 1), make("bfloat16")):
         assert "ffi_call" not in traced(inputs)
-    with layers.autocast(jnp.bfloat16):
+    with ops.autocast(jnp.bfloat16):
         assert "ffi_call" not in traced(make("float32"))
 
 
@@ -75,14 +75,14 @@ def inputs_of_scan(b=16, l=90, e=32, n=8):
     return u, jnp.abs(u), -jnp.ones((e, n)), B, C, jnp.ones(e), z
 
 
-def test_the_kernel_is_what_runs_on_a_cpu():
+def test_the_scan_on_a_cpu_uses_the_kernel():
     step = jax.grad(lambda *inputs: scan.selective_scan(*inputs).sum(), argnums=(0, 2))
     words = str(jax.make_jaxpr(step)(*inputs_of_scan())).split()
     assert {"target_name=twinsep_selective_scan", "target_name=twinsep_selective_scan_backward"} <= set(words)
 
 
-def test_without_kernels_nothing_is_called():
-    """A whole network, forward and backward, as the parity of the twins is shown on."""
+def test_own_operations_call_no_kernel():
+    """Checks a whole network, forward and backward, as used by the parity tests."""
     config = configuration({})
     functional = train.Functional(unet.BandSplitUNet(config))
     weights = {name: jnp.asarray(w, jnp.float32) for name, w in weights_of(config).items()}
@@ -97,7 +97,7 @@ def test_without_kernels_nothing_is_called():
 
 
 @pytest.mark.parametrize("shape", [(0, 5, 4, 2), (2, 0, 4, 2), (2, 5, 0, 2)])
-def test_empty(shape):
+def test_empty_inputs(shape):
     inputs = inputs_of_scan(*shape)
     found = values_and_gradients(scan.selective_scan, inputs)
     for x, wanted in zip(found, (inputs[0], *inputs), strict=True):
@@ -105,8 +105,8 @@ def test_empty(shape):
         assert (x == 0).all()
 
 
-def test_concurrent_calls():
-    """XLA calls from several threads, and so may users."""
+def test_concurrent_calls_agree():
+    """Both XLA and users may call from several threads."""
     function = jax.jit(lambda *inputs: jax.vjp(scan.selective_scan, *inputs)[1](inputs[0]))
     inputs = inputs_of_scan()
     alone, wrong = function(*inputs), []
@@ -124,8 +124,8 @@ def test_concurrent_calls():
     assert not any(wrong)
 
 
-def test_the_memory_is_that_of_xla():
-    """What a function fills is what the computation goes on with, in both types, and inputs come as they are."""
+def test_functions_work_on_xlas_memory():
+    """Inputs arrive uncopied, and the computation continues with the outputs, in both dtypes."""
     seen = []
 
     def twice(x, y):
@@ -142,30 +142,30 @@ def test_the_memory_is_that_of_xla():
 
 
 @pytest.mark.parametrize(
-    ("error", "told"),
+    ("error", "message"),
     [
         (ValueError("no such thing"), "INTERNAL.*twinsep_test_.*ValueError: no such thing"),
         (MemoryError(), "RESOURCE_EXHAUSTED"),
     ],
     ids=["error", "memory"],
 )
-def test_what_a_function_raises_ends_the_computation(error, told):
+def test_an_exception_in_a_function_fails_the_computation(error, message):
     def raising(_x, _y):
         raise error
 
     name = f"twinsep_test_{type(error).__name__}"
     function = foreign.operation(name, raising)
-    with pytest.raises(jax.errors.JaxRuntimeError, match=told):
+    with pytest.raises(jax.errors.JaxRuntimeError, match=message):
         jax.block_until_ready(jax.jit(lambda x: function((x.shape,), x))(jnp.ones(3)))
 
 
-def test_another_interface_of_xla_is_refused(monkeypatch):
+def test_another_version_of_the_ffi_is_rejected(monkeypatch):
     monkeypatch.setattr(foreign, "VERSION", (9, 0))
     with pytest.raises(jax.errors.JaxRuntimeError, match="version"):
         foreign.operation("twinsep_test_version", lambda *_: None)
 
 
-def test_where_the_kernels_cannot_be_its_own_operations_compute_and_one_warning_says_so():
+def test_without_numba_jaxs_operations_are_used_with_one_warning():
     code = (
         "import sys, warnings, jax.numpy as jnp, numpy as np\n"
         "from jax_impl.scan import selective_scan, selective_scan_sequential\n"
@@ -186,4 +186,4 @@ def test_where_the_kernels_cannot_be_its_own_operations_compute_and_one_warning_
 
 def test_kernels_are_loaded_once():
     assert kernels.cpu_kernels() is kernels.cpu_kernels()
-    assert loops.SERIAL < 1 * 2 * 200 * 200  # of the attention above a second thread takes its part
+    assert loops.SERIAL < 1 * 2 * 200 * 200  # so the attention above used a second thread

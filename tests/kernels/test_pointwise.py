@@ -1,4 +1,4 @@
-"""RMSNorm and the gate of SwiGLU: the fused kernels against PyTorch's operators, for values and gradients."""
+"""The fused RMSNorm and SwiGLU gate against PyTorch's operators: values and gradients."""
 
 import pytest
 import torch
@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.checkpoint import checkpoint
 
-from torch_impl import kernels, layers
+from torch_impl import kernels, ops
 from torch_impl.kernels import pointwise_numba as kernel
 
 EPS = 1e-6
-TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}  # of the largest value
+TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}  # relative to the largest value
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -35,7 +35,7 @@ def gate(a, b):
     return torch.ops.twinsep.silu_gate(a, b)
 
 
-#: What is tested → (fused, its definition, shapes of the inputs for a shape of x).
+#: Kernels by name: (fused, definition, shapes of the inputs for a shape of x).
 FUNCTIONS = {
     "norm": (norm, norm_definition, lambda shape: (shape, shape[-1:])),
     "gate": (gate, gate_definition, lambda shape: (shape, shape)),
@@ -43,15 +43,15 @@ FUNCTIONS = {
 
 
 def make(name, shape, dtype=torch.float32, seed=0):
-    """Both inputs, each requiring a gradient."""
+    """Both random inputs, which require gradients."""
     generator = torch.Generator().manual_seed(seed)
-    # rounded to float32 first: the float32 and the float64 test then have one expected result
+    # Round to float32 first, so that the float32 and the float64 test share one expected result.
     shapes = FUNCTIONS[name][2](shape)
     return [torch.randn(s, generator=generator).to(dtype).requires_grad_() for s in shapes]
 
 
 def values_and_gradients(function, inputs):
-    """The value and the gradients for a fixed random cotangent."""
+    """Value and gradients for a fixed random cotangent."""
     y = function(*inputs)
     generator = torch.Generator().manual_seed(1)
     cotangent = torch.randn(y.shape, generator=generator).to(y.dtype)
@@ -59,7 +59,7 @@ def values_and_gradients(function, inputs):
     return dict(zip(("y", "first", "second"), (y.detach(), *gradients), strict=True))
 
 
-# a vector has 16 or 8 numbers, a block of the gate 4,096; 24 and 88 are models' widths
+# A vector has 16 or 8 numbers, a block of the gate 4,096; 24 and 88 are widths of models.
 SHAPES = [(3, d) for d in (2, 7, 8, 15, 16, 17, 24, 88)] + [
     (70, 40),
     (2, 5, 24),
@@ -88,7 +88,7 @@ def test_agrees_for_any_shape(name, leading, d):
         assert_agree(values_and_gradients(fused, make(name, (*leading, d), dtype)), exact, tolerance)
 
 
-def test_by_hand():
+def test_agrees_with_a_hand_computed_example():
     x = torch.tensor([[3.0, 4.0, 0.0, 0.0]])  # rms 2.5
     weight = torch.tensor([1.0, 10.0, 1.0, 1.0])
     torch.testing.assert_close(norm(x, weight), torch.tensor([[1.2, 16.0, 0.0, 0.0]]))
@@ -96,14 +96,14 @@ def test_by_hand():
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_gradients_by_finite_differences(name):
+def test_gradients_agree_with_finite_differences(name):
     assert torch.autograd.gradcheck(FUNCTIONS[name][0], make(name, (4, 19), torch.float64))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("scale", [0.0, 1e-30, 1e4, 1e15])
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_extreme_values(name, scale, dtype):
+def test_extreme_values_agree(name, scale, dtype):
     first, second = make(name, (5, 40), dtype)
     inputs = [(scale * first).detach().requires_grad_(), (second if name == "norm" else scale * second).detach()]
     inputs[1].requires_grad_()
@@ -120,14 +120,14 @@ def test_extreme_values(name, scale, dtype):
 def test_nan_propagates(name, position, value):
     inputs = make(name, (6, 21))
     with torch.no_grad():
-        inputs[position].view(-1)[20] = value  # the number after the last whole vector
+        inputs[position].view(-1)[20] = value  # after the last whole vector
     found, wanted = (values_and_gradients(f, inputs) for f in FUNCTIONS[name][:2])
     for key, exact in wanted.items():
         assert torch.equal(torch.isnan(found[key]), torch.isnan(exact)), key
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_non_contiguous_inputs(name):
+def test_non_contiguous_inputs_agree(name):
     inputs = make(name, (3, 5, 4, 24))
     alone = values_and_gradients(FUNCTIONS[name][0], inputs)
     x = inputs[0].detach()
@@ -146,7 +146,7 @@ def test_non_contiguous_inputs(name):
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_non_contiguous_cotangents(name):
+def test_non_contiguous_cotangents_agree(name):
     inputs = make(name, (3, 5, 24))
     function = FUNCTIONS[name][0]
     ones = torch.autograd.grad(function(*inputs), inputs, torch.ones(3, 5, 24))
@@ -156,14 +156,14 @@ def test_non_contiguous_cotangents(name):
 
 @pytest.mark.parametrize("shape", [(0, 5), (2, 0)])
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_empty(name, shape):
+def test_empty_inputs(name, shape):
     found = values_and_gradients(FUNCTIONS[name][0], make(name, shape))
     assert found["y"].shape == found["first"].shape == shape
     assert (found["second"] == 0).all()
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_deterministic_whatever_the_threads(name):
+def test_results_do_not_depend_on_the_number_of_threads(name):
     inputs = make(name, (67, 90, 24))
     assert kernel.SERIAL < 67 * 90 * 24
     results = []
@@ -174,7 +174,7 @@ def test_deterministic_whatever_the_threads(name):
         assert all(torch.equal(results[0][key], other[key]) for key in other)
 
 
-def test_operator_registration():
+def test_operators_pass_opcheck():
     inputs = make("norm", (2, 9, 20))
     torch.library.opcheck(torch.ops.twinsep.rms_norm, (*inputs, EPS))
     constants = [x.detach() for x in inputs]
@@ -185,7 +185,7 @@ def test_operator_registration():
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_composes_with_checkpoint(name):
+def test_works_under_checkpoint(name):
     inputs = make(name, (4, 40))
     function = FUNCTIONS[name][0]
     again = values_and_gradients(lambda *x: checkpoint(function, *x, use_reentrant=False), inputs)
@@ -195,9 +195,9 @@ def test_composes_with_checkpoint(name):
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-def test_the_layer_takes_the_kernel_where_there_is_one(name, dtype, monkeypatch):
+def test_the_operation_uses_the_kernel_for_supported_dtypes(name, dtype, monkeypatch):
     inputs = [x.detach().to(dtype) for x in make(name, (4, 40))]
-    layer = layers.rms_norm if name == "norm" else layers.silu_gate
+    layer = ops.rms_norm if name == "norm" else ops.silu_gate
     found = layer(*inputs)
     assert found.dtype == dtype
     asked = []
@@ -207,13 +207,13 @@ def test_the_layer_takes_the_kernel_where_there_is_one(name, dtype, monkeypatch)
             asked.append(operator)
             return getattr(torch.ops.twinsep, operator)
 
-    monkeypatch.setattr(layers, "cpu_kernels", Watched)
+    monkeypatch.setattr(ops, "cpu_kernels", Watched)
     layer(*inputs)
     assert asked == ([] if dtype == torch.bfloat16 else ["rms_norm" if name == "norm" else "silu_gate"])
-    monkeypatch.setattr(layers, "cpu_kernels", lambda: None)
+    monkeypatch.setattr(ops, "cpu_kernels", lambda: None)
     torch.testing.assert_close(layer(*inputs), found)
 
 
-def test_a_norm_per_band_is_computed_by_tensor_operations():
+def test_a_norm_per_band_uses_tensor_operations():
     x, weight = torch.randn(2, 3, 5, 8), torch.rand(3, 1, 8)
-    torch.testing.assert_close(layers.rms_norm(x, weight), norm_definition(x, weight))
+    torch.testing.assert_close(ops.rms_norm(x, weight), norm_definition(x, weight))

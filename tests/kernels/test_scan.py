@@ -1,4 +1,4 @@
-"""The selective scan: every way to compute it against its definition, for values and gradients."""
+"""The selective scan: every implementation against its definition, values and gradients."""
 
 import subprocess
 import sys
@@ -20,7 +20,7 @@ from torch_impl.scan import selective_scan, selective_scan_chunked, selective_sc
 from twinsep.kernels import selective_scan as kernel
 
 CHUNK = kernel.CHUNK
-TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}  # of the largest value
+TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}  # relative to the largest value
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -44,8 +44,8 @@ def test_agrees_with_the_definition(function, shape, z, dtype):
     assert_agree(values_and_gradients(function, inputs), expected(*shape, z), TOLERANCE[dtype])
 
 
-def test_the_definition_by_hand():
-    # one channel, one state; the second decay is ½: h = 1, then ½ · 1 + 2 · 3 · 2
+def test_the_definition_agrees_with_a_hand_computed_example():
+    # One channel and one state; the second decay is ½: h = 1, then ½ · 1 + 2 · 3 · 2.
     u, delta = (torch.tensor([1.0, 2.0]).reshape(1, 2, 1) for _ in range(2))
     A = torch.tensor([[0.5]]).log() / 2
     B, C = (torch.tensor([1.0, x]).reshape(1, 2, 1) for x in (3.0, 10.0))
@@ -58,12 +58,12 @@ def test_the_definition_by_hand():
 
 @pytest.mark.parametrize("function", [selective_scan, selective_scan_chunked])
 @pytest.mark.parametrize("z", [True, False])
-def test_gradients_by_finite_differences(function, z):
+def test_gradients_agree_with_finite_differences(function, z):
     assert torch.autograd.gradcheck(function, make(1, 4, 3, 2, z=z, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("missing", range(7))
-def test_gradients_of_a_subset(missing):
+def test_gradients_of_a_subset_of_the_inputs(missing):
     inputs = make()
     inputs[missing].requires_grad_(False)
     wanted = [x for x in inputs if x.requires_grad]
@@ -81,12 +81,12 @@ def test_gradients_of_a_subset(missing):
     st.sampled_from([1e-6, 1e-2, 1.0, 50.0, 1e4]),
     st.sampled_from([torch.float32, torch.float64]),
 )
-def test_extreme_steps_and_decays(seed, largest_delta, largest_A, dtype):
+def test_extreme_steps_and_decays_agree(seed, largest_delta, largest_A, dtype):
     inputs = make(2, 40, 20, 5, dtype=dtype, seed=seed)
     with torch.no_grad():
         inputs[1] *= largest_delta / inputs[1].max()
         inputs[2] *= largest_A / inputs[2].abs().max()
-    # exp(x) of a float32 product x, rounded to 6e-8 |x|, has that as relative error; beyond |x| = 88 nothing is left.
+    # A float32 product x has an error of 6e-8 |x|: the relative error of exp(x), which underflows beyond |x| = 88.
     tolerance = {torch.float32: 3e-5, torch.float64: 1e-12}[dtype]
     for function in (selective_scan, selective_scan_chunked):
         assert_agree(values_and_gradients(function, inputs), definition(inputs), tolerance)
@@ -94,7 +94,7 @@ def test_extreme_steps_and_decays(seed, largest_delta, largest_A, dtype):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_decay_beyond_the_exponent_range_is_zero(dtype):
-    # u is 1 in the first frame only and A Δ = −1e4: whatever y is later would be garbage
+    # u is 1 in the first frame only and A Δ = −1e4, so any later y other than 0 is wrong.
     inputs = [x.detach() for x in make(1, 3, 16, 2, dtype=dtype)]
     inputs[0][:, 1:] = 0
     inputs[1][:] = 100.0
@@ -103,7 +103,7 @@ def test_decay_beyond_the_exponent_range_is_zero(dtype):
 
 
 def exp2_errors(dtype, low, high):
-    """Relative errors of a = 2^(Δ A log2 e) seen through h_1 = a h_0, h_0 = 1."""
+    """Relative errors of a = 2^(Δ A log2 e), from h_1 = a h_0 with h_0 = 1."""
     x = torch.linspace(low, high, 4096, dtype=dtype)
     u = torch.zeros(1, 2, 4096, dtype=dtype)
     delta = torch.ones_like(u)
@@ -113,7 +113,7 @@ def exp2_errors(dtype, low, high):
     return (y.double() / x.double().exp() - 1).abs().max().item()
 
 
-def test_accuracy_of_the_exponential():
+def test_the_exponential_is_accurate():
     assert exp2_errors(torch.float32, -0.3, 0) < 1.5e-7
     assert exp2_errors(torch.float32, -80, 0) < 80 * 1.5e-7
     assert exp2_errors(torch.float64, -0.3, 0) < 1e-15
@@ -121,7 +121,7 @@ def test_accuracy_of_the_exponential():
 
 
 def test_slow_states_do_not_drift():
-    # 4,000 frames of a = exp(−1e-5): a bias of the exponential would add up 4,000 times
+    # A bias of the exponential would accumulate over 4,000 frames of a = exp(−1e-5).
     l = 4000
     u, delta = torch.zeros(1, l, 1), torch.full((1, l, 1), 1e-3)
     u[:, 0] = 1000.0
@@ -153,7 +153,7 @@ def test_half_precision_is_computed_in_float32(dtype):
 
 
 @pytest.mark.parametrize("function", [selective_scan, selective_scan_chunked])
-def test_under_autocast(function):
+def test_works_under_autocast(function):
     inputs = make(2, 40, 20, 8)
     alone = values_and_gradients(function, inputs)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -165,7 +165,7 @@ def test_under_autocast(function):
         assert all(torch.equal(found[name], alone[name]) for name in alone)
 
 
-def test_under_checkpoint():
+def test_works_under_checkpoint():
     inputs = make(2, 70, 20, 8)
     once = torch.autograd.grad(selective_scan(*inputs).sum(), inputs)
     for reentrant in (True, False):
@@ -175,7 +175,7 @@ def test_under_checkpoint():
         assert all(torch.equal(x.grad, gradient) for x, gradient in zip(inputs, once, strict=True))
 
 
-def test_without_gradients():
+def test_works_without_gradients():
     inputs = make()
     expected = selective_scan(*inputs)
     with torch.no_grad():
@@ -190,7 +190,7 @@ def test_without_gradients():
     assert states.numel() == 0
 
 
-def test_non_contiguous_inputs():
+def test_non_contiguous_inputs_agree():
     inputs = make(3, 45, 32, 8)
     alone = values_and_gradients(selective_scan, inputs)
     strided = [
@@ -204,19 +204,19 @@ def test_non_contiguous_inputs():
     b, c = torch.randn(2, 40, 4).chunk(2, -1)
     rest = (u.abs(), -torch.rand(32, 2), b, c, torch.ones(32))
     torch.testing.assert_close(selective_scan(u, *rest, z), selective_scan_sequential(u, *rest, z))
-    # a cotangent that is expanded, not stored
+    # an expanded cotangent, with strides of 0
     selective_scan(*inputs).sum().backward()
 
 
 @pytest.mark.parametrize("shape", [(0, 5, 4, 2), (2, 0, 4, 2), (2, 5, 0, 2)])
 @pytest.mark.parametrize("function", [selective_scan, selective_scan_chunked, selective_scan_sequential])
-def test_empty(function, shape):
+def test_empty_inputs(function, shape):
     found = values_and_gradients(function, make(*shape))
     assert found["y"].shape == shape[:3]
     assert (found["A"] == 0).all()
 
 
-def test_deterministic_whatever_the_threads():
+def test_results_do_not_depend_on_the_number_of_threads():
     inputs = make(67, 90, 48, 8)
     assert kernel.SERIAL < 67 * 90 * 48 * 8
     results = []
@@ -227,14 +227,14 @@ def test_deterministic_whatever_the_threads():
         assert all(torch.equal(results[0][name], other[name]) for name in other)
 
 
-def test_concurrent_calls():
+def test_concurrent_calls_agree():
     inputs = make(16, 90, 32, 8)
     assert kernel.SERIAL < 16 * 90 * 32 * 8
     alone = values_and_gradients(selective_scan, inputs)
     wrong = []
 
     def call():
-        torch.set_num_threads(2)  # a setting of each thread's own
+        torch.set_num_threads(2)  # set per thread
         copies = [x.detach().clone().requires_grad_() for x in inputs]
         for _ in range(5):
             found = values_and_gradients(selective_scan, copies)
@@ -248,7 +248,7 @@ def test_concurrent_calls():
     assert wrong == []
 
 
-def test_the_kernel_is_what_runs_on_a_cpu():
+def test_the_scan_on_a_cpu_uses_the_kernel():
     inputs = make()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         selective_scan(*inputs).sum().backward()
@@ -257,13 +257,13 @@ def test_the_kernel_is_what_runs_on_a_cpu():
 
 
 @pytest.mark.parametrize("z", [True, False])
-def test_operator_registration(z):
+def test_operators_pass_opcheck(z):
     torch.library.opcheck(torch.ops.twinsep.selective_scan, (*make(2, 40, 20, 3, z=z), True))
     constants = [x if x is None else x.detach() for x in make(2, 40, 20, 3, z=z)]
     torch.library.opcheck(torch.ops.twinsep.selective_scan, (*constants, False))
 
 
-def test_forward_without_states_has_no_gradient():
+def test_forward_without_saved_states_has_no_gradient():
     with pytest.raises(RuntimeError, match="keep=True"):
         torch.ops.twinsep.selective_scan(*make(), False)
 
@@ -287,11 +287,11 @@ def replaced(inputs, position, value):
         (5, torch.ones(20, device="meta"), "D is on meta"),
     ],
 )
-def test_errors_say_what_is_wrong(position, value, message):
+def test_errors_name_the_wrong_input(position, value, message):
     inputs = replaced(make(), position, value)
     with pytest.raises(ValueError, match=message):
         scan._check_inputs(*inputs)
-    # jaxtyping, on in the tests, may be the first to refuse
+    # In tests, jaxtyping may reject the inputs first.
     for function in (selective_scan, selective_scan_chunked, selective_scan_sequential):
         with pytest.raises((ValueError, TypeError)):
             function(*inputs)

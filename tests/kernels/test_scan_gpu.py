@@ -1,4 +1,4 @@
-"""The Triton kernels of the selective scan against its definition: on a GPU where there is one, else interpreted."""
+"""The Triton kernels of the selective scan against its definition, on a GPU or in Triton's interpreter."""
 
 import os
 import subprocess
@@ -16,27 +16,27 @@ from torch_impl.layers import DepthwiseConvSiLU1d, initialise
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 if DEVICE == "cpu":
-    assert os.environ["TRITON_INTERPRET"] == "1"  # conftest's, from before Triton was imported
+    assert os.environ["TRITON_INTERPRET"] == "1"  # set by conftest before Triton is imported
 pytest.importorskip("triton", reason="Triton is not installed (pip install triton)")
 
-from torch_impl.kernels import selective_scan_triton as kernel  # noqa: E402 (only once that is settled)
+from torch_impl.kernels import selective_scan_triton as kernel  # noqa: E402 (after the variable is set)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 needs_gpu = pytest.mark.skipif(DEVICE == "cpu", reason="no GPU here")
-TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 8e-3, torch.float16: 1e-3}  # of the largest value
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 8e-3, torch.float16: 1e-3}  # relative to the largest value
 CHUNK = 4
 
 
 @pytest.fixture
 def small(monkeypatch):
-    """Chunks of CHUNK frames, blocks of 16 channels and two programs in the backward: all of them in few frames."""
+    """Use small chunks, blocks of 16 channels and two backward programs, so that few frames cover them all."""
     monkeypatch.setattr(kernel, "CHUNK", CHUNK)
     monkeypatch.setattr(kernel, "STATES", 16)
     monkeypatch.setattr(kernel, "PROGRAMS", 2)
 
 
 def on_device(*inputs, function=None):
-    """``function``, or the kernel, of inputs on the CPU, which have their gradients there too."""
+    """Call ``function``, by default the kernel, on inputs on the CPU and return values and gradients there."""
     return (function or kernel.selective_scan)(*(x if x is None else x.to(DEVICE) for x in inputs)).cpu()
 
 
@@ -58,14 +58,14 @@ def test_programs_share_blocks_and_sequences(b, e, programs):
     assert_agree(values_and_gradients(on_device, inputs), definition(inputs), 1e-5)
 
 
-def test_programs_are_as_many_as_there_is_work_for():
+def test_no_more_programs_than_units_of_work():
     assert kernel._programs(3, 4) == (4, 3)
     assert kernel._programs(kernel.PROGRAMS, 4) == (1, kernel.PROGRAMS)
     parts, groups = kernel._programs(68, 16)
     assert kernel.PROGRAMS / 2 <= parts * groups <= kernel.PROGRAMS
 
 
-def test_with_the_chunks_and_tiles_of_use():
+def test_agrees_with_the_default_chunks_and_tiles():
     inputs = make(1, kernel.CHUNK + 1, 6, 20)
     assert_agree(values_and_gradients(on_device, inputs), definition(inputs), 1e-5)
 
@@ -73,7 +73,7 @@ def test_with_the_chunks_and_tiles_of_use():
 @needs_gpu
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("shape", [(70, 300, 128, 16), (5, 700, 512, 32), (3000, 72, 32, 8), (1, 5000, 40, 3)], ids=str)
-def test_agrees_at_the_shapes_of_use(shape, dtype):
+def test_agrees_at_the_shapes_of_the_model(shape, dtype):
     inputs = make(*shape, dtype=dtype)
     exact = [x.detach().double().requires_grad_() for x in inputs]
     wanted = values_and_gradients(partial(on_device, function=scan.selective_scan_chunked), exact)
@@ -90,8 +90,8 @@ def test_half_precision_is_computed_in_float32(dtype):
 
 
 @pytest.mark.usefixtures("small")
-def test_a_state_that_half_precision_would_lose():
-    # 1 + 2⁻⁸ is 1 in bfloat16, whose next number is 1 + 2⁻⁷: a state kept in it would never grow
+def test_the_state_is_not_half_precision():
+    # In bfloat16 1 + 2⁻⁸ rounds to 1 (the next number is 1 + 2⁻⁷), so a bfloat16 state would never grow.
     one = torch.ones(1, 9, 1, dtype=torch.bfloat16)
     u = torch.cat([one[:, :1], 2.0**-8 * one[:, 1:]], 1)
     y = on_device(u, one, torch.zeros(1, 1), one, one, torch.zeros(1))
@@ -99,8 +99,8 @@ def test_a_state_that_half_precision_would_lose():
 
 
 @pytest.mark.usefixtures("small")
-def test_mixed_types_keep_each_its_own():
-    # what autocast hands over: all in half precision but the steps and the weights
+def test_gradients_have_the_dtypes_of_their_inputs():
+    # As under autocast: half precision except for steps and weights.
     inputs = make(1, 5, 4, 2)
     half, full = torch.bfloat16, torch.float32
     types = [half, full, full, half, half, full, half]
@@ -114,7 +114,7 @@ def test_mixed_types_keep_each_its_own():
     ("largest_delta", "largest_A"), [(0.0, 1.0), (1e-6, 1e4), (1.0, 50.0), (1e4, 1e-6), (1e4, 1e4)]
 )
 @pytest.mark.usefixtures("small")
-def test_extreme_steps_and_decays(largest_delta, largest_A):
+def test_extreme_steps_and_decays_agree(largest_delta, largest_A):
     inputs = make(1, 6, 4, 3)
     with torch.no_grad():
         inputs[1] *= largest_delta / inputs[1].max()
@@ -123,7 +123,7 @@ def test_extreme_steps_and_decays(largest_delta, largest_A):
 
 
 @pytest.mark.usefixtures("small")
-def test_non_contiguous_inputs():
+def test_non_contiguous_inputs_agree():
     inputs = make(2, 5, 4, 3)
     alone = values_and_gradients(on_device, inputs)
     strided = [
@@ -135,7 +135,7 @@ def test_non_contiguous_inputs():
 
 
 @pytest.mark.usefixtures("small")
-def test_parts_of_wider_tensors_and_an_expanded_cotangent():
+def test_slices_and_an_expanded_cotangent_agree():
     generator = torch.Generator().manual_seed(3)
     wide = torch.randn(2, 5, 8, generator=generator).to(DEVICE).requires_grad_()
     narrow = torch.randn(2, 5, 6, generator=generator).to(DEVICE).requires_grad_()
@@ -151,7 +151,7 @@ def test_parts_of_wider_tensors_and_an_expanded_cotangent():
 
 @pytest.mark.parametrize("missing", range(7))
 @pytest.mark.usefixtures("small")
-def test_gradients_of_a_subset(missing):
+def test_gradients_of_a_subset_of_the_inputs(missing):
     inputs = make(1, 2, 3, 2)
     inputs[missing].requires_grad_(False)
     wanted = [x for x in inputs if x.requires_grad]
@@ -162,7 +162,7 @@ def test_gradients_of_a_subset(missing):
 
 
 @pytest.mark.usefixtures("small")
-def test_keeps_states_at_chunk_boundaries_only():
+def test_saves_states_at_chunk_boundaries_only():
     b, l, e, n = 1, 3 * CHUNK, 16, 16
     kept = []
     inputs = [x.to(DEVICE) for x in make(b, l, e, n)]
@@ -176,7 +176,7 @@ def test_keeps_states_at_chunk_boundaries_only():
 
 
 @pytest.mark.usefixtures("small")
-def test_under_checkpoint_and_without_gradients():
+def test_works_under_checkpoint_and_without_gradients():
     inputs = make(1, 2, 3, 2)
     y = on_device(*inputs)
     once = torch.autograd.grad(y.sum(), inputs)
@@ -190,7 +190,7 @@ def test_under_checkpoint_and_without_gradients():
         assert torch.equal(on_device(*inputs), y)
 
 
-def test_deterministic():
+def test_results_repeat_to_the_bit():
     inputs = make(*((67, 90, 48, 8) if DEVICE == "cuda" else (2, 3, 3, 2)))
     once, again = (values_and_gradients(on_device, inputs) for _ in range(2))
     assert all(torch.equal(once[name], again[name]) for name in once)
@@ -206,20 +206,20 @@ def test_nan_propagates(position):
 
 
 @pytest.mark.parametrize("shape", [(0, 5, 4, 2), (2, 0, 4, 2), (2, 5, 0, 2)])
-def test_empty(shape):
+def test_empty_inputs(shape):
     found = values_and_gradients(on_device, make(*shape))
     assert found["y"].shape == shape[:3]
     assert (found["A"] == 0).all()
 
 
 @pytest.mark.usefixtures("small")
-def test_the_dispatch_takes_it_once_it_agrees(monkeypatch):
+def test_the_dispatch_uses_the_kernel_only_if_it_agrees(monkeypatch):
     monkeypatch.setattr(scan, "SAMPLES", ((1, 5),))
     scan.gpu_kernel.cache_clear()
     types = (torch.bfloat16, torch.float32, torch.float32, torch.bfloat16, torch.bfloat16, torch.float32, None)
     found = scan.gpu_kernel(torch.device(DEVICE), types, 5, 2, False)
     assert found is kernel.selective_scan
-    # and not once it does not
+    # A kernel that disagrees is not used.
     scan.gpu_kernel.cache_clear()
     monkeypatch.setattr(kernel, "selective_scan", lambda D, **others: found(D=2 * D, **others))
     with pytest.warns(RuntimeWarning, match=r"The Triton selective scan on \w+ is not used: y is off by"):
@@ -230,7 +230,7 @@ def test_the_dispatch_takes_it_once_it_agrees(monkeypatch):
 @needs_gpu
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("z", [True, False])
-def test_what_a_model_calls_on_a_gpu(z, dtype):
+def test_the_scan_agrees_on_a_gpu(z, dtype):
     inputs = make(3, 100, 72, 16, z=z, dtype=dtype)
     moved = [x if x is None else x.detach().to(DEVICE).requires_grad_() for x in inputs]
     y = scan.selective_scan(*moved)
@@ -244,7 +244,7 @@ def test_what_a_model_calls_on_a_gpu(z, dtype):
 
 @needs_gpu
 @pytest.mark.parametrize("dtype", TOLERANCE)
-def test_the_convolution_on_a_gpu(dtype):
+def test_the_convolution_agrees_on_a_gpu(dtype):
     module = DepthwiseConvSiLU1d(24, 4, left=3)
     initialise(module, 1)
     x = torch.randn(2, 300, 24, generator=torch.Generator().manual_seed(0)).to(dtype)
@@ -256,7 +256,7 @@ COMPILE = """
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from torch_impl.kernels import selective_scan_triton as kernel  # noqa: E402 (only once that is settled)
+from torch_impl.kernels import selective_scan_triton as kernel  # noqa: E402 (after the variable is set)
 
 for jitted in (kernel._forward, kernel._backward):
     constants = {"GATED": True, "KEEP": True, "CHUNK": kernel.CHUNK, "N": 8, "E": 32}
@@ -271,7 +271,7 @@ for jitted in (kernel._forward, kernel._backward):
 
 
 def test_compiles_for_a_gpu_without_atomic_operations(tmp_path):
-    """The interpreter takes what the compiler does not."""
+    """The interpreter accepts code that the compiler rejects."""
     environment = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path)}
     environment.pop("TRITON_INTERPRET", None)
     done = subprocess.run([sys.executable, "-c", COMPILE], env=environment, capture_output=True, text=True, check=False)

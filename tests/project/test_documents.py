@@ -1,24 +1,166 @@
-"""What the documents claim."""
+"""The documents agree with the code, and with the results that are committed beside them."""
 
+import io
+import json
 import re
+import shlex
+import shutil
+import subprocess
 from pathlib import Path
 
+import pandas as pd
 import pytest
+import typer
 import yaml
 
 from ablations import settings
 from ablations.comparison import SONG_SNR_DB, TOLERANCE
+from ablations.stages import architecture
 from twinsep import GLOSSARY
-from twinsep.config import PRESETS
+from twinsep.cli import app
+from twinsep.config import PRESETS, preset
 
 ROOT = Path(__file__).parents[2]
-README = (ROOT / "README.md").read_text()
+PAGES = {
+    str(path.relative_to(ROOT)): path.read_text()
+    for pattern in ("README.md", "*/README.md", "twinsep/*/README.md")
+    for path in sorted(ROOT.glob(pattern))
+}
+README, MODEL = PAGES["README.md"], PAGES["torch_impl/README.md"]
+TRAINING, SEPARATION, COSTS = (PAGES[f"twinsep/{name}/README.md"] for name in ("training", "separation", "benchmarks"))
+#: Pages whose Python code is complete; that of the guide to mixers is run by a test of its own.
+RUN = ("README.md", "torch_impl/README.md", "twinsep/separation/README.md")
+
+
+def git(*arguments):
+    """The output of git in the repository; skips the test where there is none, as in an archive."""
+    if not (ROOT / ".git").exists() or shutil.which("git") is None:
+        pytest.skip("no git repository")
+    done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True)
+    return done.stdout
+
+
+def committed(path):
+    """The text of a file as committed: a pipeline may have changed the one in the tree."""
+    return git("show", f"HEAD:{path}")
+
+
+def record(path):
+    return json.loads(committed(path))
+
+
+def table(axis):
+    return pd.read_csv(io.StringIO(committed(f"results/tables/{axis}.csv")), index_col="system")
+
+
+def joined(page):
+    return " ".join(page.split())
+
+
+# ---------------------------------------------------------------------------- form
+
+
+def test_readme_is_short():
+    assert len(README.splitlines()) <= 200
+
+
+def links():
+    for page, text in PAGES.items():
+        prose = re.sub(r"```.*?```|`[^`]*`(?!\])", "", text, flags=re.DOTALL)
+        for target in re.findall(r"\]\(([^)\s]+)\)", prose):
+            if not re.match(r"[a-z]+:", target):
+                yield page, target
+
+
+def slugs(text):
+    """The anchors that headings have on GitHub."""
+    headings = re.findall(r"^#+ (.*)$", re.sub(r"```.*?```", "", text, flags=re.DOTALL), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize(("page", "target"), [*links()])
+def test_every_link_resolves(page, target):
+    name, _, anchor = target.partition("#")
+    path = (ROOT / page).parent / name if name else ROOT / page
+    assert path.exists()
+    if anchor:
+        assert anchor in slugs(path.read_text())
+
+
+def command_lines():
+    for page, text in PAGES.items():
+        for block in re.findall(r"```sh\n(.*?)```", text, re.DOTALL):
+            for line in block.splitlines():
+                words = shlex.split(line, comments=True)
+                if words and words[0] == "twinsep":
+                    yield page, words[1:]
+
+
+def parse(words):
+    """Parse a command line as ``twinsep`` would, without running it; raises what Typer raises for a wrong one."""
+    name, *arguments = words
+    commands = typer.main.get_command(app).commands
+    if name not in commands:
+        raise LookupError(f"No such command {name!r}")
+    return commands[name].make_context(name, arguments)
+
+
+@pytest.mark.parametrize(("page", "words"), [*command_lines()])
+def test_every_command_line_is_accepted(page, words):  # noqa: ARG001  the page names the test
+    parse(words)
+
+
+@pytest.mark.parametrize(
+    ("line", "fault"),
+    {
+        "separat song.mp3": "No such command",
+        "separate song.mp3 --flak": "No such option",
+        "train --preset tiny": "Missing parameter",
+        "bench --out": "requires an argument",
+    }.items(),
+)
+def test_a_wrong_command_line_is_noticed(line, fault):
+    with pytest.raises(Exception, match=fault):
+        parse(line.split())
+
+
+@pytest.mark.parametrize(
+    "code", [code for page in RUN for code in re.findall(r"```python\n(.*?)```", PAGES[page], re.DOTALL)]
+)
+def test_python_code_runs(code, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    exec(code, {})
+
+
+def test_the_two_commands_stand_in_the_readme_in_order():
+    first, second = "pip install -r requirements.lock -e . && dvc repro base", "\npytest "
+    assert 0 <= README.index(first) < README.index(second)
+
+
+def test_root_holds_nothing_that_is_not_in_the_layout():
+    files = git("ls-files").splitlines()
+    allowed = {
+        "README.md", "pyproject.toml", "dvc.yaml", "dvc.lock", "LICENSE", "CITATION.cff", "CHANGELOG.md",
+        "requirements.lock", "paper", "torch_impl", "jax_impl", "ablations", "results", "notebooks", "tests", "twinsep",
+    }  # fmt: skip
+    assert {f.split("/")[0] for f in files if not f.startswith(".")} <= allowed
+
+
+# ---------------------------------------------------------------------------- code
 
 
 @pytest.mark.parametrize("symbol", GLOSSARY)
-def test_readme_has_the_glossary(symbol):
+def test_the_definition_has_the_glossary(symbol):
     axis, meaning = GLOSSARY[symbol]
-    assert f"| {symbol} | {f'`{axis}`' if axis else ''} | {meaning} |".replace("|  |", "| |") in README
+    assert f"| {symbol} | {f'`{axis}`' if axis else ''} | {meaning} |".replace("|  |", "| |") in MODEL
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_the_definition_has_the_sizes_of_every_preset(name):
+    m = PRESETS[name].model
+    layers = f"{m.n_enc} / {m.n_bottleneck} / {m.n_dec}"
+    row = (f"`{name}`", m.d_model, m.n_heads, layers, m.mixer.d_state, m.hop, f"`{m.bands}`", f"`{m.memory_alignment}`")
+    assert f"| {' | '.join(map(str, row))} |" in MODEL
 
 
 def test_readme_has_the_tolerances_of_the_twins():
@@ -28,8 +170,9 @@ def test_readme_has_the_tolerances_of_the_twins():
         "gradients": "gradients of all",
         "steps": "weights after ten",
     }
+    section = README[README.index("## PyTorch and JAX") : README.index("## Limits")]
     for key, bars in TOLERANCE.items():
-        (line,) = (line for line in README.splitlines() if line.startswith(f"| {names[key]}"))
+        (line,) = (line for line in section.splitlines() if line.startswith(f"| {names[key]}"))
         assert [float(cell) for cell in line.split("|")[2:4]] == [bars["float64"], bars["float32"]]
     assert f"| {SONG_SNR_DB:.0f} dB below it |" in README
 
@@ -43,6 +186,13 @@ def test_readme_has_every_preset_with_its_parameters(name):
     with torch.device("meta"):
         count = BandSplitUNet(PRESETS[name]).parameter_count
     assert re.search(rf"\| `{name}` \| {count:,} \|", README)
+
+
+def test_readme_has_the_steps_of_every_profile():
+    for name, profile in settings.params()["profiles"].items():
+        steps = [profile[part]["steps"] for part in ("training", "rows")]
+        cells = " | ".join(f"{n:,}" for n in steps)
+        assert re.search(rf"\| `{name}`( \(default\))? \| `{profile['preset']}` \| {cells} \|", README)
 
 
 def test_every_row_is_explained():
@@ -60,24 +210,133 @@ def test_every_run_has_a_valid_configuration_in_every_profile(monkeypatch):
         assert len(hashes) == len(settings.runs())
 
 
-def test_root_holds_nothing_that_is_not_in_the_layout():
-    import subprocess
-
-    files = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
-    allowed = {
-        "README.md", "pyproject.toml", "dvc.yaml", "dvc.lock", "LICENSE", "CITATION.cff", "CHANGELOG.md",
-        "requirements.lock", "paper", "torch_impl", "jax_impl", "ablations", "results", "notebooks", "tests", "twinsep",
-    }  # fmt: skip
-    assert {f.split("/")[0] for f in files if not f.startswith(".")} <= allowed
-
-
-@pytest.mark.parametrize("code", re.findall(r"```python\n(.*?)```", README, re.DOTALL))
-def test_python_code_of_the_readme_runs(code, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    exec(code, {})
-
-
 def test_citation_and_package_agree():
     from importlib.metadata import version
 
-    assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == version("twinsep")
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["version"] == version("twinsep")
+    assert f"title   = {{{citation['title']}}}" in README
+    assert f"version = {{{citation['version']}}}" in README
+
+
+# ---------------------------------------------------------------------------- figure
+
+
+def drawn(name, tmp_path, monkeypatch):
+    """The figure as SVG, and the texts in it."""
+    import matplotlib.pyplot as plt
+
+    monkeypatch.setattr(architecture, "OUT", tmp_path / "architecture.svg")
+    monkeypatch.setattr(architecture, "preset", lambda _: preset(name))
+    monkeypatch.chdir(ROOT)
+    architecture.main()
+    with plt.style.context(architecture.STYLE):
+        figure = architecture.draw(preset(name).model)
+    texts = [text.get_text() for text in figure.axes[0].texts]
+    plt.close("all")
+    return architecture.OUT.read_bytes(), texts
+
+
+def test_the_architecture_figure_has_the_numbers_of_the_configuration(tmp_path, monkeypatch):
+    first, texts = drawn("paper", tmp_path, monkeypatch)
+    again, _ = drawn("paper", tmp_path, monkeypatch)
+    assert first == again
+    assert {"(72, T/8, 256)", "3 × (DualPath, GlobalAttention)", "4 × DecoderBlock", "2048, hop 256"} <= set(texts)
+    other, texts = drawn("tiny", tmp_path, monkeypatch)
+    assert other != first
+    assert {"(72, T/8, 16)", "1 × DecoderBlock", "2048, hop 512"} <= set(texts)
+
+
+def test_texts_of_the_architecture_figure_neither_overlap_nor_leave_the_canvas():
+    import matplotlib.pyplot as plt
+
+    with plt.style.context(ROOT / architecture.STYLE):
+        figure = architecture.draw(preset("paper").model)
+        figure.canvas.draw()
+        boxes = [text.get_window_extent() for text in figure.axes[0].texts]
+        canvas = figure.bbox
+        plt.close("all")
+    assert all(canvas.x0 <= b.x0 and b.x1 <= canvas.x1 and canvas.y0 <= b.y0 and b.y1 <= canvas.y1 for b in boxes)
+    pairs = ((a, b) for i, a in enumerate(boxes) for b in boxes[:i])
+    # Lines of one box touch; a quarter of a line is not an overlap that anybody sees.
+    assert not [(a, b) for a, b in pairs if a.overlaps(b) and min(a.y1, b.y1) - max(a.y0, b.y0) > 0.25 * a.height]
+
+
+# ---------------------------------------------------------------------------- results
+
+
+def test_readme_has_the_base_table():
+    lines = [line for line in committed("results/tables/base.md").splitlines() if line.startswith("|")]
+    head, _, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in lines)
+    shown = [head.index(name) for name in ("system", "uSDR mean", "cSDR median", "leakage mean", "real uSDR")]
+    for cells in (head, *rows):
+        assert f"| {' | '.join(cells[i] for i in shown)} |" in README
+
+
+def test_readme_says_how_the_committed_runs_were_trained():
+    runs = (record(f"results/runs/{run}/run.json") for run in ("torch-base-0", "torch-default-0"))
+    long, short = (run["configuration"]["training"] for run in runs)
+    assert f"({long['steps']:,} steps of {long['segment_seconds']} s)" in README
+    assert f"({short['steps']:,} steps)" in README
+
+
+def test_readme_says_how_the_rows_came_out():
+    base = table("base")["uSDR mean"]
+    floor = base["fixed gain per band"]
+    assert base["base (torch)"] > floor
+    for axis in settings.table()["axes"]:
+        rows = table(axis)
+        assert (rows["uSDR mean"][rows["seeds"].notna()] < floor).all()
+    assert "every row ends below the floor of one fixed gain per band" in joined(README)
+
+
+def test_the_second_processor_is_reported():
+    found = record("results/second_processor.json")["summary"]["test"]["instrumental"]["usdr"]
+    floor = table("base").loc["fixed gain per band"]
+    text = joined(TRAINING)
+    assert f"a mean uSDR of {found['mean']:.2f} dB, below the floor" in text
+    assert f"({floor['uSDR mean']:.2f} dB), and a median of {found['median']:.2f} dB, above that floor" in text
+    assert f"({floor['uSDR median']:.2f} dB)" in text
+    assert found["mean"] < floor["uSDR mean"]
+    assert found["median"] > floor["uSDR median"]
+    assert f"reached a mean uSDR of {found['mean']:.2f} dB, below the floor" in README
+    assert f"changed that mean from 6.83 to {found['mean']:.2f} dB" in README
+
+
+def test_the_memory_of_long_songs_is_reported():
+    songs = record("results/bench/length.json")["songs"]
+    peaks = {song["seconds"]: song["peak_mib"] for song in songs if song["framework"] == "torch"}
+    assert f"an hour takes {peaks[3600]:.0f} MiB, two minutes {peaks[120]:.0f}" in joined(SEPARATION)
+
+
+def test_the_cost_of_the_presets_for_gpus_is_reported():
+    presets = record("results/cost.json")["presets"]
+    for name, counted in presets.items():
+        assert f"| `{name}` | {counted['parameters']:,} |" in README
+    flop, kept = (
+        [presets[name][key] for name in ("small", "paper")]
+        for key in ("flop_per_audio_second", "kept_mib_per_audio_second")
+    )
+    text = joined(COSTS)
+    assert f"{flop[0] / 1e9:.0f} GFLOP a second of audio in `small` and {flop[1] / 1e9:.0f} in `paper`" in text
+    assert f"{kept[0] / 1024:.1f} and {kept[1] / 1024:.1f} GiB a second of audio in float32" in text
+
+
+def test_the_time_of_a_second_of_audio_is_reported():
+    found = record("results/bench/separate.json")
+    assert "Xeon" in found["device"]
+    rows = dict(re.findall(r"^\| (\S.*?) \| (\d+\.\d\d M \| .*?) \|$", COSTS, re.MULTILINE))
+    for s in found["systems"]:
+        name = f"`{s['system']}`" if s["system"] in found["counted"] else s["system"]
+        weights, torch, jax = (cell.strip() for cell in rows[name].split("|"))
+        assert weights == f"{s['parameters'] / 1e6:.2f} M"
+        cell = jax if s["framework"] == "jax" else torch
+        number = f"{s['seconds_per_audio_second']:.3g}"
+        if name in found["counted"] or not s["keeps_freed_memory"] or s["framework"] == "jax":
+            assert cell.split()[0] == number
+        else:
+            assert cell.startswith(f"{number} s") or cell.endswith(f"({number})")
+    others = {
+        s["keeps_freed_memory"]: s["seconds_per_audio_second"] for s in found["systems"] if s["system"] == "bs-roformer"
+    }
+    assert others[True] < others[False] / 2

@@ -1,4 +1,4 @@
-"""Models from files, folders and names, and back; and what the real ones answer."""
+"""Loading models from files, folders, presets and the hub, and saving them as folders."""
 
 import json
 import os
@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import twinsep
-from twinsep import checkpoints
+from twinsep import Chunking, checkpoints
 from twinsep.checkpoints import Checkpoint
 from twinsep.checkpoints import hub as hub_form
 from twinsep.errors import InputError
@@ -28,13 +28,13 @@ def noise(channels, samples, seed=0):
 
 @pytest.fixture
 def micro(micro):
-    """Without what takes XLA long to compile."""
+    """A configuration that XLA compiles quickly."""
     return micro.override({"model": {"mixer": {"kind": "conv"}, "memory_tokens": [0, 0, 0, 0]}})
 
 
 @pytest.fixture
 def weights(micro):
-    """Of the model, and other ones of its average."""
+    """Weights of a model, and different ones for its average."""
     import torch
 
     from torch_impl.layers import initialise, named_parameters
@@ -65,9 +65,9 @@ def folder(micro, weights, tmp_path):
 
 
 @pytest.mark.parametrize("framework", FRAMEWORKS)
-def test_a_model_is_the_same_after_it_was_saved(framework, file, weights, micro, tmp_path):
-    separator = twinsep.load(file, framework, segment=0.5)
-    assert separator.chunking.segment == RATE // 2
+def test_a_saved_model_is_loaded_unchanged(framework, file, weights, micro, tmp_path):
+    separator = twinsep.load(file, framework, chunking=Chunking(segment=0.5))
+    assert separator.grid.segment == RATE // 2
     x = noise(2, RATE // 3)
     before = separator(x, RATE)
     separator.save_pretrained(tmp_path / "saved")
@@ -77,7 +77,7 @@ def test_a_model_is_the_same_after_it_was_saved(framework, file, weights, micro,
     average = {name.replace("ema/", "model/"): w for name, w in weights.items() if name.startswith("ema/")}
     assert saved.tensors.keys() == average.keys()
     assert all(saved.tensors[name].tobytes() == w.tobytes() for name, w in average.items())
-    again = twinsep.Separator.from_pretrained(tmp_path / "saved", framework, segment=0.5)
+    again = twinsep.Separator.from_pretrained(tmp_path / "saved", framework, chunking=Chunking(segment=0.5))
     again.save_pretrained(tmp_path / "again")
     for path in (tmp_path / "saved").iterdir():
         assert (tmp_path / "again" / path.name).read_bytes() == path.read_bytes().replace(b"saved", b"again")
@@ -86,7 +86,7 @@ def test_a_model_is_the_same_after_it_was_saved(framework, file, weights, micro,
 
 
 @pytest.mark.parametrize(("framework", "mid_side"), [("torch", False), ("torch", True), ("jax", True)])
-def test_auxiliary_outputs_are_what_the_answer_is_made_of(framework, mid_side, micro):
+def test_auxiliary_outputs_reproduce_the_output(framework, mid_side, micro):
     layers = twin(framework, "layers")
     config = micro.override({"model": {"mid_side": mid_side, "targets": ["vocals", "drums"], "residual": True}})
     model = twin(framework, "unet").BandSplitUNet(config)
@@ -104,7 +104,7 @@ def test_auxiliary_outputs_are_what_the_answer_is_made_of(framework, mid_side, m
 
 
 def called(framework, model, x):
-    """The answer with auxiliary outputs, the one without, and these outputs, in NumPy."""
+    """Return the output with auxiliary outputs, the output without them, and the auxiliary outputs, in NumPy."""
     if framework == "torch":
         import torch
 
@@ -121,9 +121,9 @@ def called(framework, model, x):
     return np.asarray(y), np.asarray(plain), {name: np.asarray(value) for name, value in auxiliary.items()}
 
 
-def test_a_preset_starts_from_seed_0(tmp_path):
+def test_a_preset_is_initialised_from_seed_0(tmp_path):
     separator = twinsep.load("tiny")
-    assert separator.chunking.segment == separator.config.segment_samples
+    assert separator.grid.segment == separator.config.segment_samples
     separator.save_pretrained(tmp_path / "tiny")
     saved = hub_form.read(tmp_path / "tiny")
     from torch_impl import load
@@ -133,7 +133,7 @@ def test_a_preset_starts_from_seed_0(tmp_path):
     assert "Not trained" in (tmp_path / "tiny" / "README.md").read_text()
 
 
-def test_importing_is_light():
+def test_importing_twinsep_loads_no_large_package():
     code = (
         "import sys, twinsep\n"
         "assert not {'numpy', 'pydantic', 'torch', 'jax'} & set(sys.modules)\n"
@@ -145,16 +145,16 @@ def test_importing_is_light():
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
-def test_options_are_checked(file):
+def test_bad_options_are_refused(file):
     with pytest.raises(InputError, match="overlap 1"):
-        twinsep.load(file, overlap=1.0)
-    with pytest.raises(InputError, match=r"segment of -1 seconds"):
-        twinsep.load(file, segment=-1.0)
+        twinsep.load(file, chunking=Chunking(overlap=1.0))
+    with pytest.raises(InputError, match=r"segment of -1 s is out of range"):
+        twinsep.load(file, chunking=Chunking(segment=-1.0))
     with pytest.raises(InputError, match="unknown framework 'numpy'"):
         twinsep.load(file, "numpy")
     with pytest.raises(InputError, match="device 'abacus'"):
         twinsep.load(file, device="abacus")
-    with pytest.raises(InputError, match="does not exist; give"):
+    with pytest.raises(InputError, match="huge does not exist; choose"):
         twinsep.load("huge")
 
 
@@ -192,33 +192,33 @@ def first_as(dtype):
     [
         (
             lambda f: (f / "config.json").unlink(),
-            "saved: holds no config.json; give a folder that save_pretrained wrote",
+            "saved holds no config.json; choose a folder that save_pretrained wrote",
         ),
-        (lambda f: (f / "model.safetensors").unlink(), "saved: holds no model.safetensors"),
+        (lambda f: (f / "model.safetensors").unlink(), "model.safetensors: cannot be read as safetensors"),
         (lambda f: cut(f, "config.json"), "config.json: not JSON"),
         (lambda f: (f / "config.json").write_bytes(b"\xff\xfe{"), "config.json: not JSON"),
         (lambda f: (f / "config.json").write_text("[" * 100_000), "config.json: not JSON"),
-        (lambda f: (f / "config.json").write_text("[]"), "config.json: not a configuration"),
-        (lambda f: edited(f, model_type="bert"), "of the model type 'bert', not 'twinsep'"),
+        (lambda f: (f / "config.json").write_text("[]"), "config.json: not the configuration of a twinsep model"),
+        (lambda f: edited(f, model_type="bert"), "config.json: not the configuration of a twinsep model"),
         (lambda f: edited(f, model={}), "config.json: configuration: model"),
         (lambda f: edited(f, training={"speed": 1}), r"config.json: configuration: training\.speed"),
         (lambda f: edited(f, step="many"), "step or provenance is damaged"),
         (lambda f: edited(f, provenance=[1]), "step or provenance is damaged"),
-        (lambda f: cut(f, "model.safetensors"), "model.safetensors: not a whole safetensors file"),
-        (lambda f: (f / "model.safetensors").write_bytes(b""), "model.safetensors: not a whole safetensors file"),
+        (lambda f: cut(f, "model.safetensors"), "model.safetensors: cannot be read as safetensors"),
+        (lambda f: (f / "model.safetensors").write_bytes(b""), "model.safetensors: cannot be read as safetensors"),
         (lambda f: other_weights(f, lambda w: w.pop("mask_head.bias2")), "saved: no weight 'mask_head.bias2'"),
         (lambda f: other_weights(f, lambda w: w.update(more=np.zeros(1, np.float32))), "saved: weight 'more' has no"),
         (lambda f: other_weights(f, first_as(np.float16)), "is of type F16, not F32"),
     ],
 )
-def test_a_folder_that_is_no_model_is_refused(damage, message, folder):
+def test_a_damaged_or_foreign_folder_is_refused(damage, message, folder):
     damage(folder)
     with pytest.raises(InputError, match=message) as refused:
         twinsep.load(folder)
     assert "\n" not in str(refused.value)
 
 
-def test_a_model_takes_the_place_of_a_former_one_and_of_nothing_else(folder, micro, weights, tmp_path):
+def test_saving_replaces_a_saved_model_and_nothing_else(folder, micro, weights, tmp_path):
     made = Checkpoint(micro, {name: 2 * w for name, w in weights.items()}, 8)
     (folder / "README.md").write_text("mine")
     hub_form.write(folder, made)
@@ -230,15 +230,15 @@ def test_a_model_takes_the_place_of_a_former_one_and_of_nothing_else(folder, mic
     hub_form.write(tmp_path / "link", made)
     assert (tmp_path / "link").is_symlink()
     (folder / "notes.txt").write_text("mine")
-    with pytest.raises(InputError, match="saved holds other files than a saved model's"):
+    with pytest.raises(InputError, match="saved holds other files; choose a new or empty folder"):
         hub_form.write(folder, made)
     (tmp_path / "foreign").mkdir()
     for name in ("config.json", "model.safetensors"):
         (tmp_path / "foreign" / name).write_text('{"model_type": "bert"}')
-    with pytest.raises(InputError, match="foreign holds other files"):
+    with pytest.raises(InputError, match=r"foreign/config\.json: not the configuration of a twinsep model"):
         hub_form.write(tmp_path / "foreign", made)
     (tmp_path / "file").touch()
-    with pytest.raises(InputError, match="file is a file; give the name of a folder"):
+    with pytest.raises(InputError, match="file is a file where a folder is needed"):
         hub_form.write(tmp_path / "file", made)
     with pytest.raises(InputError, match="file is a file where a folder is needed"):
         hub_form.write(tmp_path / "file" / "model", made)
@@ -248,13 +248,13 @@ def test_a_model_takes_the_place_of_a_former_one_and_of_nothing_else(folder, mic
 
 @pytest.mark.parametrize("failing", ["fsync", "rename"])
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
-def test_a_failure_leaves_what_was_there(failing, error, folder, micro, weights, tmp_path, monkeypatch):
+def test_a_failed_save_leaves_the_folder_unchanged(failing, error, folder, micro, weights, tmp_path, monkeypatch):
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     rename, calls = os.rename, []
 
     def fail(*arguments):
         calls.append(arguments)
-        if failing == "rename" and len(calls) != 2:  # the first moves the old away, the third would bring it back
+        if failing == "rename" and len(calls) != 2:  # the first moves the old folder away, the third restores it
             return rename(*arguments)
         raise error
 
@@ -266,13 +266,13 @@ def test_a_failure_leaves_what_was_there(failing, error, folder, micro, weights,
     assert [path.name for path in tmp_path.iterdir()] == ["saved"]
 
 
-def test_the_average_is_what_is_written(folder, weights):
+def test_the_averaged_weights_are_saved(folder, weights):
     saved = hub_form.read(folder).tensors
     assert saved
     assert all(np.array_equal(w, weights[name.replace("model/", "ema/")]) for name, w in saved.items())
 
 
-def test_the_card_says_what_the_model_is(folder, micro, weights):
+def test_the_model_card_describes_the_model(folder, micro, weights):
     card = (folder / "README.md").read_text()
     assert card.startswith("---\nlicense: mit\nlibrary_name: twinsep\n")
     assert "# saved\n" in card
@@ -284,7 +284,7 @@ def test_the_card_says_what_the_model_is(folder, micro, weights):
     assert "Converted from `r.pt`, SHA-256 `ab`." in card
 
 
-def test_a_record_of_another_run_tells_nothing(file):
+def test_a_record_of_another_run_is_ignored(file):
     for text in ('{"hash": "other", "command": "x"}', "[]", "{", ""):
         (file.parent / "run.json").write_text(text)
         assert hub_form.origin(file, checkpoints.read(file)) == {}
@@ -295,13 +295,13 @@ def test_a_record_of_another_run_tells_nothing(file):
 
 @pytest.fixture
 def hub(monkeypatch):
-    """A stand-in for huggingface_hub, whose answer is set by a test."""
+    """Stand-in for huggingface_hub; a test sets its ``snapshot_download``."""
     module = types.ModuleType("huggingface_hub")
     monkeypatch.setitem(sys.modules, "huggingface_hub", module)
     return module
 
 
-def test_a_repository_is_fetched(hub, folder):
+def test_a_repository_is_downloaded(hub, folder):
     asked = []
 
     def snapshot_download(name, *, allow_patterns):
@@ -309,29 +309,31 @@ def test_a_repository_is_fetched(hub, folder):
         return str(folder)
 
     hub.snapshot_download = snapshot_download
-    separator = twinsep.Separator.from_pretrained("someone/karaoke", segment=0.25)
+    separator = twinsep.Separator.from_pretrained("someone/karaoke", chunking=Chunking(segment=0.25))
     assert asked == [("someone/karaoke", ["config.json", "model.safetensors"])]
-    assert separator.chunking.segment == RATE // 4
-    assert hub_form.fetched(folder) == folder  # a folder is not asked for
+    assert separator.grid.segment == RATE // 4
+    assert hub_form.fetch(folder) == folder  # a local folder needs no download
     assert len(asked) == 1
 
 
-def test_a_repository_that_cannot_be_fetched_is_one_sentence(hub, tmp_path, monkeypatch):
+def test_a_failed_download_is_reported_in_one_sentence(hub, tmp_path, monkeypatch):
     def snapshot_download(*_, **__):
         raise ConnectionError("no route\nto the hub")
 
     hub.snapshot_download = snapshot_download
-    with pytest.raises(InputError, match=r"^a/b is no folder here, and the hub did not give it \(no route\); check"):
+    with pytest.raises(
+        InputError, match=r"^a/b is no folder, and its download failed \(no route\); check name and network"
+    ):
         twinsep.Separator.from_pretrained("a/b")
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="is a file, not a folder"):
-        hub_form.fetched(tmp_path / "file")
+        hub_form.fetch(tmp_path / "file")
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(InputError, match=r"a/b is no folder here; give one, or .*pip install huggingface_hub"):
-        hub_form.fetched("a/b")
+    with pytest.raises(InputError, match="a/b is no folder; to load it from the hub: pip install huggingface_hub"):
+        hub_form.fetch("a/b")
 
 
-def test_jax_keeps_what_it_compiles_and_uses_whole_vectors(monkeypatch, tmp_path):
+def test_jax_caches_compiled_programs_and_uses_full_vectors(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "not there yet"))
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
     monkeypatch.setenv("XLA_FLAGS", "--mine")
@@ -339,7 +341,7 @@ def test_jax_keeps_what_it_compiles_and_uses_whole_vectors(monkeypatch, tmp_path
     twin("jax")
     assert os.environ["XLA_FLAGS"] == "--mine --xla_cpu_prefer_vector_width=512"
     kept = Path(os.environ["JAX_COMPILATION_CACHE_DIR"])
-    assert kept.parent == tmp_path / "not there yet/twinsep/xla"  # one folder for each kind of processor
+    assert kept.parent == tmp_path / "not there yet/twinsep/xla"  # one folder per processor model
     monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_prefer_vector_width=256")
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "mine")
     twin("jax")
@@ -347,7 +349,7 @@ def test_jax_keeps_what_it_compiles_and_uses_whole_vectors(monkeypatch, tmp_path
     assert os.environ["JAX_COMPILATION_CACHE_DIR"] == "mine"
 
 
-def test_without_a_home_nothing_is_kept(monkeypatch):
+def test_without_a_home_folder_jax_caches_nothing(monkeypatch):
     def none():
         raise RuntimeError("could not determine the home folder")
 

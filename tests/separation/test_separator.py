@@ -1,4 +1,4 @@
-"""Whole songs around models of a few lines: what comes out adds up, and what the model does not see is kept."""
+"""Separators of whole songs around models of a few lines: stems add up, and unseen bands are kept."""
 
 import weakref
 
@@ -7,7 +7,7 @@ import pytest
 
 from twinsep.config import preset
 from twinsep.errors import InputError
-from twinsep.separation.overlap_add import Chunking
+from twinsep.separation.overlap_add import ChunkGrid
 from twinsep.separation.separator import Separator, complement
 
 RATES = [8000, 11_025, 22_050, 44_100, 48_000, 96_000, 192_000]
@@ -15,7 +15,7 @@ RATES = [8000, 11_025, 22_050, 44_100, 48_000, 96_000, 192_000]
 
 def separator(model, *, targets=("instrumental",), residual=False, segment=20_000, overlap=0.25, **options):
     config = preset("tiny").override({"model": {"targets": list(targets), "residual": residual}})
-    return Separator(model, config, Chunking(segment, overlap), **options)
+    return Separator(model, config, ChunkGrid(segment, overlap), **options)
 
 
 def identity(x):
@@ -27,7 +27,7 @@ def noise(channels, samples, seed=0, dtype=np.float32):
 
 
 def filters(stems, seed=0):
-    """A model that is linear and knows its channels: a random FIR filter and gain for each stem."""
+    """A linear model: a random FIR filter and gain per stem and channel."""
     rng = np.random.default_rng(seed)
     kernels, gains = rng.standard_normal((stems, 9)), rng.standard_normal((stems, 2, 1))
 
@@ -60,7 +60,7 @@ def whole(pieces):
         (("drums", "bass", "other", "vocals"), True, ("drums", "bass", "other", "vocals", "residual")),
     ],
 )
-def test_stems_of_a_model_are_those_asked_of_it_and_what_they_leave(targets, residual, stems):
+def test_stems_are_the_targets_and_their_complement(targets, residual, stems):
     # Each target is the song times its number; a model with a residual stem gives that itself.
     numbers = list(range(2, 2 + len(targets)))
     gains = np.float32(numbers + [1 - sum(numbers)] * residual)
@@ -82,7 +82,7 @@ def test_names_and_complements():
     assert band.names("vocals") == ("vocals", "instrumental")
     assert band.names("instrumental") == ("instrumental", "vocals")
     assert band.names("drums") == ("drums", "no_drums")
-    with pytest.raises(InputError, match="no stem 'drums'; it gives vocals, instrumental"):
+    with pytest.raises(InputError, match="no stem 'drums': choose from vocals, instrumental"):
         karaoke.names("drums")
     x = noise(2, 10)
     stems = {"drums": 0.25 * x, "vocals": 0.5 * x}
@@ -93,7 +93,7 @@ def test_names_and_complements():
 
 @pytest.mark.parametrize("rate", RATES)
 @pytest.mark.parametrize("channels", [1, 2, 4, 5])
-def test_a_model_that_removes_nothing_gives_the_song(rate, channels):
+def test_a_model_that_removes_nothing_returns_the_song(rate, channels):
     x = noise(channels, rate // 5 + 7)
     song, stems = whole(separator(identity).stream(np.split(x, [1, 1000], 1), x.shape[1], rate))
     np.testing.assert_array_equal(song, x)
@@ -111,7 +111,7 @@ def test_stems_add_up_to_the_song(rate, targets):
     assert np.abs(sum(y.values()) - x).max() <= 1e-6
 
 
-def test_channels_keep_their_places():
+def test_channels_keep_their_order():
     # What becomes of a pair does not depend on the channels beside it, and a single channel is a pair of equal ones.
     x, found = noise(5, 3000), separator(filters(2), targets=("drums", "bass"))
 
@@ -123,14 +123,14 @@ def test_channels_keep_their_places():
     np.testing.assert_allclose(bass(4), bass(4, 4).mean(0, keepdims=True), rtol=1e-5, atol=1e-6)
 
 
-def test_blocks_of_any_length_give_the_same():
+def test_block_lengths_change_nothing():
     x, found = noise(2, 9000), separator(filters(1), segment=2000)
     at_once = found(x, 48_000)["vocals"]
     pieces = np.split(x, [1, 2, 700, 701, 5000, 8999], 1)
     np.testing.assert_allclose(whole(found.stream(pieces, 9000, 48_000))[1]["vocals"], at_once, atol=1e-6)
 
 
-def test_what_the_model_does_not_see_is_kept():
+def test_sound_above_the_models_nyquist_frequency_is_kept():
     t = np.arange(96_000) / 96_000
     high = 0.5 * np.sin(2 * np.pi * 30_000 * t)
     x = np.stack([high, high]).astype(np.float32)
@@ -143,7 +143,7 @@ def test_what_the_model_does_not_see_is_kept():
     )
 
 
-def test_augmented_averages_over_the_mirror_images():
+def test_augmented_averages_over_swaps_and_inversions():
     calls = []
 
     def uneven(x):  # louder on the left, and squared
@@ -163,18 +163,18 @@ def test_augmented_averages_over_the_mirror_images():
 
 
 def test_estimates_that_are_not_finite_are_refused():
-    with pytest.raises(InputError, match="not numbers; use another checkpoint"):
+    with pytest.raises(InputError, match="not finite: use another checkpoint"):
         separator(lambda x: np.full_like(identity(x), np.nan))(noise(2, 100), 44_100)
 
 
 @pytest.mark.parametrize("rate", RATES)
-def test_one_sample(rate):
+def test_a_song_of_one_sample(rate):
     y = separator(identity)(np.full((1, 1), 0.5, np.float32), rate)
     assert y["instrumental"].shape == (1, 1)
     assert y["instrumental"][0, 0] == pytest.approx(0.5, abs=1e-6)
 
 
-def test_progress_is_told():
+def test_progress_is_reported():
     told = []
     separator(identity, segment=400)(noise(2, 3000), 44_100, progress=lambda *p: told.append(p))
     assert told[-1] == (len(told), len(told))
@@ -197,7 +197,7 @@ def arrays():
 
 
 @pytest.mark.parametrize("waveform", list(arrays()), ids=lambda w: f"{type(w).__module__.split('.')[0]}-{w.dtype}")
-def test_arrays_come_back_as_they_came(waveform):
+def test_outputs_have_the_library_device_and_dtype_of_the_input(waveform):
     y = separator(filters(1), segment=1000)(waveform, 44_100)
     exact = separator(filters(1), segment=1000)(noise(2, 3000), 44_100)
     for stem, found in y.items():
@@ -207,7 +207,7 @@ def test_arrays_come_back_as_they_came(waveform):
         assert error <= 2.0**-bits * 8 * np.abs(exact[stem]).max()
 
 
-def test_no_gradient_goes_through():
+def test_no_gradient_passes():
     import torch
 
     y = separator(identity)(torch.zeros(1, 100, requires_grad=True), 44_100)["vocals"]
@@ -223,8 +223,8 @@ def test_no_gradient_goes_through():
         (np.zeros((0, 100), np.float32), 44_100, r"shape \(0, 100\)"),
         (np.zeros((2, 0), np.float32), 44_100, r"shape \(2, 0\)"),
         (np.zeros((1, 2, 100), np.float32), 44_100, r"shape \(1, 2, 100\)"),
-        (np.zeros((2, 100), np.int16), 44_100, "a waveform of int16"),
-        (np.zeros((2, 100), complex), 44_100, "a waveform of complex128"),
+        (np.zeros((2, 100), np.int16), 44_100, "a waveform of dtype int16"),
+        (np.zeros((2, 100), complex), 44_100, "a waveform of dtype complex128"),
         (np.full((2, 100), np.nan), 44_100, "NaN or infinite"),
         (np.full((2, 100), np.inf, np.float32), 44_100, "NaN or infinite"),
         (np.full((2, 100), 1e300), 44_100, "NaN or infinite"),
@@ -235,20 +235,20 @@ def test_no_gradient_goes_through():
         (np.zeros((2, 100), np.float32), float("nan"), "a sample rate of nan Hz"),
     ],
 )
-def test_what_is_no_waveform_is_refused(waveform, rate, message):
+def test_bad_waveforms_are_refused(waveform, rate, message):
     with pytest.raises(InputError, match=message):
         separator(identity)(waveform, rate)
 
 
-def test_a_function_has_no_weights_to_save(tmp_path):
+def test_a_separator_of_a_function_cannot_be_saved(tmp_path):
     with pytest.raises(InputError, match="no weights to save"):
         separator(identity).save_pretrained(tmp_path / "model")
     assert not any(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("rate", [8000, 44_100, 96_000])
-def test_blocks_are_let_go_once_they_are_read(rate):
-    """However long they last: at a low rate a block is many seconds."""
+def test_blocks_are_released_once_read(rate):
+    """Even at a low rate, where a block lasts many seconds."""
     alive = []
 
     def blocks():

@@ -14,7 +14,7 @@ from torch_impl.train import Trainer as TorchTrainer
 from twinsep import checkpoints
 from twinsep.data.loader import TrainingBatches
 from twinsep.errors import InputError
-from twinsep.separation.overlap_add import Chunking, apply_model
+from twinsep.separation.overlap_add import ChunkGrid, apply_model
 from twinsep.training.loop import RunOptions, train
 from twinsep.training.run_dir import LAST
 
@@ -78,7 +78,7 @@ def test_the_model_is_compiled_once_for_a_song(micro, monkeypatch):
     monkeypatch.setattr(BandSplitUNet, "__call__", lambda self, x: (traced.append(x.shape), call(self, x))[1])
     trainer = JaxTrainer(micro)
     song = (0.1 * np.random.default_rng(0).standard_normal((2, 47_111))).astype(np.float32)
-    assert apply_model(trainer.estimate, song, Chunking(15_000)).shape == (1, 2, 47_111)
+    assert apply_model(trainer.estimate, song, ChunkGrid(15_000)).shape == (1, 2, 47_111)
     assert len(traced) == 1
 
 

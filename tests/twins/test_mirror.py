@@ -1,4 +1,4 @@
-"""The twins have the same files, and in these the same classes, methods and parameters in the same order."""
+"""The twins have the same files, with the same classes, methods and parameters in the same order."""
 
 import difflib
 import re
@@ -13,19 +13,13 @@ import jax_impl
 import torch_impl
 
 TWINS = ("torch_impl", "jax_impl")
-#: Where the frameworks may differ: these may hold helpers that the other twin has no need of.
-FRAMEWORK = {"devices.py", "layers.py", "scan.py", "train.py"}
+#: Files in which the frameworks may differ, each with helpers that the other twin does not need.
+FRAMEWORK = {"devices.py", "ops.py", "scan.py", "train.py"}
 EXPECTED = {
     "devices.py": {"on_numpy", "find_device", "describe_machine"},
-    "layers.py": {
-        *("Linear", "RMSNorm", "DepthwiseConvSiLU1d", "HalvingConv1d", "DoublingConv1d", "MultiHeadAttention"),
-        *(
-            "parameter",
-            "named_parameters",
-            "initialise",
-            "constant",
-        ),
-        *("rematerialised", "rms_norm", "batched_linear", "split_complex", "polar", "pad_axis", "attention"),
+    "ops.py": {
+        *("constant", "rematerialised", "full_precision", "softplus", "rms_norm", "silu_gate", "depthwise"),
+        *("depthwise_silu", "batched_linear", "split_complex", "polar", "pad_axis", "attention", "lstm"),
     },
     "scan.py": {"selective_scan", "selective_scan_sequential", "selective_scan_chunked"},
     "train.py": {"Trainer", "load_weights"},
@@ -42,7 +36,7 @@ def test_same_outline(name):
     if name not in FRAMEWORK:
         assert torch == jax
         return
-    # Helpers may differ, and what methods are handed; shared classes and functions may not, nor their order.
+    # Helpers and the arguments of methods may differ; shared classes and functions and their order may not.
     shared = {n for n, _ in torch if not n.startswith("_")} & {n for n, _ in jax}
     assert [n for n, _ in torch if n in shared] == [n for n, _ in jax if n in shared]
     assert EXPECTED[name] <= shared
@@ -50,11 +44,11 @@ def test_same_outline(name):
         if ours and isinstance(ours[0], tuple):
             assert {method for method, _ in ours} <= {method for method, _ in theirs}, n
         else:
-            assert [a for a in ours if a != "device"] == [a for a in theirs if a not in ("device", "frames")], n
+            assert [a for a in ours if a != "device"] == [a for a in theirs if a not in ("device", "method")], n
 
 
 @pytest.mark.parametrize("name", ["torch_impl", "jax_impl"])
-def test_the_outline_would_see_a_method_missing(name, tmp_path, monkeypatch):
+def test_the_outline_shows_a_missing_method(name, tmp_path, monkeypatch):
     source = (ROOT / name / "blocks.py").read_text()
     (tmp_path / "whole").mkdir()
     (tmp_path / "cut").mkdir()
@@ -65,7 +59,7 @@ def test_the_outline_would_see_a_method_missing(name, tmp_path, monkeypatch):
 
 
 def test_share_of_identical_lines(capsys):
-    """Read aloud, not judged, but where it falls below half the twins have drifted."""
+    """Print the share; below half, the twins have drifted apart."""
     same = total = 0
     with capsys.disabled():
         for name in sorted(files("torch_impl") - FRAMEWORK):
@@ -74,6 +68,11 @@ def test_share_of_identical_lines(capsys):
             same, total = same + 2 * matching, total + len(a) + len(b)
         print(f" [{same / total:.0%} of the lines of the twins are identical]", end="")
     assert same / total > 0.5
+
+
+@pytest.mark.parametrize("twin", TWINS)
+def test_ops_import_no_layers(twin):
+    assert "layers import" not in (ROOT / twin / "ops.py").read_text()
 
 
 @pytest.mark.parametrize("preset", ["tiny", "reference"])
@@ -91,7 +90,7 @@ def test_same_parameters(preset):
 
 
 @pytest.mark.parametrize(("twin", "other"), [("torch_impl", ("jax", "jaxlib", "flax")), ("jax_impl", ("torch",))])
-def test_each_works_without_the_others_framework(twin, other):
+def test_each_twin_works_without_the_other_framework(twin, other):
     code = (
         "import sys\n"
         "class Hidden:\n"
@@ -112,7 +111,7 @@ def test_each_works_without_the_others_framework(twin, other):
 
 
 @pytest.mark.parametrize(("framework", "missing"), [("torch", "torch"), ("jax", "flax")])
-def test_a_missing_framework_is_named_with_the_command_that_installs_it(framework, missing):
+def test_the_error_for_a_missing_framework_says_how_to_install_it(framework, missing):
     code = f"import sys; sys.modules[{missing!r}] = None\nfrom twinsep.utils.backend import twin\ntwin({framework!r})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert f"pip install 'twinsep[{framework}]'" in done.stderr

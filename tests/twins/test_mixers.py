@@ -1,4 +1,4 @@
-"""The mixers in PyTorch, each against another's module with the same weights; :mod:`test_parity` holds JAX to them."""
+"""The PyTorch mixers against independent modules with the same weights; :mod:`test_parity` compares JAX with them."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from torch_impl import layers, mixers
+from torch_impl import mixers, ops
 from torch_impl.layers import initialise, named_parameters
 from torch_impl.mixers.mamba2 import CHUNK, dual_scan
 from twinsep.config import preset
@@ -20,18 +20,18 @@ def configuration(d_model=12, **mixer):
 
 
 def mixer(weights, **options):
-    """Ours with the weights of another's module; their names must be the same, to the last."""
+    """Our mixer with the weights of another module, which must have exactly the same names."""
     made = mixers.build(configuration(**options))
     made.load_state_dict(weights)
     return made
 
 
-def test_one_registry():
+def test_both_registries_have_the_same_kinds():
     assert list(mixers.MIXERS) == list(MIXERS)
 
 
 @pytest.mark.parametrize("length", [1, 7, 50])
-def test_mamba_is_mamba_ssms(length):
+def test_mamba_agrees_with_mamba_ssm(length):
     torch.manual_seed(0)
     theirs = need_mamba_ssm().Mamba(d_model=12, d_state=5, use_fast_path=False)
     x = torch.randn(2, length, 12)
@@ -39,7 +39,7 @@ def test_mamba_is_mamba_ssms(length):
 
 
 @pytest.mark.parametrize(("width", "head"), [(12, 8), (12, 64), (64, 64)])
-def test_mamba2_is_mamba_ssms(width, head):
+def test_mamba2_agrees_with_mamba_ssm(width, head):
     torch.manual_seed(0)
     inner = 2 * width
     theirs = need_mamba_ssm().Mamba2Simple(
@@ -50,7 +50,7 @@ def test_mamba2_is_mamba_ssms(width, head):
     torch.testing.assert_close(ours(x), theirs(x), rtol=1e-4, atol=1e-5)
 
 
-def test_lstm_is_torchs():
+def test_lstm_agrees_with_torch():
     torch.manual_seed(0)
     theirs = nn.LSTM(12, 12, batch_first=True)
     x = torch.randn(3, 20, 12)
@@ -58,7 +58,7 @@ def test_lstm_is_torchs():
     torch.testing.assert_close(mixer(weights, kind="lstm")(x), theirs(x)[0])
 
 
-def test_conv_is_torchs():
+def test_conv_agrees_with_torch():
     torch.manual_seed(0)
     depthwise, pointwise = nn.Conv1d(12, 12, 31, padding=15, groups=12), nn.Linear(12, 12)
     both = {"depthwise": depthwise, "pointwise": pointwise}
@@ -68,7 +68,7 @@ def test_conv_is_torchs():
 
 
 def recurrence(u, delta, A, B, C):
-    """The definition of Mamba-2's scan, one frame after another."""
+    """Mamba-2's scan by its definition, frame by frame."""
     h, y = np.zeros((*u.shape[:1], *u.shape[2:], B.shape[-1])), np.empty(u.shape)
     for t in range(u.shape[1]):
         decay = np.exp(delta[:, t] * A)
@@ -81,7 +81,7 @@ def recurrence(u, delta, A, B, C):
 @given(
     st.sampled_from([1, 2, CHUNK - 1, CHUNK, CHUNK + 1, 150, 300]), st.integers(1, 3), st.sampled_from([1e-3, 1, 50])
 )
-def test_dual_scan_is_the_recurrence(length, heads, scale):
+def test_dual_scan_agrees_with_the_recurrence(length, heads, scale):
     rng = np.random.default_rng(length)
     u = rng.standard_normal((2, length, heads, 4))
     delta = scale * rng.uniform(0.01, 1, (2, length, heads))
@@ -92,7 +92,7 @@ def test_dual_scan_is_the_recurrence(length, heads, scale):
         assert np.abs(found - wanted).max() <= bar * np.abs(wanted).max()
 
 
-def test_mamba2_starts_as_the_paper_has_it():
+def test_mamba2_has_the_papers_initial_weights():
     made = mixers.build(configuration(kind="mamba2", head_dim=4))
     initialise(made, 0)
     weights = named_parameters(made)
@@ -112,7 +112,7 @@ def test_causal_mixers_do_not_see_the_future(kind):
     assert not torch.allclose(changed[:, 20:], y[:, 20:])
 
 
-def test_a_mixer_of_one_direction_stands_alone():
+def test_one_direction_has_one_mixer():
     assert (Mamba().passes, Mamba(directions=1).passes, Mamba2(directions=1).passes) == (2, 1, 1)
     one = preset("tiny").override({"model": {"mixer": {"directions": 1}}})
     from torch_impl.unet import BandSplitUNet
@@ -123,13 +123,13 @@ def test_a_mixer_of_one_direction_stands_alone():
     assert not any("backwards" in name for name in names)
 
 
-def test_softplus_keeps_what_comes_out_alone():
+def test_softplus_saves_only_its_output():
     x = torch.linspace(-30, 30, 301, dtype=torch.float64, requires_grad=True)
-    y = layers.softplus(x)
+    y = ops.softplus(x)
     torch.testing.assert_close(y, torch.log1p(torch.exp(x)), rtol=1e-8, atol=1e-12)
     (dx,) = torch.autograd.grad(y.sum(), x)
     torch.testing.assert_close(dx, torch.sigmoid(x), rtol=1e-8, atol=1e-15)
-    kept = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.data_ptr()) or t, lambda t: t):
-        again = layers.softplus(x)
-    assert kept == [again.data_ptr()]
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.data_ptr()) or t, lambda t: t):
+        again = ops.softplus(x)
+    assert saved == [again.data_ptr()]

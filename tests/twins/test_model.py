@@ -1,4 +1,4 @@
-"""The separator: claimed sizes, definitions against plain restatements, shapes, options."""
+"""The network: parameter counts, modules against plain definitions, shapes, options."""
 
 import numpy as np
 import pytest
@@ -14,8 +14,8 @@ from torch_impl.layers import (
     MultiHeadAttention,
     initialise,
     named_parameters,
-    rms_norm,
 )
+from torch_impl.ops import rms_norm
 from torch_impl.unet import BandSplitUNet
 from twinsep import config
 from twinsep.config import preset
@@ -58,7 +58,7 @@ def test_parameter_count(name, parameters):
 
 
 @pytest.mark.parametrize("samples", [1, 2, 1023, 3583, 3584, 3585, 5000, 22_050])
-def test_any_length_comes_back_as_long(samples):
+def test_output_is_as_long_as_the_input(samples):
     y = separator(micro())(noise(2, 2, samples))
     assert y.shape == (2, 1, 2, samples)
     assert y.isfinite().all()
@@ -72,13 +72,13 @@ def test_all_pass_mask_returns_the_input():
     model = separator(micro())
     with torch.no_grad():
         model.mask_head.weight2.zero_()
-        # magnitude logit 40 is sigmoid 1, phase logit 0 is no turn; L_mag, L_phase, R_mag, R_phase per bin
+        # Per bin L_mag, L_phase, R_mag, R_phase: a logit of 40 is magnitude 1, a logit of 0 is phase 0.
         model.mask_head.bias2.copy_(torch.tensor([40.0, 0.0]).repeat(model.mask_head.bias2.numel() // 2))
     x = noise(1, 2, 9001)
     assert (model(x)[:, 0] - x).abs().max() < 1e-6
 
 
-def test_mask_of_one_bin_is_packed_as_defined():
+def test_mask_logits_are_packed_as_documented():
     model = separator(micro())
     head: MaskHead = model.mask_head
     with torch.no_grad():
@@ -93,7 +93,7 @@ def test_mask_of_one_bin_is_packed_as_defined():
     torch.testing.assert_close(mask, expected)
 
 
-def test_band_split_is_one_linear_and_norm_a_band():
+def test_band_split_is_one_linear_and_norm_per_band():
     model = micro(bands="vocal72").model
     split = BandSplit(model)
     initialise(split, 3)
@@ -109,7 +109,7 @@ def test_band_split_is_one_linear_and_norm_a_band():
         torch.testing.assert_close(out[:, k], rms_norm(y, split.norm[k]) + split.embedding[0, k])
 
 
-def test_nyquist_bin_without_a_band_is_halved():
+def test_mask_of_a_nyquist_bin_outside_every_band_is_one_half():
     model = separator(micro(bands="reference68"))
     mask = model.mask_head(noise(1, 68, 4, 8))
     assert mask.shape == (1, 1, 2, 1025, 4)
@@ -117,7 +117,7 @@ def test_nyquist_bin_without_a_band_is_halved():
     assert (mask[..., 1023, :] != 0.5).all()
 
 
-def test_convolutions_are_those_of_the_framework():
+def test_convolutions_agree_with_the_framework():
     x = noise(3, 11, 6)
     depthwise, down, up = DepthwiseConvSiLU1d(6, 4, left=3), HalvingConv1d(6), DoublingConv1d(6)
     for module in (depthwise, down, up):
@@ -129,7 +129,7 @@ def test_convolutions_are_those_of_the_framework():
     torch.testing.assert_close(up(x), f.conv_transpose1d(x.mT, up.weight, up.bias, stride=2).mT)
 
 
-def test_rms_norm_and_swiglu():
+def test_rms_norm_and_swiglu_agree_with_their_definitions():
     x = noise(2, 3, 8)
     torch.testing.assert_close(
         rms_norm(x, torch.full((8,), 2.0)), 2 * x / (x.square().mean(-1, keepdim=True) + 1e-6).sqrt()
@@ -142,7 +142,7 @@ def test_rms_norm_and_swiglu():
     torch.testing.assert_close(ff(x), x + (n @ ff.w1.weight.T * gate * torch.sigmoid(gate)) @ ff.w3.weight.T)
 
 
-def test_attention_is_softmax_of_scaled_products():
+def test_attention_agrees_with_its_definition():
     attention = MultiHeadAttention(8, 2)
     initialise(attention, 0)
     x, m = noise(2, 5, 8), noise(2, 7, 8, seed=1)
@@ -163,7 +163,7 @@ def test_bidirectional_joins_both_directions():
     torch.testing.assert_close(block(x), x + both @ block.proj.weight.T + block.proj.bias)
 
 
-def test_odd_frames_are_dropped_and_fitted_back():
+def test_an_odd_frame_is_dropped_and_replaced_by_zeros():
     down, up = Downsample(micro().model), Upsample(micro().model)
     for module in (down, up):
         initialise(module, 0)
@@ -187,7 +187,7 @@ def test_reference_summary_reads_the_concatenation():
     m = pooling.summary_matrix("reference", (64, 48, 32, 16), 259)
     assert np.allclose(m[0, :3], 0.2)  # missing tokens count as zero
     assert m[0].sum() == pytest.approx(0.6)
-    # 40 % of the chunk is still read from level 1 alone, the last tenth from the bottleneck: not a time.
+    # The first 40 % of the frames read only level 1, the last tenth only the bottleneck.
     assert (m[:100, 64:] == 0).all()
     assert (m[-22:, :144] == 0).all()
     centre = [round(t * 159 / 258) for t in range(259)]
@@ -199,17 +199,17 @@ def test_aligned_summary_reads_the_frames_own_time():
     assert m.shape == (259, 112)
     assert np.allclose(m.sum(1), 1)
     time = np.concatenate([np.linspace(0, 1, k) for k in (64, 32, 16)])
-    # away from the edges, the mean time of what a frame reads is the frame's
+    # Away from the edges, the mean time of the tokens read by a frame is the time of the frame.
     assert np.abs(m @ time - np.linspace(0, 1, 259))[40:-40].max() < 0.02
 
 
-def test_half_goes_to_even():
+def test_halves_round_to_even():
     assert [pooling._round_half_even(n, 2) for n in (0, 1, 2, 3, 5, 7)] == [0, 0, 1, 2, 2, 4]
     assert pooling._round_half_even(5, 0) == 0
 
 
 @pytest.mark.parametrize("alignment", ["aligned", "reference"])
-def test_memory_attention_reads_what_its_alignment_says(alignment):
+def test_memory_attention_agrees_with_the_definition_of_its_alignment(alignment):
     model = micro(memory_alignment=alignment).model
     block = MemoryAttention(model)
     initialise(block, 0)
@@ -230,14 +230,13 @@ def test_memory_attention_reads_what_its_alignment_says(alignment):
 
 @pytest.mark.parametrize("tokens", [(0, 0, 0, 0), (0, 0, 0, 16), (128, 96, 64, 32)])
 @pytest.mark.parametrize("alignment", ["aligned", "reference"])
-def test_memory_tokens(tokens, alignment):
+def test_any_number_of_memory_tokens(tokens, alignment):
     model = separator(micro(memory_tokens=tokens, memory_alignment=alignment))
     assert any("memory" in name for name in named_parameters(model)) == any(tokens)
     assert model(noise(1, 2, 8000)).isfinite().all()
 
 
-def test_mid_side_swaps_side_with_the_channels():
-    # Exchanging L and R turns the sign of S: with a mask of 1 nothing shows, so the network must be asked.
+def test_mid_side_keeps_a_mono_signal_mono():
     model = separator(micro(mid_side=True))
     x = noise(1, 2, 6000)
     mono = x[:, :1].expand(1, 2, 6000)
@@ -257,7 +256,7 @@ def test_stems_and_residual():
 
 
 @pytest.mark.parametrize("kind", ["mamba", "transformer"])
-def test_every_parameter_gets_a_gradient_and_rematerialising_changes_none(kind):
+def test_every_parameter_has_a_gradient_which_rematerialisation_does_not_change(kind):
     grads = []
     for stages in ([], list(config.STAGES)):
         chosen = micro().override({"model": {"mixer": {"kind": kind}}, "training": {"rematerialise": stages}})
@@ -269,7 +268,7 @@ def test_every_parameter_gets_a_gradient_and_rematerialising_changes_none(kind):
         torch.testing.assert_close(grads[1][name], g, msg=name)
 
 
-def test_bfloat16_is_near_float32():
+def test_bfloat16_is_close_to_float32():
     model, x = separator(micro()), noise(1, 2, 7000)
     with torch.autocast("cpu", torch.bfloat16):
         y = model(x)
@@ -278,7 +277,7 @@ def test_bfloat16_is_near_float32():
     assert 0 < error < 0.05
 
 
-def test_initial_weights_depend_on_seed_and_name_alone():
+def test_initial_weights_depend_only_on_seed_and_name():
     a, b, other = (named_parameters(separator(micro(), seed)) for seed in (0, 0, 1))
     without = named_parameters(separator(micro(memory_tokens=(0, 0, 0, 0))))
     assert all(torch.equal(a[name], b[name]) for name in a)
@@ -301,9 +300,9 @@ def test_initial_distributions():
     )
 
 
-def test_weight_decay_is_for_matrices_only():
-    kept = {name for name, w in named_parameters(separator(preset("tiny"))).items() if not w.decay}
-    assert {name.rsplit(".", 1)[-1] for name in kept if "norm" not in name} == {
+def test_weight_decay_applies_only_to_matrices():
+    without_decay = {name for name, w in named_parameters(separator(preset("tiny"))).items() if not w.decay}
+    assert {name.rsplit(".", 1)[-1] for name in without_decay if "norm" not in name} == {
         "bias",
         "bias1",
         "bias2",
@@ -312,12 +311,12 @@ def test_weight_decay_is_for_matrices_only():
         "embedding",
     }
     assert all(
-        w.decay != (name in kept) and (w.ndim > 1 or name in kept)
+        w.decay != (name in without_decay) and (w.ndim > 1 or name in without_decay)
         for name, w in named_parameters(separator(preset("tiny"))).items()
     )
 
 
-def test_rope_turns_by_position():
+def test_rope_rotates_by_position():
     from torch_impl.mixers.transformer import rotate
 
     x = noise(1, 1, 6, 8)
@@ -325,11 +324,11 @@ def test_rope_turns_by_position():
     torch.testing.assert_close(y[0, 0, 0], x[0, 0, 0])
     pairs = torch.complex(x[0, 0, :, :4], x[0, 0, :, 4:])
     angle = torch.arange(6.0)[:, None] * 10_000 ** (-torch.arange(4.0) / 4)
-    turned = pairs * torch.polar(torch.ones_like(angle), angle)
-    torch.testing.assert_close(y[0, 0], torch.cat([turned.real, turned.imag], -1))
+    rotated = pairs * torch.polar(torch.ones_like(angle), angle)
+    torch.testing.assert_close(y[0, 0], torch.cat([rotated.real, rotated.imag], -1))
 
 
-def test_load_of_a_preset_and_of_nothing():
+def test_load_accepts_a_preset_and_rejects_an_unknown_name():
     model = load("tiny", seed=1)
     assert model.stems == ("instrumental",)
     assert model.parameter_count == 235_444

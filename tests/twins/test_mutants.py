@@ -1,6 +1,6 @@
-"""Faults put into the PyTorch twin on purpose: each must be seen by the measurement that :mod:`test_parity` makes.
+"""Mutants of the PyTorch twin: the measurements of :mod:`test_parity` must detect every one.
 
-A fault is caught if outputs or gradients of the module named move further than the table of tolerances allows.
+A mutant is detected if outputs or gradients of the module under test differ by more than the tolerance.
 """
 
 from functools import lru_cache
@@ -31,7 +31,7 @@ MODELS = {
 
 
 def replaced(module, name, make):
-    """A fault that replaces ``module.name`` by what ``make`` makes of it."""
+    """Return a mutation that replaces ``module.name`` by ``make(module.name)``."""
     return lambda patch: patch.setattr(module, name, make(getattr(module, name)))
 
 
@@ -79,11 +79,11 @@ def interleaved(_):
 
 
 def without_bias(_):
-    """Δ without its bias: dt_proj is the only Linear of a Mamba that has one."""
+    """Linear without bias, hence Δ without bias: only dt_proj of Mamba has one."""
     return lambda self, x: nn.functional.linear(x, self.weight)
 
 
-#: fault → (model, module that must show it, how it is put in)
+#: Mutants by name: (model, module in which to detect it, mutation).
 MUTANTS = {
     "B and C swapped": (
         "mamba",
@@ -101,14 +101,14 @@ MUTANTS = {
         "Mixer",
         replaced(layers, "depthwise_silu", lambda _: lambda *a: torch.relu(layers.depthwise(*a))),
     ),
-    "zeros on the wrong side": (
+    "padding on the wrong side": (
         "mamba",
         "Mixer",
         replaced(layers, "depthwise_silu", lambda f: lambda x, w, b, left: f(x, w, b, w.shape[2] - 1 - left)),
     ),
-    "A without its sign": ("mamba", "Mixer", replaced(mamba, "exp", lambda f: lambda x: -f(x))),
+    "A with the wrong sign": ("mamba", "Mixer", replaced(mamba, "exp", lambda f: lambda x: -f(x))),
     "flip forgotten": ("mamba", "Bidirectional", replaced(blocks, "flip", lambda _: lambda x, _axes: x)),
-    "directions the other way about": (
+    "directions swapped": (
         "mamba",
         "Bidirectional",
         replaced(blocks, "concatenate", lambda f: lambda x, axis: f(x[::-1], axis)),
@@ -161,14 +161,14 @@ MUTANTS = {
         replaced(blocks, "concatenate", lambda f: lambda x, axis: f(x[::-1], axis)),
     ),
     "pooling windows that do not overlap": ("mamba", "memory_bank", replaced(blocks, "pool_matrix", floored)),
-    "half rounded up": ("reference", "MemoryAttention", replaced(blocks, "summary_matrix", half_up)),
-    "mean over the tokens that exist": (
+    "halves rounded up": ("reference", "MemoryAttention", replaced(blocks, "summary_matrix", half_up)),
+    "mean over the existing tokens only": (
         "reference",
         "MemoryAttention",
         replaced(blocks, "summary_matrix", mean_over_existing),
     ),
     "phase without π": ("mamba", "MaskHead", replaced(bandsplit, "tanh", lambda f: lambda x: f(x) / np.pi)),
-    "mask of a bin without band 1, not 0.5": (
+    "mask 1 instead of 0.5 outside every band": (
         "reference",
         "MaskHead",
         replaced(bandsplit, "pad_axis", lambda f: lambda x, axis, right, _: f(x, axis, right, 1.0)),
@@ -183,7 +183,7 @@ MUTANTS = {
         "BandSplit",
         replaced(bandsplit.BandSplit, "forward", lambda f: lambda s, x: f(s, x) - s.embedding),
     ),
-    "rotary pairs side by side": ("transformer", "Mixer", replaced(transformer, "rotate", interleaved)),
+    "rotary pairs interleaved": ("transformer", "Mixer", replaced(transformer, "rotate", interleaved)),
     "gates in another order": (
         "lstm",
         "Mixer",
@@ -203,7 +203,7 @@ MUTANTS = {
         "Mixer",
         replaced(mamba2, "zeros_like", lambda f: lambda x: f(x) + 1),
     ),
-    "eps of the gated norm ours": (
+    "eps 1e-6 in the gated norm": (
         "mamba2",
         "Mixer",
         replaced(layers, "rms_norm", lambda f: lambda x, w, _: f(x, w, 1e-6)),
@@ -219,28 +219,28 @@ def float64():
 
 
 @lru_cache
-def right(model):
-    """What the other twin finds, for all the modules of ``model`` that have a mutant."""
+def expected(model):
+    """Outputs and gradients of the JAX twin for all modules of ``model`` that have a mutant."""
     names = sorted({module for its, module, _ in MUTANTS.values() if its == model})
     return comparison.modules_in_jax(configuration(MODELS[model]), "float64", names)
 
 
-@pytest.mark.parametrize("fault", MUTANTS)
-def test_the_suite_sees(fault, monkeypatch):
-    model, module, put_in = MUTANTS[fault]
-    config, found = configuration(MODELS[model]), right(model)[module]
+@pytest.mark.parametrize("mutant", MUTANTS)
+def test_the_mutant_is_detected(mutant, monkeypatch):
+    model, module, mutate = MUTANTS[mutant]
+    config, found = configuration(MODELS[model]), expected(model)[module]
 
-    def caught():
+    def detected():
         wanted = comparison.module_in_torch(module, config, "float64")
         pairs = (("y", TOLERANCE["block"]), ("d ", TOLERANCE["gradients"]))
         return any(distance(found, wanted, prefix) > bar["float64"] for prefix, bar in pairs)
 
-    assert not caught()
-    put_in(monkeypatch)
-    assert caught()
+    assert not detected()
+    mutate(monkeypatch)
+    assert detected()
 
 
-def test_the_suite_sees_decay_on_everything(monkeypatch):
+def test_weight_decay_on_everything_is_detected(monkeypatch):
     adamw = train._adamw
 
     def decay_all(weights, config):
@@ -253,7 +253,7 @@ def test_the_suite_sees_decay_on_everything(monkeypatch):
     assert steps_apart() > TOLERANCE["steps"]["float64"]
 
 
-def test_the_suite_sees_a_clip_with_an_epsilon(monkeypatch):
+def test_a_clip_with_an_epsilon_is_detected(monkeypatch):
     multiply = torch._foreach_mul_
     monkeypatch.setattr(torch, "_foreach_mul_", lambda x, factor: multiply(x, factor / (1 + 1e-5)))
     assert steps_apart() > TOLERANCE["steps"]["float64"]
@@ -271,9 +271,9 @@ def steps_apart():
     return distance(stepped_in_jax(), wanted, "model/")
 
 
-def test_steps_agree_without_a_fault():
+def test_steps_agree_without_a_mutation():
     assert steps_apart() <= TOLERANCE["steps"]["float64"]
 
 
-def test_nothing_stays_put_in():
+def test_mutations_are_undone():
     assert torch_impl.blocks.flip is torch.flip

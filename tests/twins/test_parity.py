@@ -1,7 +1,7 @@
-"""The twins against each other, by the measurements of the stage ``parity``: from the same weights the same numbers.
+"""Parity of the twins, by the measurements of the stage ``parity``: equal weights give equal numbers.
 
-Every two options of the model, mixers included, meet in one of the cases. All are compared in float64, where a
-difference of meaning cannot hide behind rounding; in float32 the modules are, each mixer's too, and two networks.
+Every pair of model options, mixers included, occurs in one of the cases. All cases are compared in float64, in which
+rounding cannot hide a difference in meaning; all modules and two networks also in float32.
 """
 
 import numpy as np
@@ -19,13 +19,13 @@ CASES = cases()
 
 
 FIRST = next(iter(CASES))
-#: What a mixer, and what the way the memory is read and the number of stems, can change of a module.
+#: Modules that depend on the mixer, and on the memory's alignment or the number of stems.
 OF_MIXER = ["Bidirectional", "DualPath", "Mixer"]
 OF_MEMORY = ["BandSplit", "DecoderBlock", "MaskHead", "MemoryAttention"]
 
 
 def module_cases():
-    """All modules once, those that a mixer or an option changes once more for each."""
+    """All modules once, and those that depend on a mixer or an option once for each."""
     out, seen = [(FIRST, None)], {FIRST.split("; ")[0]}
     for name in CASES:
         mixer, *options = name.split("; ")
@@ -38,7 +38,7 @@ def module_cases():
 
 
 @pytest.mark.parametrize(("case", "names", "dtype"), module_cases(), indirect=["dtype"])
-def test_each_module_forward_and_backward(case, names, dtype):
+def test_each_module_agrees_forward_and_backward(case, names, dtype):
     config = configuration(CASES[case])
     found = comparison.modules_in_jax(config, dtype, names)
     assert set(found) == set(names or comparison.modules(config))
@@ -53,12 +53,12 @@ NETWORKS = [(case, "float64", True) for case in CASES]
 NETWORKS += [
     (case, "float32", True) for case in CASES if case.startswith(("mamba, one direction", "transformer; aligned"))
 ]
-#: Without JAX's kernels, whose loops are PyTorch's too.
+#: Without JAX's kernels, which share their loops with PyTorch's.
 NETWORKS += [(FIRST, dtype, False) for dtype in DTYPES]
 
 
 @pytest.mark.parametrize(("case", "dtype", "kernels"), NETWORKS, indirect=["dtype"])
-def test_the_network_and_its_gradients_through_the_full_loss(case, dtype, kernels):
+def test_the_network_and_the_gradients_of_the_full_loss_agree(case, dtype, kernels):
     config = configuration(CASES[case])
     draws = [(comparison.QUIET, seed) for seed in range(3)]
     computed = comparison.network_in_jax(config, dtype, draws, kernels=kernels)
@@ -72,7 +72,7 @@ def test_the_network_and_its_gradients_through_the_full_loss(case, dtype, kernel
         assert worst <= 30 * TOLERANCE["gradients"][dtype], name
 
 
-def test_the_cases_cover_every_two_options():
+def test_the_cases_cover_every_pair_of_options():
     product = [name.split("; ") for name in CASES if len(name.split("; ")) == 4]
     seen = set().union(*map(comparison.pairs, product))
     options = [{case[i] for case in product} for i in range(4)]
@@ -80,12 +80,12 @@ def test_the_cases_cover_every_two_options():
     assert len(seen) == sum(len(a) * len(b) for i, a in enumerate(options) for b in options[i + 1 :])
 
 
-#: The smallest network: an optimiser does not see what its weights are for.
+#: The smallest network: the optimiser does not depend on the architecture.
 STEPPED = {"mixer": {"kind": "conv", "kernel": 3}, "memory_tokens": [0, 0, 0, 0]}
 
 
 @pytest.mark.parametrize("dtype", DTYPES, indirect=True)
-def test_ten_optimiser_steps_and_the_average(dtype):
+def test_ten_optimiser_steps_and_the_average_agree(dtype):
     config = configuration(STEPPED)
     found = parity.training_distance(config, dtype)
     assert found["parameters"] <= TOLERANCE["steps"][dtype]
@@ -93,12 +93,12 @@ def test_ten_optimiser_steps_and_the_average(dtype):
     assert found["first moments"] <= 100 * TOLERANCE["steps"][dtype]
 
 
-def test_a_song_separated():
+def test_a_separated_song_agrees():
     config = configuration({"mixer": {"kind": "mamba", "d_state": 4}})
     assert parity.song_snr(config) >= comparison.SONG_SNR_DB
 
 
-def test_distance_sees_names_shapes_and_values():
+def test_distance_detects_names_shapes_and_values():
     a = {"d x": np.ones(3), "y": np.zeros(2)}
     assert distance(a, a) == 0
     assert distance({"d x": np.ones(3)}, a) == np.inf
@@ -106,7 +106,7 @@ def test_distance_sees_names_shapes_and_values():
     assert distance({**a, "d x": np.array([1, 1, 1.3])}, a, "d ") == pytest.approx(0.3 / 3**0.5)
 
 
-def test_load_of_a_preset_and_of_nothing():
+def test_load_accepts_a_preset_and_rejects_an_unknown_name():
     model = jax_impl.load("tiny", seed=1)
     assert model.stems == ("instrumental",)
     assert model.parameter_count == torch_impl.load("tiny").parameter_count

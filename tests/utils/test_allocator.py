@@ -1,4 +1,4 @@
-"""Memory that is freed and taken again, counted in page faults."""
+"""Reuse of freed memory, counted in page faults."""
 
 import platform
 import subprocess

@@ -5,6 +5,8 @@ import json
 import os
 import re
 import resource
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -39,7 +41,7 @@ def test_round_trip_is_exact(tmp_path):
     assert list(tmp_path.iterdir()) == [tmp_path / "c.safetensors"]
 
 
-def test_prefixes_and_weights(tmp_path):
+def test_prefixes_select_tensors_and_weights_default_to_the_model(tmp_path):
     checkpoints.write(tmp_path / "c.safetensors", example())
     found = checkpoints.read(tmp_path / "c.safetensors", prefixes=("model/",))
     assert list(found.tensors) == ["model/layer.weight"]
@@ -68,7 +70,7 @@ def test_bad_checkpoints_are_refused_in_a_sentence(tmp_path):
     cases["other"] = "not a checkpoint that twinsep wrote"
     fields = {"format": native.FORMAT, "config": {}, "step": 0, "data": {}, "provenance": {}, "digests": {}}
     for name, changes, sentence in [
-        ("format", {"format": 99}, "format 99, of which this version knows 1 alone"),
+        ("format", {"format": 99}, "format 99 is not supported; this version reads 1"),
         ("config", {}, "configuration: model"),
     ]:
         text = json.dumps(fields | changes)
@@ -84,7 +86,7 @@ def test_bad_checkpoints_are_refused_in_a_sentence(tmp_path):
 
 
 @pytest.mark.parametrize("prefixes", [None, ("model/",)])
-def test_a_flipped_bit_is_seen_wherever_it_is(tmp_path, prefixes):
+def test_a_flipped_bit_is_found_anywhere(tmp_path, prefixes):
     path = tmp_path / "c.safetensors"
     checkpoints.write(path, example())
     whole = path.read_bytes()
@@ -97,13 +99,6 @@ def test_a_flipped_bit_is_seen_wherever_it_is(tmp_path, prefixes):
         path.write_bytes(bytes(broken))
         with pytest.raises(InputError, match="damaged since it was written"):
             checkpoints.read(path, prefixes=prefixes)
-
-
-def test_what_a_killed_process_left_is_removed_and_nothing_else(tmp_path):
-    for name in (".last.0123abcd.safetensors", ".run.0123abcd.json", ".mine", ".keep.json", "last.safetensors"):
-        (tmp_path / name).write_text("")
-    files.remove_temporary_files(tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {".mine", ".keep.json", "last.safetensors"}
 
 
 def test_names_and_shapes_must_fit():
@@ -122,96 +117,63 @@ def test_names_and_shapes_must_fit():
 # ---------------------------------------------------------------------------- writing
 
 
-@pytest.fixture(params=["nameless", "another system", "another file system", "no links either"])
-def way(request, monkeypatch):
-    """The ways to write a file: the first where there are files without a name, the others elsewhere."""
-    opened = os.open
-
-    def refusing(path, flags, *rest, **more):
-        if flags & os.O_TMPFILE == os.O_TMPFILE:
-            raise OSError(errno.EOPNOTSUPP, "Operation not supported")
-        return opened(path, flags, *rest, **more)
-
-    def unlinkable(*_, **__):
-        raise PermissionError(errno.EPERM, "Operation not permitted")
-
-    if request.param == "another system":
-        monkeypatch.delattr(os, "O_TMPFILE")
-    if request.param in ("another file system", "no links either"):
-        monkeypatch.setattr(os, "open", refusing)
-    if request.param == "no links either":
-        monkeypatch.setattr(os, "link", unlinkable)
-    return request.param
-
-
 def names(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
 @pytest.mark.parametrize("overwrite", [True, False])
-def test_a_file_has_its_name_when_it_is_whole(tmp_path, way, overwrite):
+def test_a_file_has_its_name_when_it_is_complete(tmp_path, overwrite):
     path = tmp_path / "new" / "folder" / ("x" * 246 + ".wav")
     usual = tmp_path / "usual"
     usual.touch()
-    with files.atomic_file(path, overwrite=overwrite) as file:
-        file.write(b"0123456789")
-        assert not path.exists()
-        assert len(names(path.parent)) == (way != "nameless")
-        file.seek(2)
-        assert file.read(3) == b"234"
-        file.write(b"__")
-        file.truncate(9)
-    assert path.read_bytes() == b"01234__78"
+    with files.atomic_path(path, overwrite=overwrite) as temporary:
+        temporary.write_bytes(b"complete")
+        assert names(path.parent) == [temporary.name]
+        assert (temporary.name[0], temporary.suffix) == (".", ".wav")
+    assert path.read_bytes() == b"complete"
     assert path.stat().st_mode == usual.stat().st_mode
-    assert names(path.parent) == [path.name]
     files.write_atomically(path, b"anew")
     assert path.read_bytes() == b"anew"
     assert names(path.parent) == [path.name]
 
 
-@pytest.mark.usefixtures("way")
-def test_what_stands_there_is_refused_or_replaced(tmp_path):
+def test_an_existing_file_is_refused_or_replaced(tmp_path):
     path = tmp_path / "f"
     for there_before in (True, False):
         path.unlink(missing_ok=True)
         if there_before:
             path.write_text("another's")
-        sentence = "f exists; give --overwrite to replace it, or another --out$"
-        with pytest.raises(InputError, match=sentence), files.atomic_file(path, overwrite=False) as file:  # noqa: PT012
+        sentence = "f exists; give --overwrite to replace it, or choose another --out$"
+        with pytest.raises(InputError, match=sentence), files.atomic_path(path, overwrite=False) as temporary:  # noqa: PT012
             assert not there_before
-            file.write(b"ours")
+            temporary.write_text("ours")
             path.write_text("another's")  # meanwhile
         assert path.read_text() == "another's"
         assert names(tmp_path) == ["f"]
-    with files.atomic_file(path) as file:
-        file.write(b"ours")
+    with files.atomic_path(path) as temporary:
+        temporary.write_text("ours")
     assert path.read_text() == "ours"
 
 
-def test_a_name_that_cannot_be_given(tmp_path, monkeypatch, way):
+def test_a_rename_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
     path = tmp_path / "f"
+    path.write_text("old")
 
     def full(*_):
-        assert path.exists()
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(Path, "replace", full)
-    for old in ["old"] + [""] * (way == "no links either"):  # elsewhere nothing is renamed where there is no old file
-        if old:
-            path.write_text(old)
-        with pytest.raises(InputError, match="f: No space left"), files.atomic_file(path, overwrite=bool(old)) as file:
-            file.write(b"new")
-        assert [p.read_text() for p in tmp_path.iterdir()] == [old] * bool(old)
-        path.unlink(missing_ok=True)
+    with pytest.raises(InputError, match="f: No space left"):
+        files.write_atomically(path, b"new")
+    assert [p.read_text() for p in tmp_path.iterdir()] == ["old"]
 
 
-@pytest.mark.usefixtures("way")
 def test_a_failure_leaves_no_file_and_no_folder_of_its_own(tmp_path):
     (tmp_path / "there").mkdir()
 
     def failing(path):
-        with pytest.raises(KeyboardInterrupt), files.atomic_file(path) as file:  # noqa: PT012
-            file.write(b"half")
+        with pytest.raises(KeyboardInterrupt), files.atomic_path(path) as temporary:  # noqa: PT012
+            temporary.write_text("half")
             if "other" in str(path):
                 (path.parent.parent / "theirs").touch()
             raise KeyboardInterrupt
@@ -225,22 +187,54 @@ def test_a_failure_leaves_no_file_and_no_folder_of_its_own(tmp_path):
     assert names(tmp_path / "other") == ["theirs"]
 
 
-def test_a_folder_that_another_process_took_for_empty(tmp_path):
-    with files.atomic_file(tmp_path / "new" / "f") as file:
-        (tmp_path / "new").rmdir()
-        file.write(b"whole")
-    assert (tmp_path / "new" / "f").read_bytes() == b"whole"
+@pytest.fixture
+def gone():
+    """The number of a process that has ended."""
+    with subprocess.Popen([sys.executable, "-c", ""]) as process:
+        process.wait()
+    return process.pid
 
 
-def test_a_temporary_file_is_known_as_such(tmp_path, monkeypatch):
-    monkeypatch.delattr(os, "O_TMPFILE")
-    for name in ("f.flac", "f", ".f.wav", "a song, live.a b"):
-        with pytest.raises(InputError, match="No such file"), files.atomic_file(tmp_path / name):  # noqa: PT012
-            files.remove_temporary_files(tmp_path)
-            assert names(tmp_path) == []
+def test_temporary_files_of_ended_processes_are_removed_and_nothing_else(tmp_path, gone):
+    kept = [".mine", ".keep.json", "last.safetensors", ".last.0123abcd.safetensors", f".f.{os.getppid()}-0123abcd.tmp"]
+    dead = [
+        f".last.{gone}-0123abcd.tmp.safetensors",
+        f".run.{os.getpid()}-0123abcd.tmp.json",
+        f"..f.{gone}-0a0b0c0d.tmp",
+    ]
+    for name in (*kept, *dead):
+        (tmp_path / name).touch()
+    with files.atomic_path(tmp_path / "f") as temporary:
+        files.remove_temporary_files(tmp_path)
+        assert names(tmp_path) == sorted([*kept, temporary.name])
 
 
-def test_links_are_replaced_and_what_they_name_stays(tmp_path):
+@pytest.mark.parametrize("name", ["f.flac", "f", ".f.wav", "a song, live.a b", "two\nlines.wav", "x" * 90 + ".mp3"])
+def test_the_next_write_removes_what_a_killed_one_left(tmp_path, gone, name):
+    with files.atomic_path(tmp_path / name) as temporary:
+        left = temporary.name.replace(f".{os.getpid()}-", f".{gone}-")
+    (tmp_path / left).write_text("half")
+    (tmp_path / f".other.{gone}-0123abcd.tmp.wav").touch()
+    files.write_atomically(tmp_path / name, b"whole")
+    assert names(tmp_path) == sorted([name, f".other.{gone}-0123abcd.tmp.wav"])
+
+
+def test_two_processes_that_write_the_same_file_leave_a_complete_one(tmp_path):
+    program = """
+import sys
+from twinsep.utils.files import write_atomically
+for _ in range(300):
+    write_atomically("f", sys.argv[1].encode() * 100_000)
+"""
+    writers = [subprocess.Popen([sys.executable, "-c", program, letter], cwd=tmp_path) for letter in "ab"]
+    while any(writer.poll() is None for writer in writers):
+        if (tmp_path / "f").exists():
+            assert (tmp_path / "f").read_bytes() in (b"a" * 100_000, b"b" * 100_000)
+    assert [writer.returncode for writer in writers] == [0, 0]
+    assert names(tmp_path) == ["f"]
+
+
+def test_links_are_replaced_and_their_targets_stay(tmp_path):
     for name in ("real", "twin"):
         (tmp_path / name).write_text("old")
     (tmp_path / "soft").symlink_to("real")
@@ -263,7 +257,7 @@ def test_a_failed_write_leaves_what_was_there(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_unwritable_places_are_named(tmp_path):
+def test_paths_that_cannot_be_written_are_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="is a file where a folder is needed"):
         files.write_json(tmp_path / "file" / "x.json", 1)
@@ -271,9 +265,9 @@ def test_unwritable_places_are_named(tmp_path):
         files.write_json(tmp_path / "file" / "folder" / "x.json", 1)
     (tmp_path / "full").symlink_to("/dev/full")
     for path in (tmp_path, tmp_path / "full", ""):
-        with pytest.raises(InputError, match="it is a folder or a device; give the name of a file"):
+        with pytest.raises(InputError, match="it is a folder or a device; name a file instead"):
             files.write_json(path, 1)
-    with pytest.raises(InputError, match="File name too long"), files.atomic_file(tmp_path / ("x" * 256)):
+    with pytest.raises(InputError, match="File name too long"), files.atomic_path(tmp_path / ("x" * 256)):
         pytest.fail("there was work for nothing")
 
 
@@ -289,8 +283,7 @@ def test_sentences_stay_on_one_line(tmp_path):
     assert str(caught.value).isprintable()
 
 
-@pytest.mark.usefixtures("way")
-def test_a_disk_that_takes_a_part_is_full(tmp_path):
+def test_a_disk_that_takes_a_part_is_reported_as_full(tmp_path):
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (65_536, before[1]))
     try:

@@ -1,4 +1,4 @@
-"""Threads that read ahead and write behind: order, bounds, errors, and that none is left."""
+"""Threads that read ahead and write behind: order, bounds, errors, and none left over."""
 
 import threading
 import time
@@ -9,12 +9,12 @@ from twinsep.utils.threads import prefetch, write_behind
 
 
 @pytest.fixture(autouse=True)
-def none_left():
+def no_thread_is_left():
     yield
     assert not [thread for thread in threading.enumerate() if thread.name in ("twinsep-ahead", "twinsep-behind")]
 
 
-def test_items_come_in_their_order_from_another_thread():
+def test_items_keep_their_order_and_come_from_another_thread():
     makers = set()
 
     def items():
@@ -27,7 +27,7 @@ def test_items_come_in_their_order_from_another_thread():
     assert makers == {"twinsep-ahead"}
 
 
-def test_no_more_is_made_than_is_asked_for():
+def test_prefetch_is_no_further_ahead_than_asked_for():
     made = []
     with prefetch((made.append(n) or n for n in range(100)), most=3) as stream:
         assert next(stream) == 0
@@ -36,7 +36,7 @@ def test_no_more_is_made_than_is_asked_for():
     assert len(made) <= 6
 
 
-def test_what_making_raises_comes_in_its_place():
+def test_an_exception_of_the_items_is_raised_in_its_place():
     def items():
         yield 1
         raise ValueError("at the second")
@@ -47,7 +47,7 @@ def test_what_making_raises_comes_in_its_place():
             next(stream)
 
 
-def test_an_exception_of_who_takes_ends_the_thread():
+def test_an_exception_of_the_consumer_ends_the_thread():
     def run():
         with prefetch(iter(range(10**9))) as stream:
             next(stream)
@@ -57,7 +57,7 @@ def test_an_exception_of_who_takes_ends_the_thread():
         run()
 
 
-def test_all_is_taken_in_order_by_another_thread():
+def test_all_items_are_taken_in_order_by_another_thread():
     taken = []
     with write_behind(lambda item: taken.append((item, threading.current_thread().name))) as hand_over:
         for number in range(100):
@@ -65,7 +65,7 @@ def test_all_is_taken_in_order_by_another_thread():
     assert taken == [(number, "twinsep-behind") for number in range(100)]
 
 
-def test_no_more_is_held_than_was_asked_for():
+def test_write_behind_holds_no_more_items_than_asked_for():
     go, handed = threading.Event(), []
 
     def give(hand_over):
@@ -84,7 +84,7 @@ def test_no_more_is_held_than_was_asked_for():
 
 
 @pytest.mark.parametrize("after", [0, 5])
-def test_what_taking_raises_is_raised_and_nothing_is_taken_after_it(after):
+def test_an_exception_of_take_is_raised_and_no_item_is_taken_after_it(after):
     taken = []
 
     def take(item):
@@ -102,7 +102,7 @@ def test_what_taking_raises_is_raised_and_nothing_is_taken_after_it(after):
     assert taken == [0, 1]
 
 
-def test_an_exception_of_who_gives_drops_what_is_not_begun():
+def test_an_exception_of_the_producer_drops_the_items_that_wait():
     taken = []
 
     def slow(item):

@@ -1,7 +1,7 @@
-"""Other people's separators, from their packages, as they come: for comparisons of speed with random weights.
+"""Published separators from their own packages, with random weights, for comparisons of speed.
 
-Each is built with the arguments that its package or its paper calls the standard ones, and timed on chunks of the
-length it was made for. None of them is in the requirements; ``pip install 'twinsep[peers]'`` brings them.
+Each has the standard arguments of its package or paper, and is timed on chunks of the length it was designed for.
+``pip install 'twinsep[peers]'`` installs the packages.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ RATE = 44_100
 
 
 class Package(NamedTuple):
-    """What makes the model, of stereo at 44.1 kHz, of a module, that module; a chunk's samples, and why so many."""
+    """A stereo model at 44.1 kHz: how to build it from a module, the module's name, its chunk length and the reason."""
 
     build: Callable[[Any], nn.Module]
     module: str
@@ -48,7 +48,7 @@ PACKAGES = {
         lambda package: package.MoisesLight(**package.configs["paper_small"]), "moises_light", 6 * RATE, "6 s"
     ),
     "htdemucs": Package(
-        # what its released weights were trained with, 41,984,456 of them
+        # the configuration of its released weights (41,984,456 parameters)
         lambda package: package.HTDemucs(
             ["drums", "bass", "other", "vocals"], segment=7.8, bottom_channels=512, dconv_mode=3
         ),
@@ -60,19 +60,19 @@ PACKAGES = {
 
 
 def missing() -> list[str]:
-    """Those whose package is not installed."""
+    """Return the names of the models whose package is not installed."""
     return [name for name, entry in PACKAGES.items() if not _installed(entry.module.partition(".")[0])]
 
 
 def _installed(module: str) -> bool:
     try:
         return importlib.util.find_spec(module) is not None
-    except ValueError:  # hidden on purpose
+    except ValueError:  # a test hides the package: sys.modules[name] is None
         return False
 
 
 def build(name: str, seed: int = 0) -> nn.Module:
-    """The model in evaluation mode, (b, 2, s) in. Raises :class:`InputError` where its package is not installed."""
+    """Build a model in evaluation mode, with input (b, 2, s); raises :class:`InputError` if its package is missing."""
     entry = PACKAGES[name]
     try:
         package = importlib.import_module(entry.module)
@@ -85,12 +85,12 @@ def build(name: str, seed: int = 0) -> nn.Module:
 
 
 def on_numpy(name: str) -> tuple[Callable[[np.ndarray], np.ndarray], int]:
-    """That model as a function from NumPy arrays to NumPy arrays, without gradients, and the number of its weights."""
+    """Return a model as a function from NumPy arrays to NumPy arrays, without gradients, and its parameter count."""
     model = build(name)
 
     @torch.inference_mode()
     def function(x: np.ndarray) -> np.ndarray:
-        with warnings.catch_warnings(action="ignore"):  # of what their authors do not mend
+        with warnings.catch_warnings(action="ignore"):  # deprecation warnings of the packages themselves
             return model(torch.from_numpy(x)).numpy()
 
     return function, sum(weight.numel() for weight in model.parameters())

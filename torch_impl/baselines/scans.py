@@ -1,7 +1,7 @@
-"""Other people's ways to compute the selective scan on a CPU, as they come: for comparisons of speed.
+"""Published CPU implementations of the selective scan, for comparisons of speed.
 
-mambapy comes with ``pip install 'twinsep[peers]'``. mamba_ssm cannot be installed without a CUDA compiler, and its
-reference needs none: where ``TWINSEP_MAMBA_SSM`` names a folder with its sources, that one function is read from them.
+``pip install 'twinsep[peers]'`` installs mambapy. mamba_ssm cannot be installed without a CUDA compiler, but its
+reference function needs none: it is read from the sources in the folder that ``TWINSEP_MAMBA_SSM`` names.
 """
 
 from __future__ import annotations
@@ -25,28 +25,29 @@ SOURCES = "TWINSEP_MAMBA_SSM"
 
 
 def available() -> list[str]:
-    """Those that are here."""
+    """Return the names of the scans that can be used on this machine."""
     found = []
     for name in SCANS:
         try:
-            scan_of(name)
+            load_scan(name)
         except InputError:
             continue
         found.append(name)
     return found
 
 
-def scan_of(name: str) -> Scan:
-    """A function of (u, delta, A, B, C, D, z) as :func:`torch_impl.scan.selective_scan` is.
+def load_scan(name: str) -> Scan:
+    """Return a scan with the signature of :func:`torch_impl.scan.selective_scan`.
 
-    Raises :class:`InputError` for an unknown name and for one that is not installed."""
+    Raises :class:`InputError` for a name that is unknown or not installed.
+    """
     if name not in SCANS:
         raise InputError(f"unknown scan {name!r}; known: default, definition, {', '.join(SCANS)}")
     return SCANS[name]()
 
 
 def _mambapy() -> Scan:
-    """pscan of mambapy (Torres-Leguet), a parallel scan over whole states, with what its own block does about it."""
+    """mambapy's scan (Torres-Leguet): pscan, a parallel scan over whole states, as called in its MambaBlock."""
     try:
         module = importlib.import_module("mambapy.mamba")
     except ModuleNotFoundError as error:
@@ -55,18 +56,20 @@ def _mambapy() -> Scan:
         ) from error
 
     def scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor) -> Tensor:
-        return module.MambaBlock.selective_scan(None, u, delta, A, B, C, D) * silu(z)  # which uses no block's weights
+        return module.MambaBlock.selective_scan(None, u, delta, A, B, C, D) * silu(
+            z
+        )  # the method uses no weights of the block
 
     return scan
 
 
 def _mamba_ssm() -> Scan:
-    """selective_scan_ref of mamba_ssm: whole states, then a loop over the frames; (b, e, l) in and out."""
+    """mamba_ssm's selective_scan_ref: whole states, then a loop over the frames, on (b, e, l)."""
     folder = os.environ.get(SOURCES)
     path = Path(folder or "", "mamba_ssm/ops/selective_scan_interface.py")
     if not folder or not path.is_file():
         raise InputError(f"mamba_ssm's reference needs its sources; set {SOURCES} to the folder that holds mamba_ssm/")
-    # The file imports compiled modules; the function uses none of them.
+    # Take only the function: the file imports compiled modules, which it does not use.
     tree = ast.parse(path.read_text())
     tree.body = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "selective_scan_ref"]
     names: dict[str, Any] = {

@@ -1,6 +1,6 @@
-"""Kernels that are compiled where they run, and those that others publish.
+"""Fused kernels: our own for CPUs (Numba) and GPUs (Triton), and published ones for GPUs.
 
-Each for the CPU is registered as a PyTorch operator ``twinsep::…``; none for a GPU is used before it is checked.
+CPU kernels are registered as PyTorch operators ``twinsep::…``. GPU kernels are used only after a check (:mod:`.guard`).
 """
 
 import warnings
@@ -10,14 +10,14 @@ from typing import Any
 
 @cache
 def cpu_kernels() -> Any:
-    """The operators for the CPU, by name; None, with one warning, where Numba is missing.
+    """Return the CPU operators as attributes of one object; None, with one warning, if Numba is missing.
 
-    Imported on first use, as it takes a second.
+    Imports them on first use, which takes a second.
     """
     import torch
 
     try:
-        from torch_impl.kernels import (  # noqa: F401 (they register operators)
+        from torch_impl.kernels import (  # noqa: F401 (importing registers the operators)
             attention_numba,
             depthwise_numba,
             pointwise_numba,
@@ -25,8 +25,8 @@ def cpu_kernels() -> Any:
         )
     except ImportError as error:
         warnings.warn(
-            f"The CPU kernels need Numba, which cannot be imported ({error}). Using tensor operations instead, which "
-            "are several times slower.",
+            f"The CPU kernels need Numba, which cannot be imported ({error}); using tensor operations, which are "
+            "several times slower.",
             RuntimeWarning,
             stacklevel=3,
         )

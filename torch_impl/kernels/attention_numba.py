@@ -1,4 +1,4 @@
-"""Attention with narrow heads on a CPU as PyTorch operators."""
+"""Attention with narrow heads on a CPU, as PyTorch operators."""
 
 from typing import Any
 
@@ -11,9 +11,10 @@ from twinsep.kernels import attention as loops
 
 @torch.library.custom_op("twinsep::attention", mutates_args=(), device_types="cpu")
 def forward(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """o (b, queries, heads, e) and, for the backward, (b, heads, queries) from q and from k, v (b, keys, heads, e).
+    """Attend from q (b, queries, heads, e) to k, v (b, keys, heads, e).
 
-    All float32 or all float64, of any strides.
+    Returns the output, shaped as q, and the logarithm of the softmax's sum (b, heads, queries) for the backward pass.
+    All inputs are float32 or all float64, with any strides. Raises ValueError without a key.
     """
     if k.shape[1] == 0:
         raise ValueError("attention needs at least one key")
@@ -31,7 +32,7 @@ def _(q, k, v):  # noqa: ARG001
 
 @torch.library.custom_op("twinsep::attention_backward", mutates_args=(), device_types="cpu")
 def backward(do: Tensor, o: Tensor, q: Tensor, k: Tensor, v: Tensor, logsum: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of q, k and v."""
+    """Return the gradients of q, k and v."""
     dq, dk, dv = (x.new_empty(x.shape) for x in (q, k, v))
     arrays: Any = [array(x) for x in (do, o, q, k, v, logsum, dq, dk, dv)]
     loops.backward(*arrays, threads=torch.get_num_threads())
@@ -49,7 +50,7 @@ def _save(ctx, inputs, output) -> None:
 
 
 def _gradients(ctx, do, _dlogsum):
-    q, k, v, o, logsum = ctx.saved_tensors  # read once: under checkpoint a second reading is an error
+    q, k, v, o, logsum = ctx.saved_tensors  # read once: under checkpoint a second read is an error
     return backward(do, o, q, k, v, logsum)
 
 

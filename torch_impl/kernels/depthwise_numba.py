@@ -1,17 +1,17 @@
-"""The depthwise convolution over the length and the SiLU after it, fused, on a CPU, forward and backward.
+"""Depthwise convolution along the length fused with SiLU, on a CPU, as PyTorch operators.
 
     y_t = silu(a_t),   a_t = bias + Σ_j w_j ⊙ x_{t−left+j}
 
-x is zero outside its l frames, and y has as many: `left` zeros stand before x, kernel − 1 − left after it.
+x is padded with `left` zeros before its l frames and kernel − 1 − left after, so that y has l frames.
 
-Frame after frame x is one row of l d numbers in which the same channel comes every d: a step in time is a step of d,
-and w repeats with period d. So the vectors run along that row, across the ends of frames, and no channel is padded:
-w and bias are laid out up to the period that d and the vector have in common. Only the last vector of a sequence may
-be cut short. Each sequence is copied first to a buffer with the zeros about it, which fits the cache.
+A sequence is one row of l·d numbers, in which a step in time is a step of d and w repeats with period d. Vectors run
+along that row across the ends of frames, so that no channel is padded: w and bias are repeated up to the least common
+multiple of d and the vector's width. Only the last vector of a sequence may be partial. Each sequence is first copied,
+with its padding, to a buffer that fits the cache.
 
-The backward computes a again instead of keeping it. A unit of work is one sequence, backward a group of them. No result
-depends on the number of threads: the gradients of w and bias are summed over at most GROUPS fixed groups of sequences,
-and these in order.
+The backward pass recomputes a. A unit of work is one sequence, in the backward pass a group of sequences. Results do
+not depend on the number of threads: the gradients of w and bias are summed within at most GROUPS fixed groups of
+sequences, then over the groups in order.
 """
 
 from math import lcm, log
@@ -25,8 +25,8 @@ from twinsep.kernels.arrays import strided
 from twinsep.kernels.simd import BYTES, compiled, exp2, inlined, load, splat, store
 from twinsep.kernels.threads import in_parallel
 
-GROUPS = 64  # of sequences, each with its own sums for the gradients of w and bias
-SERIAL = 1 << 17  # below this many numbers in x (0.1 ms) a second thread costs more than it saves
+GROUPS = 64  # largest number of groups of sequences, each with its own sums for the gradients of w and bias
+SERIAL = 1 << 17  # size of x (0.1 ms of work) below which a second thread costs more than it saves
 LOG2E = 1 / log(2)  # exp(x) = 2^(x log2 e)
 
 
@@ -42,7 +42,7 @@ def _copy(source, start, target, to, count):
 
 @inlined
 def _copy_sequence(source, start, frame_stride, target, to, l, d):
-    """l frames of d channels, `frame_stride` apart in the source and side by side in the target."""
+    """Copy l frames of d channels, `frame_stride` apart in the source, contiguous in the target."""
     if frame_stride == d:
         _copy(source, start, target, to, l * d)
     else:
@@ -52,7 +52,7 @@ def _copy_sequence(source, start, frame_stride, target, to, l, d):
 
 @inlined
 def _convolve(padded, at, w, bias, channel, d, kernel):
-    """The vector of a that starts at number `at` of the sequence; `channel` is where it starts in w and bias."""
+    """The vector of a at offset `at` of the sequence; `channel` is its offset in w and bias."""
     a = load(bias, channel)
     for j in range(kernel):
         a = a + load(w, j * bias.size + channel) * load(padded, at + j * d)
@@ -61,7 +61,7 @@ def _convolve(padded, at, w, bias, channel, d, kernel):
 
 @compiled
 def _forward(x, w, bias, y, shape, strides, start, stop):
-    """Sequences start … stop − 1. All arrays flat; w (kernel, period) and bias (period,) repeat with period d."""
+    """Sequences start … stop − 1. All arrays are flat; w (kernel, period) and bias (period,) repeat with period d."""
     l, d, kernel, left = shape
     width = BYTES // x.itemsize
     one, minus_log2e = splat(x.dtype.type(1)), splat(x.dtype.type(-LOG2E))
@@ -85,7 +85,7 @@ def _forward(x, w, bias, y, shape, strides, start, stop):
 def _backward_activation(x, w, bias, g, shape):
     """g = ∂a = ∂y ⊙ silu'(a) of one sequence, silu'(a) = s (1 + a (1 − s)) with s = sigmoid(a).
 
-    x has its zeros about it. So has g: kernel − 1 − left frames of them before and `left` after. On entry g holds ∂y.
+    x is padded. So is g, by kernel − 1 − left frames before and `left` after. On entry g holds ∂y.
     """
     l, d, kernel, left = shape
     width = BYTES // x.itemsize
@@ -96,12 +96,12 @@ def _backward_activation(x, w, bias, g, shape):
         s = one / (one + exp2(minus_log2e * a))
         store(g, first + at, load(g, first + at) * (s * (one + a * (one - s))))
         channel = channel + width if channel + width < bias.size else 0
-    g[first + l * d :] = 0  # a last vector that goes beyond may have left NaN there
+    g[first + l * d :] = 0  # the last vector may have written NaN beyond the sequence
 
 
 @inlined
 def _backward_inputs(x, w, g, dx, here, dw, dbias, shape, last):
-    """The gradients of one sequence from its g, with zeros about x and g; dx begins at `here`.
+    """The gradients of one sequence from its g, with x and g padded; dx begins at offset `here`.
 
     ∂x_t = Σ_j w_j ⊙ g_{t+left−j}, ∂w_j = Σ_t x_t ⊙ g_{t+left−j}, ∂bias = Σ_t g_t.
     """
@@ -127,7 +127,7 @@ def _backward_inputs(x, w, g, dx, here, dw, dbias, shape, last):
 
 @compiled
 def _backward(dy, x, w, bias, dx, dw, dbias, shape, strides, b, start, stop):
-    """Groups start … stop − 1 of the sequences. dw (groups, kernel, period) and dbias (groups, period) start at 0."""
+    """Groups start … stop − 1. dw (groups, kernel, period) and dbias (groups, period) are zero on entry."""
     l, d, kernel, left = shape
     width = BYTES // x.itemsize
     groups = dbias.size // bias.size
@@ -139,7 +139,7 @@ def _backward(dy, x, w, bias, dx, dw, dbias, shape, strides, b, start, stop):
             _copy_sequence(x, sequence * strides[0], strides[1], padded, left * d, l, d)
             _copy_sequence(dy, sequence * strides[2], strides[3], g, (kernel - 1 - left) * d, l, d)
             _backward_activation(padded, w, bias, g, shape)
-            # Summed per sequence first, then over sequences: smaller rounding errors than one long sum.
+            # Sum within each sequence first, then over sequences: smaller rounding errors than one long sum.
             dw_one[:] = 0
             dbias_one[:] = 0
             _backward_inputs(padded, w, g, dx, sequence * l * d, dw_one, dbias_one, shape, last)
@@ -154,7 +154,7 @@ def _threads(numbers: int) -> int:
 
 
 def _repeated(weight: Tensor, bias: Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """w (kernel, period) and bias (period,), flat: repeated until whole vectors hold a whole number of frames."""
+    """Flat w (kernel, period) and bias (period,), repeated to the least common multiple of d and the vector's width."""
     (d, _, kernel), width = weight.shape, BYTES // weight.element_size()
     times = lcm(d, width) // d
     w = np.ascontiguousarray(weight.detach().numpy().reshape(d, kernel).T)
@@ -163,7 +163,7 @@ def _repeated(weight: Tensor, bias: Tensor) -> tuple[np.ndarray, np.ndarray]:
 
 @torch.library.custom_op("twinsep::depthwise_silu", mutates_args=(), device_types="cpu")
 def forward(x: Tensor, weight: Tensor, bias: Tensor, left: int) -> Tensor:
-    """y (b, l, d) from x (b, l, d), weight (d, 1, kernel) and bias (d,), all float32 or all float64; left < kernel."""
+    """Return y (b, l, d) from x (b, l, d), weight (d, 1, kernel), bias (d,), all of one dtype; left < kernel."""
     (b, l, d), kernel = x.shape, weight.shape[2]
     y = x.new_empty(x.shape)
     if y.numel():
@@ -180,13 +180,13 @@ def _(x, weight, bias, left):  # noqa: ARG001
 
 @torch.library.custom_op("twinsep::depthwise_silu_backward", mutates_args=(), device_types="cpu")
 def backward(dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor, left: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of x, weight and bias."""
+    """Return the gradients of x, weight and bias."""
     (b, l, d), kernel = x.shape, weight.shape[2]
     dx, dweight, dbias = x.new_empty(x.shape), weight.new_zeros(weight.shape), bias.new_zeros(bias.shape)
     if dx.numel():
         (x_flat, x_strides), (dy_flat, dy_strides) = strided(array(x)), strided(array(dy))
         w_repeated, bias_repeated = _repeated(weight, bias)
-        # The sums per group are NumPy's: to add up so few numbers PyTorch would wake, and wait for, its other threads.
+        # NumPy sums the groups: for so few numbers PyTorch would wake its other threads and wait for them.
         groups = min(b, GROUPS)
         dw = np.zeros((groups, kernel, bias_repeated.size), x_flat.dtype)
         db = np.zeros((groups, bias_repeated.size), x_flat.dtype)
@@ -210,7 +210,7 @@ def _save(ctx, inputs, output) -> None:  # noqa: ARG001
 
 
 def _gradients(ctx, dy):
-    x, weight, bias = ctx.saved_tensors  # read once: under checkpoint a second reading is an error
+    x, weight, bias = ctx.saved_tensors  # read once: under checkpoint a second read is an error
     return *backward(dy, x, weight, bias, ctx.left), None
 
 

@@ -1,8 +1,8 @@
-"""The one-time check of a kernel for a GPU against our own computation of the same.
+"""A one-time check of GPU kernels against our own tensor operations.
 
-A kernel that was built for another card, or by another compiler, may run and be wrong. So none is used before it has
-agreed with our tensor operations in float64 on the CPU, values and gradients, on the device and in the types that it is
-wanted for.
+A kernel built for another GPU, or by another compiler, may run and return wrong numbers. A kernel is therefore used
+only after its values and gradients, on the device and in the dtypes of use, agree with tensor operations in float64 on
+the CPU.
 """
 
 import warnings
@@ -13,21 +13,20 @@ import torch
 from torch import Tensor
 
 Kernel = Callable[..., Tensor]
-Inputs = Mapping[str, Tensor | None]  # by the name of the argument
+Inputs = Mapping[str, Tensor | None]  # by argument name
 
-TOLERANCE = {torch.float32: 1e-4, torch.float16: 4e-3, torch.bfloat16: 3e-2}  # of the largest value
-FLOOR = 1e-3  # a largest value below it counts as this
+TOLERANCE = {torch.float32: 1e-4, torch.float16: 4e-3, torch.bfloat16: 3e-2}  # largest error / largest value
+FLOOR = 1e-3  # lower bound of the largest value in that ratio
 
 
 def checked(
     name: str, load: Callable[[], Kernel], definition: Kernel, samples: Callable[[], Sequence[Inputs]]
 ) -> Kernel | None:
-    """The kernel that ``load`` imports, if it agrees with ``definition`` on the samples; else None, with one warning.
+    """Return the kernel that ``load`` imports if it agrees with ``definition``; else None, with one warning.
 
-    ``samples`` makes them on the device and in the types of use.
+    ``samples`` makes the inputs of the comparison, on the device and in the dtypes of use.
     """
-    # In a thread of its own there is neither inference mode nor autocast, nor a checkpoint that takes part in what
-    # is saved here, whatever the caller is in the middle of.
+    # A thread of its own is free of the caller's inference mode, autocast and checkpoint hooks.
     with ThreadPoolExecutor(1) as thread:
         kernel, reason = thread.submit(_load_and_compare, load, definition, samples).result()
     if reason is not None:
@@ -39,12 +38,12 @@ def checked(
 def _load_and_compare(load, definition, samples) -> tuple[Kernel | None, str | None]:
     try:
         kernel = load()
-    except Exception as error:  # a package built for another PyTorch fails in any way
+    except Exception as error:  # a package built for another PyTorch can raise anything
         return None, f"it cannot be imported ({_sentence(error)})"
     try:
         reasons = (_disagreement(kernel, definition, sample) for sample in samples())
         return kernel, next((reason for reason in reasons if reason), None)
-    except Exception as error:  # so does a kernel that the card cannot run
+    except Exception as error:  # so can a kernel that the GPU cannot run
         return None, f"it fails on this device ({_sentence(error)})"
 
 
@@ -54,13 +53,13 @@ def _disagreement(kernel: Kernel, definition: Kernel, inputs: Inputs) -> str | N
     tolerance = max(TOLERANCE[x.dtype] for x in inputs.values() if x is not None)
     for name, wanted in exact.items():
         error = (found[name].double().cpu() - wanted).abs().max().item() / max(wanted.abs().max().item(), FLOOR)
-        if not error <= tolerance:  # nor may it be NaN
+        if not error <= tolerance:  # also true for NaN
             return f"{name} is off by {error:.1e} of its largest value in a test on {found[name].device}"
     return None
 
 
 def _values_and_gradients(function: Kernel, inputs: Inputs) -> dict[str, Tensor]:
-    """Of y under a fixed random cotangent."""
+    """y and the gradients of all inputs for a fixed random cotangent."""
     leaves = {name: x if x is None else x.detach().clone().requires_grad_() for name, x in inputs.items()}
     y = function(**leaves)
     wanted = {name: x for name, x in leaves.items() if x is not None}
@@ -69,11 +68,11 @@ def _values_and_gradients(function: Kernel, inputs: Inputs) -> dict[str, Tensor]
 
 
 def random(seed: int, shape: Sequence[int]) -> Tensor:
-    """Normal numbers, the same wherever and whenever, and without a draw from PyTorch's own generators."""
+    """Draw standard normal numbers from ``seed``, without touching PyTorch's global generators."""
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 def _sentence(error: Exception) -> str:
-    """Its first line, without a full stop."""
+    """First line of an error message, without the full stop."""
     lines = str(error).strip().splitlines()
     return lines[0].rstrip(". ") if lines else type(error).__name__

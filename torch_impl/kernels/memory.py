@@ -1,4 +1,4 @@
-"""Tensors as the arrays that compiled loops take."""
+"""Tensors as NumPy arrays for compiled loops."""
 
 import numpy as np
 from torch import Tensor
@@ -7,13 +7,16 @@ from twinsep.kernels.arrays import strided
 
 
 def array(x: Tensor) -> np.ndarray:
-    """The memory of x, copied (on all threads) only where its last axis is not dense."""
+    """View x as a NumPy array whose last axis is dense; copies (on all threads) only if it is not."""
     x = x.detach()
     return (x if x.stride(-1) == 1 else x.contiguous()).numpy()
 
 
 def rows(x: Tensor) -> tuple[np.ndarray, tuple[int, ...], tuple[int, ...]]:
-    """The memory of x, not empty, as a flat array, and its axes but the last, dense one as three: sizes and strides."""
+    """Return the memory of a non-empty x as a flat array, and the sizes and strides of its axes except the last.
+
+    The last axis is dense; the others are padded or merged to exactly three.
+    """
     if x.ndim > 4:
         x = x.reshape(-1, x.shape[-1])
     flat, strides = strided(array(x))

@@ -1,6 +1,8 @@
-"""Floating-point operations, counted as they are done: matrix products and convolutions, and the scan and attention of
-our own kernels. A multiplication and an addition count as two, an exponential as one; elementwise operations and norms
-are left out, as is usual."""
+"""Counts of floating-point operations: matrix products, convolutions, and our scan and attention kernels.
+
+A multiplication and an addition count as two operations, an exponential as one; elementwise operations and norms are
+left out, as is usual.
+"""
 
 from __future__ import annotations
 
@@ -16,43 +18,45 @@ from torch_impl.unet import BandSplitUNet
 from twinsep.config import Config
 
 
-def of_model(config: Config) -> dict[str, float]:
-    """``parameters``; ``flop_per_audio_second`` and ``exponentials_per_audio_second`` of the forward pass over a
-    training segment; ``kept_mib_per_audio_second``, what that keeps in float32 for the backward pass. All is counted,
-    nothing computed."""
+def model_cost(config: Config) -> dict[str, float]:
+    """Count the cost of a model's forward pass over one training segment, without computing it.
+
+    Returns ``parameters``, ``flop_per_audio_second``, ``exponentials_per_audio_second``, and
+    ``kept_mib_per_audio_second``: MiB of float32 activations saved for the backward pass.
+    """
     with FakeTensorMode(allow_non_fake_inputs=True):
         model = BandSplitUNet(config)
         mixture = torch.empty(1, 2, config.segment_samples)
-        kept: dict[int, Tensor] = {}
+        saved: dict[int, Tensor] = {}
 
-        def keep(tensor: Tensor) -> Tensor:
-            kept[id(tensor.untyped_storage())] = tensor
+        def save(tensor: Tensor) -> Tensor:
+            saved[id(tensor.untyped_storage())] = tensor
             return tensor
 
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            result = model(mixture)  # held, as what it keeps is
+        with torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor):
+            result = model(mixture)  # keeps the saved tensors alive
         with torch.inference_mode():
             operations, powers = count(lambda: model(mixture)), exponentials(lambda: model(mixture))
     seconds = config.training.segment_seconds
-    kept_mib = sum(tensor.untyped_storage().nbytes() for tensor in kept.values()) / 2**20
+    saved_mib = sum(tensor.untyped_storage().nbytes() for tensor in saved.values()) / 2**20
     del result
     return {
         "parameters": model.parameter_count,
         "flop_per_audio_second": operations / seconds,
         "exponentials_per_audio_second": powers / seconds,
-        "kept_mib_per_audio_second": round(kept_mib / seconds, 1),
+        "kept_mib_per_audio_second": round(saved_mib / seconds, 1),
     }
 
 
 def count(function: Callable[[], Any]) -> int:
-    """Operations of one call."""
+    """Count the floating-point operations of one call."""
     with FlopCounterMode(display=False, custom_mapping=_formulas()) as counter:
         function()
     return counter.get_total_flops()
 
 
 def exponentials(function: Callable[[], Any]) -> int:
-    """Exponentials of one call, those of the scan's decays and of the attention's weights."""
+    """Count the exponentials of one call: decays of the scan and weights of attention."""
     from torch_impl.kernels import cpu_kernels
 
     attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
@@ -78,18 +82,18 @@ def _formulas() -> dict[Any, Callable[..., int]]:
 
 
 def _lstm(x: torch.Size, w_ih: torch.Size, w_hh: torch.Size, *_: Any, **__: Any) -> int:
-    """Each frame of x, (l, b, d), meets both matrices once."""
+    """Both matrices times every frame of x (l, b, d)."""
     return 2 * x[0] * x[1] * (w_ih.numel() + w_hh.numel())
 
 
 def _scan(u: torch.Size, _delta: torch.Size, A: torch.Size, *_: Any, **__: Any) -> int:
-    """Per state: Δ A, its exponential, Δ u B (one, and Δ u once a channel), a h + …, C · h: 1 + 1 + 1 + 2 + 2."""
+    """Per frame and state: Δ A (1), its exponential (1), (Δ u) B (1), a h + … (2), C · h (2)."""
     b, l, e = u
     return 7 * b * l * e * A[1]
 
 
 def _attention(q: torch.Size, k: torch.Size, _v: torch.Size, *_: Any, **__: Any) -> int:
-    """q kᵀ and the weighted sum of v, (b, l, h, e) and (b, m, h, e)."""
+    """q kᵀ and the weighted sum of v, for q (b, l, h, e) and k, v (b, m, h, e)."""
     b, l, h, e = q
     return 4 * b * l * k[1] * h * e
 

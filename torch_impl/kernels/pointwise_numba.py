@@ -1,10 +1,10 @@
-"""RMSNorm and the gate of SwiGLU on a CPU, each in one pass over memory, forward and backward.
+"""RMSNorm and the gate of SwiGLU on a CPU, each in one pass over memory, as PyTorch operators.
 
     rms_norm(x, w) = w ⊙ x r, r = (mean(x²) + eps)^(−1/2) over the last axis        gate(a, b) = a ⊙ silu(b)
 
-As tensor operations they are five and two passes, and each of them takes as long as memory does to hand over what it
-reads. The backward computes r, or silu, again instead of keeping it. No result depends on the number of threads: the
-gradient of w is summed over at most GROUPS fixed groups of rows, and these in order.
+As tensor operations they take five and two passes, each limited by the memory's bandwidth. The backward pass recomputes
+r and silu. Results do not depend on the number of threads: the gradient of w is summed within at most GROUPS fixed
+groups of rows, then over the groups in order.
 """
 
 from math import log, prod, sqrt
@@ -17,28 +17,28 @@ from torch_impl.kernels.memory import rows
 from twinsep.kernels.simd import BYTES, aligned, compiled, inlined, load, sigmoid, splat, store, total
 from twinsep.kernels.threads import in_parallel
 
-GROUPS = 64  # of rows, each with its own sum for the gradient of w
-SERIAL = 1 << 17  # below this many numbers (0.1 ms) a second thread costs more than it saves
-BLOCK = 1 << 12  # numbers of a gate that are one piece of work
+GROUPS = 64  # largest number of groups of rows, each with its own sum for the gradient of w
+SERIAL = 1 << 17  # size (0.1 ms of work) below which a second thread costs more than it saves
+BLOCK = 1 << 12  # numbers per unit of work of the gate
 LOG2E = 1 / log(2)  # exp(x) = 2^(x log2 e)
 
 
 @inlined
 def _start(row, shape, strides):
-    """Where a row of x begins."""
+    """Offset of a row of x."""
     outer, inner = row // shape[2], row % shape[2]
     return outer // shape[1] * strides[0] + outer % shape[1] * strides[1] + inner * strides[2]
 
 
 @inlined
 def _reciprocal(squares, rest, d, eps):
-    """One over the root of the mean of d squares, summed in a vector and in a number, plus eps; d and eps as wide."""
+    """r, from the sum of squares (lanes of `squares`, plus `rest`); d and eps have the dtype of x."""
     return sqrt(d / (total(squares) + rest + d * eps))
 
 
 @compiled
 def _norm(x, w, y, eps, d, shape, strides, start, stop):
-    """Rows start … stop − 1 of y, side by side; those of x lie where `shape` and `strides` (three axes) say."""
+    """Rows start … stop − 1 of the contiguous y; `shape` and `strides` (three axes) locate the rows of x."""
     width = BYTES // x.itemsize
     whole = d // width * width
     zero = splat(x.dtype.type(0))
@@ -60,9 +60,9 @@ def _norm(x, w, y, eps, d, shape, strides, start, stop):
 
 @compiled
 def _norm_backward(dy, x, w, dx, dw, eps, d, count, shape, strides, start, stop):
-    """Groups start … stop − 1 of the rows, of dy side by side. With g = w ⊙ ∂y:
+    """Groups start … stop − 1 of the rows of the contiguous dy. With g = w ⊙ ∂y:
 
-    ∂x = r g − x r³ mean(g ⊙ x), ∂w = Σ ∂y ⊙ x r. dw (groups, d) holds zeros at first.
+    ∂x = r g − x r³ mean(g ⊙ x), ∂w = Σ ∂y ⊙ x r. dw (groups, d) is zero on entry.
     """
     width = BYTES // x.itemsize
     whole = d // width * width
@@ -83,7 +83,7 @@ def _norm_backward(dy, x, w, dx, dw, eps, d, count, shape, strides, start, stop)
                 rest_squares += x[here + i] * x[here + i]
                 rest_products += dy[row * d + i] * w[i] * x[here + i]
             r = _reciprocal(squares, rest_squares, x.dtype.type(d), eps)
-            c = (total(products) + rest_products) / x.dtype.type(d) * r * r * r  # in this order nothing underflows
+            c = (total(products) + rest_products) / x.dtype.type(d) * r * r * r  # this order avoids underflow
             r_lanes, c_lanes = splat(r), splat(c)
             for i in range(0, whole, width):
                 x_i, dy_i = load(x, here + i), load(dy, row * d + i)
@@ -109,7 +109,7 @@ def _gate_slope(a, b, one, minus_log2e):
 
 @compiled
 def _gate(a, b, y, start, stop):
-    """Blocks start … stop − 1 of BLOCK numbers each."""
+    """y = a ⊙ silu(b) for blocks start … stop − 1 of BLOCK numbers each."""
     width = BYTES // a.itemsize
     one, minus_log2e = splat(a.dtype.type(1)), splat(a.dtype.type(-LOG2E))
     last = aligned(3 * width, a)
@@ -156,7 +156,7 @@ def _flat(x: Tensor) -> np.ndarray:
 
 @torch.library.custom_op("twinsep::rms_norm", mutates_args=(), device_types="cpu")
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """y like x (…, d), contiguous, from x and weight (d,), all float32 or all float64."""
+    """Return the RMSNorm of x (…, d) with weight (d,), both float32 or both float64; the result is contiguous."""
     y = x.new_empty(x.shape)
     if y.numel():
         flat, shape, strides = rows(x)
@@ -173,12 +173,12 @@ def _(x, weight, eps):  # noqa: ARG001
 
 @torch.library.custom_op("twinsep::rms_norm_backward", mutates_args=(), device_types="cpu")
 def rms_norm_backward(dy: Tensor, x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """The gradients of x and weight."""
+    """Return the gradients of x and weight."""
     dx, dweight, d = x.new_empty(x.shape), weight.new_zeros(weight.shape), x.shape[-1]
     if dx.numel():
         flat, shape, strides = rows(x)
         count = prod(shape)
-        # The sums per group are NumPy's: to add up so few numbers PyTorch would wake, and wait for, its other threads.
+        # NumPy sums the groups: for so few numbers PyTorch would wake its other threads and wait for them.
         groups = min(count, GROUPS)
         dw = np.zeros((groups, d), flat.dtype)
         arrays = (_flat(dy), flat, _flat(weight), dx.numpy().reshape(-1), dw.reshape(-1), flat.dtype.type(eps))
@@ -198,7 +198,7 @@ def _save_norm(ctx, inputs, output) -> None:  # noqa: ARG001
 
 
 def _norm_gradients(ctx, dy):
-    x, weight = ctx.saved_tensors  # read once: under checkpoint a second reading is an error
+    x, weight = ctx.saved_tensors  # read once: under checkpoint a second read is an error
     return *rms_norm_backward(dy, x, weight, ctx.eps), None
 
 
@@ -210,7 +210,7 @@ rms_norm.register_autograd(_norm_gradients, setup_context=_save_norm)
 
 @torch.library.custom_op("twinsep::silu_gate", mutates_args=(), device_types="cpu")
 def silu_gate(a: Tensor, b: Tensor) -> Tensor:
-    """y, contiguous, from a and b of one shape, both float32 or both float64."""
+    """Return a ⊙ silu(b), contiguous, for a and b of one shape, both float32 or both float64."""
     y = a.new_empty(a.shape)
     in_parallel(_gate, -(-a.numel() // BLOCK), _threads(a.numel()), _flat(a), _flat(b), y.numpy().reshape(-1))
     return y
@@ -223,7 +223,7 @@ def _(a, b):  # noqa: ARG001
 
 @torch.library.custom_op("twinsep::silu_gate_backward", mutates_args=(), device_types="cpu")
 def silu_gate_backward(dy: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """The gradients of a and b."""
+    """Return the gradients of a and b."""
     da, db = a.new_empty(a.shape), b.new_empty(b.shape)
     arrays = (_flat(dy), _flat(a), _flat(b), da.numpy().reshape(-1), db.numpy().reshape(-1))
     in_parallel(_gate_backward, -(-a.numel() // BLOCK), _threads(a.numel()), *arrays)

@@ -1,7 +1,7 @@
-"""The kernels that the authors of Mamba publish for GPUs, where they are installed: mamba-ssm's and causal-conv1d's.
+"""GPU kernels published by the authors of Mamba: the packages mamba-ssm and causal-conv1d, both optional.
 
-Neither package is required. Both add up gradients by atomic operations (causal-conv1d's latest releases need
-not), so they are passed over where algorithms must be deterministic.
+Both sum gradients by atomic operations (causal-conv1d's latest releases can avoid them), so they are not used when
+PyTorch is asked for deterministic algorithms.
 """
 
 from functools import cache, reduce
@@ -12,27 +12,27 @@ from torch import Tensor
 
 from torch_impl.kernels import guard
 
-WIDTHS = range(2, 5)  # kernel sizes that causal-conv1d has
-ALIGNED = 8  # numbers that causal-conv1d reads at once where channels lie side by side
+WIDTHS = range(2, 5)  # kernel sizes supported by causal-conv1d
+ALIGNED = 8  # numbers that causal-conv1d reads at once from dense channels
 
 
 def usable(package: str) -> bool:
-    """Whether it is installed and its kernels are wanted; not yet whether it can be imported and is right."""
+    """Return True if the package is installed and PyTorch need not be deterministic; checks no kernel."""
     return not torch.are_deterministic_algorithms_enabled() and installed(package)
 
 
 @cache
 def installed(package: str) -> bool:
-    """Looked up once: it would take longer than a small kernel."""
+    """Return True if the package is installed; cached, as a lookup takes longer than a small kernel."""
     return find_spec(package) is not None
 
 
 def load_selective_scan() -> guard.Kernel:
-    """mamba-ssm's scan, taking and giving what ours does; ImportError where a build has no kernel for Mamba-1."""
+    """Import mamba-ssm's scan, with the signature of ours; raises ImportError if a build has no kernel for Mamba-1."""
     from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
 
     def selective_scan(u, delta, A, B, C, D, z=None) -> Tensor:
-        # It wants one type for all that has a length, with the length last and dense, and float32 for the rest.
+        # mamba-ssm takes sequences in one dtype, with the length last and dense, and float32 parameters.
         sequences = [x for x in (u, delta, B, C, z) if x is not None]
         dtype = reduce(torch.promote_types, (x.dtype for x in sequences))
         u_t, delta_t, B_t, C_t, *gate = (x.to(dtype).mT.contiguous() for x in sequences)
@@ -42,7 +42,7 @@ def load_selective_scan() -> guard.Kernel:
 
 
 def load_causal_convolution() -> guard.Kernel:
-    """causal-conv1d's convolution and SiLU: x (b, l, d), weight (d, 1, k), bias (d,) -> (b, l, d) in x's type."""
+    """Import causal-conv1d's convolution with SiLU: x (b, l, d), weight (d, 1, k), bias (d,) -> (b, l, d)."""
     from causal_conv1d import causal_conv1d_fn
 
     def causal_convolution(x, weight, bias) -> Tensor:
@@ -54,9 +54,9 @@ def load_causal_convolution() -> guard.Kernel:
 
 
 def causal_convolution_for(x: Tensor, weight: Tensor, left: int, definition: guard.Kernel) -> guard.Kernel | None:
-    """causal-conv1d's kernel, if it is installed, made for such a convolution and in agreement with ``definition``.
+    """Return causal-conv1d's kernel if it is installed, supports this convolution and agrees with ``definition``.
 
-    ``definition`` takes x, weight, bias and left.
+    ``definition`` is a function of x, weight, bias and left.
     """
     width, types = weight.shape[2], {x.dtype, weight.dtype}
     suits = left == width - 1 and width in WIDTHS and types <= guard.TOLERANCE.keys() and x.numel() > 0
@@ -69,6 +69,8 @@ def causal_convolution_for(x: Tensor, weight: Tensor, left: int, definition: gua
 def checked_convolution(
     device: torch.device, dtype: torch.dtype, weight_dtype: torch.dtype, width: int, definition: guard.Kernel
 ) -> guard.Kernel | None:
+    """Return causal-conv1d's kernel if it agrees with ``definition`` in these dtypes; checked once per process."""
+
     def samples() -> list[guard.Inputs]:
         shapes = {"x": (2, 300, 72), "weight": (72, 1, width), "bias": (72,)}
         named = {name: guard.random(seed, shape) for seed, (name, shape) in enumerate(shapes.items())}

@@ -1,4 +1,4 @@
-"""The selective scan on a CPU as PyTorch operators."""
+"""The selective scan on a CPU, as PyTorch operators."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ from twinsep.kernels import selective_scan as loops
 def forward(
     u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor | None, keep: bool
 ) -> tuple[Tensor, Tensor]:
-    """y (b, l, e) and, if `keep`, the states before every chunk but the first (b, chunks − 1, n, whole e)."""
+    """Return y (b, l, e) and, if `keep`, the states before all chunks except the first (b, chunks − 1, n, padded e)."""
     y, states = u.new_empty(u.shape), _states(u, A, keep)
     arrays = [*_arrays(u, delta, A, B, C, D), _gate(u, z), y.numpy(), states.numpy()]
     loops.forward(*arrays, threads=torch.get_num_threads())
@@ -21,7 +21,7 @@ def forward(
 
 
 def _arrays(*tensors: Tensor) -> Any:
-    # PyTorch copies on all threads what must be copied.
+    # PyTorch copies on all threads, NumPy on one.
     return [array(x.contiguous()) for x in tensors]
 
 
@@ -50,7 +50,7 @@ def backward(
     z: Tensor | None,
     states: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The gradients of u, delta, A, B, C, D and z (of z an empty tensor where there was none)."""
+    """Return the gradients of u, delta, A, B, C, D and z (an empty tensor without z)."""
     gradients = _empty(u, delta, A, B, C, D, z)
     arrays = [*_arrays(dy, u, delta, A, B, C, D), _gate(u, z), states.numpy(), *(x.numpy() for x in gradients)]
     loops.backward(*arrays, threads=torch.get_num_threads())
@@ -70,13 +70,13 @@ def _(dy, u, delta, A, B, C, D, z, states):  # noqa: ARG001
 def _save(ctx, inputs, output) -> None:
     *tensors, keep = inputs
     if not keep:
-        raise RuntimeError("twinsep::selective_scan: gradients need keep=True, which stores the states")
+        raise RuntimeError("twinsep::selective_scan: gradients need the states that keep=True saves")
     ctx.mark_non_differentiable(output[1])
     ctx.save_for_backward(*tensors, output[1])
 
 
 def _gradients(ctx, dy, _dstates):
-    saved = ctx.saved_tensors  # read once: under checkpoint a second reading is an error
+    saved = ctx.saved_tensors  # read once: under checkpoint a second read is an error
     *gradients, dz = backward(dy, *saved)
     return *gradients, None if saved[6] is None else dz, None
 

@@ -2,14 +2,14 @@
 
     h_t = exp(Δ_t A) h_{t−1} + Δ_t B_t u_t        y_t = (C_t · h_t + D u_t) ⊙ silu(z_t)
 
-(Mamba: Gu and Dao 2023, arXiv 2312.00752, equation 2 and algorithm 2.) A program has the states of one block of
-channels of one sequence in its registers, a tile (N, E), float32 whatever the inputs, and takes the frames one after
-another. Nothing of shape (b, l, e, n) is ever stored. The forward keeps the states at the chunk boundaries only, and
-only when asked; the backward takes the chunks from the last to the first, runs the recurrence inside one again into a
-buffer, and then runs it in reverse. It has at most PROGRAMS programs, each with one such buffer, which share the work.
+(Mamba: Gu and Dao 2023, arXiv 2312.00752, equation 2 and algorithm 2.) A program holds the states of one block of
+channels of one sequence in registers, as a float32 tile (N, E), and steps through the frames. Nothing of shape
+(b, l, e, n) is ever stored. The forward pass saves the states at chunk boundaries, if asked. The backward pass takes
+the chunks from last to first: it recomputes the states of a chunk into a buffer, then runs the recurrence in reverse.
+At most PROGRAMS programs, each with one buffer, share its work.
 
-No atomic operations, so results repeat to the bit: a program adds up its own blocks and sequences in order, for the
-gradients of B and C and for those of A and D; the sums of all programs are then added.
+There are no atomic operations, so results repeat to the bit: each program sums the gradients of A, B, C and D over its
+own blocks and sequences in order, and the sums of all programs are then added.
 """
 
 from math import log
@@ -20,9 +20,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-CHUNK = 32  # frames between stored states
-STATES = 1024  # of a tile (N, E): 32 for each thread of a warp
-PROGRAMS = 2048  # of the backward at most: their buffers take 256 MiB
+CHUNK = 32  # frames between saved states
+STATES = 1024  # states per tile (N, E): 32 per thread of a warp
+PROGRAMS = 2048  # largest number of programs of the backward pass; their buffers take 256 MiB
 LOG2E, LN2 = tl.constexpr(1 / log(2)), tl.constexpr(log(2))  # exp(x) = 2^(x log2 e)
 
 
@@ -37,13 +37,13 @@ def _forward(
     u_b, u_l, delta_b, delta_l, B_b, B_l, C_b, C_l, z_b, z_l,
     GATED: tl.constexpr, KEEP: tl.constexpr, CHUNK: tl.constexpr, N: tl.constexpr, E: tl.constexpr,
 ):  # fmt: skip
-    """One block of channels of one sequence. ``x_b`` and ``x_l`` are strides of x, whose last axis is dense."""
+    """One block of channels of one sequence. ``x_b`` and ``x_l`` are the strides of x, whose last axis is dense."""
     blocks = tl.cdiv(e, E)
     sequence = (tl.program_id(0) // blocks).to(tl.int64)
     channel, state = tl.program_id(0) % blocks * E + tl.arange(0, E), tl.arange(0, N)
     here, real = channel < e, state < n
     tile = real[:, None] & here[None, :]
-    # What fills up the tile has A = 0 and B = 0: its states stay 0.
+    # The padding of a tile has A = 0 and B = 0, so that its states stay 0.
     decay = tl.load(A + state[:, None] * e + channel[None, :], tile, 0.0) * LOG2E
     skip = tl.load(D + channel, here, 0.0)
     h = tl.zeros((N, E), tl.float32)
@@ -79,7 +79,7 @@ def _backward(
     ∂C_t = h_t g_t, ∂B_t = ∂h_t Δ_t u_t (both summed over channels), ∂s_t = ∂h_t a_t h_{t−1}, ∂A = Σ_t ∂s_t Δ_t,
     ∂u_t = Δ_t ∂h_t·B_t + D g_t, ∂Δ_t = ∂s_t·A + u_t ∂h_t·B_t, ∂D = Σ_t g_t u_t.
 
-    dB and dC are (parts, b, l, n); dA (groups, n, e) and dD (groups, e) hold zeros at first.
+    dB and dC are (parts, b, l, n); dA (groups, n, e) and dD (groups, e) are zero on entry.
     """
     part, group = tl.program_id(0) % parts, (tl.program_id(0) // parts).to(tl.int64)
     state, real = tl.arange(0, N), tl.arange(0, N) < n
@@ -107,7 +107,7 @@ def _backward(
                 row += tl.cast(part, tl.int64) * b * l
                 dB_c, dC_c = dB + row * n, dC + row * n
 
-                # Run the chunk again: the buffer gets the state before each of its frames.
+                # Recompute the chunk: the buffer gets the state before each frame.
                 kept = (sequence * (chunks - 1) + chunk - 1) * n * e
                 h = tl.load(states + kept + of_tile, tile & (chunk > 0), 0.0)
                 for t in range(frames):
@@ -121,7 +121,7 @@ def _backward(
                         dy_t, z_t = _row(dy_c, t * dy_l + channel, here), _row(z_c, t * z_l + channel, here)
                         y_t, s_t = tl.sum(h * C_t[:, None], 0) + skip * u_t, tl.sigmoid(z_t)
                         tl.store(dz_c + t * e + channel, dy_t * y_t * (s_t * (1 + z_t * (1 - s_t))), here)
-                tl.debug_barrier()  # other threads may read the buffer, and dB and dC, than wrote them
+                tl.debug_barrier()  # the threads that read the buffer, dB and dC may not be those that wrote them
 
                 for done in range(frames):
                     t = frames - 1 - done
@@ -135,7 +135,7 @@ def _backward(
                     a = tl.exp2(delta_t[None, :] * decay)
                     h = a * before + (delta_t * u_t)[None, :] * B_t[:, None]
                     dh += g_t[None, :] * C_t[:, None]
-                    more = real & (block > part)  # of the sums over channels there are some from blocks before
+                    more = real & (block > part)  # add to the sums of earlier blocks
                     dC_t, dB_t = tl.sum(h * g_t[None, :], 1), tl.sum(dh * (delta_t * u_t)[None, :], 1)
                     tl.store(dC_c + t * n + state, dC_t + _row(dC_c, t * n + state, more), real)
                     tl.store(dB_c + t * n + state, dB_t + _row(dB_c, t * n + state, more), real)
@@ -147,7 +147,7 @@ def _backward(
                     tl.store(ddelta_c + t * e + channel, tl.sum(ds * decay, 0) * LN2 + u_t * dh_B, here)
                     tl.store(du_c + t * e + channel, delta_t * dh_B + skip * g_t, here)
                 tl.debug_barrier()  # as above
-            # Summed per sequence first, then over sequences: smaller rounding errors than one long sum.
+            # Sum within each sequence first, then over sequences: smaller rounding errors than one long sum.
             dA_g, dD_g = dA + group * n * e + of_tile, dD + group * e + channel
             tl.store(dA_g, tl.load(dA_g, tile, 0.0) + dA_one, tile)
             tl.store(dD_g, tl.load(dD_g, here, 0.0) + dD_one, here)
@@ -156,9 +156,9 @@ def _backward(
 def selective_scan(
     u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor | None = None
 ) -> Tensor:
-    """y (b, l, e) in u's dtype, from inputs of float32, bfloat16 and float16 in any mixture.
+    """Selective scan on a GPU: y (b, l, e) in u's dtype, from any mixture of float32, bfloat16 and float16 inputs.
 
-    Gradients of the first order only.
+    Only first-order gradients are defined.
     """
     given = [x for x in (u, delta, A, B, C, D, z) if x is not None]
     keep = torch.is_grad_enabled() and any(x.requires_grad for x in given)
@@ -208,13 +208,13 @@ class _Scan(torch.autograd.Function):
 
 
 def _tile(n: int, e: int) -> tuple[int, int]:
-    """N and E, powers of two."""
+    """N and E of a tile, powers of two."""
     N = triton.next_power_of_2(n)
     return N, min(triton.next_power_of_2(e), max(STATES // N, 16))
 
 
 def _programs(b: int, blocks: int) -> tuple[int, int]:
-    """Programs of the backward that share the blocks of channels of a sequence, and that share the sequences."""
+    """Backward programs: how many share the channel blocks of a sequence, and how many share the sequences."""
     rounds = triton.cdiv(blocks, max(PROGRAMS // b, 1))
     parts = triton.cdiv(blocks, rounds)
     return parts, min(b, PROGRAMS // parts)
@@ -225,9 +225,9 @@ def _warps(N: int, E: int) -> int:
 
 
 def _arrays(u, delta, A, B, C, D, z) -> tuple[list[Tensor], list[int]]:
-    """What the kernels read, and the strides of those that may be parts of wider tensors."""
+    """The kernels' input arrays, and the strides of those that may be slices of wider tensors."""
     u, delta, B, C = (_dense(x) for x in (u, delta, B, C))
-    gate = u if z is None else _dense(z)  # a kernel without a gate never reads it
+    gate = u if z is None else _dense(z)  # never read without a gate
     strides = [stride for x in (u, delta, B, C, gate) for stride in x.stride()[:2]]
     return [u, delta, A.mT.contiguous(), B, C, D.contiguous(), gate], strides
 

@@ -1,6 +1,9 @@
-"""The sequence mixers by kind: one file each, one line each here."""
+"""The sequence mixers by kind: one file each, one line each in :data:`MIXERS`."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
 
 from torch_impl.layers import Module
 from torch_impl.mixers.conv import Conv
@@ -9,8 +12,9 @@ from torch_impl.mixers.mamba import Mamba
 from torch_impl.mixers.mamba2 import Mamba2
 from torch_impl.mixers.transformer import Transformer
 from twinsep.config import ModelConfig
+from twinsep.model.mixers import build_mixer
 
-MIXERS: dict[str, type[Module]] = {
+MIXERS: dict[str, Callable[[ModelConfig], Module]] = {
     "mamba": Mamba,
     "mamba2": Mamba2,
     "transformer": Transformer,
@@ -18,7 +22,5 @@ MIXERS: dict[str, type[Module]] = {
     "conv": Conv,
 }
 
-
-def build(config: ModelConfig) -> Module:
-    """A new mixer of the configured kind, (b, l, d) -> (b, l, d)."""
-    return MIXERS[config.mixer.kind](config)
+#: build(model) -> the configured mixer, a module (b, l, d) -> (b, l, d).
+build = partial(build_mixer, MIXERS)

@@ -1,11 +1,12 @@
-"""LSTM (Hochreiter and Schmidhuber 1997): what BSRNN runs along time and bands (arXiv 2209.15174)."""
+"""LSTM (Hochreiter and Schmidhuber 1997), the mixer of BSRNN (arXiv 2209.15174)."""
 
 from __future__ import annotations
 
 from jaxtyping import Float
 from torch import Tensor
 
-from torch_impl.layers import Module, lstm, parameter
+from torch_impl.layers import Module, parameter
+from torch_impl.ops import lstm
 from twinsep.config import ModelConfig, mixers
 from twinsep.model import initializers
 
@@ -13,7 +14,7 @@ from twinsep.model import initializers
 class LSTM(Module):
     """i, f, g, o = W_ih x_t + b_ih + W_hh h_{t−1} + b_hh;  c_t = σ(f) c_{t−1} + σ(i) tanh(g);  h_t = σ(o) tanh(c_t).
 
-    Parameter names, but for the layer's number, and layouts are those of torch.nn.LSTM.
+    Parameters have the layouts of torch.nn.LSTM, and its names without the suffix ``_l0``.
     """
 
     def __init__(self, model: ModelConfig):

@@ -5,7 +5,8 @@ from __future__ import annotations
 from jaxtyping import Float
 from torch import Tensor
 
-from torch_impl.layers import DepthwiseConvSiLU1d, Linear, Module, exp, parameter, softplus, split
+from torch_impl.layers import DepthwiseConvSiLU1d, Linear, Module, parameter
+from torch_impl.ops import exp, softplus, split
 from torch_impl.scan import selective_scan
 from twinsep.config import ModelConfig, mixers
 from twinsep.model import initializers
@@ -14,7 +15,7 @@ from twinsep.model import initializers
 class Mamba(Module):
     """(u, z) = W_in x;  u ← silu(conv(u));  (δ, B, C) = W_x u;  Δ = softplus(W_Δ δ + b_Δ);  scan;  W_out.
 
-    Parameter names and layouts are those of mamba_ssm's ``Mamba``.
+    Parameters have the names and layouts of mamba_ssm's ``Mamba``.
     """
 
     def __init__(self, model: ModelConfig):
@@ -34,9 +35,9 @@ class Mamba(Module):
         self.out_proj = Linear(e, d, bias=False)
 
     def forward(self, x: Float[Tensor, "b l d"]) -> Float[Tensor, "b l d"]:
-        u, z = split(self.in_proj(x), self.halves, -1)
-        u = self.conv1d(u)
-        dt, B, C = split(self.x_proj(u), self.sizes, -1)
-        delta = softplus(self.dt_proj(dt))
+        u, z = split(self.in_proj(x), self.halves, -1)  # (b, l, e) each
+        u = self.conv1d(u)  # (b, l, e)
+        dt, B, C = split(self.x_proj(u), self.sizes, -1)  # (b, l, r), (b, l, n), (b, l, n)
+        delta = softplus(self.dt_proj(dt))  # (b, l, e)
         A = -exp(self.A_log)
         return self.out_proj(selective_scan(u, delta, A, B, C, self.D, z))

@@ -1,4 +1,4 @@
-"""Transformer: self-attention with rotary positions, both directions at once."""
+"""Transformer: self-attention with rotary position embeddings, which sees both directions."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
-from torch_impl.layers import Module, MultiHeadAttention, concatenate, constant
+from torch_impl.layers import Module, MultiHeadAttention
+from torch_impl.ops import concatenate, constant
 from twinsep.config import ModelConfig, mixers
 
 
 class Transformer(Module):
-    """Multi-head self-attention with rotary positions on q and k (Su et al. 2021, arXiv 2104.09864)."""
+    """Multi-head self-attention with rotary position embeddings on q and k (RoPE; Su et al. 2021, arXiv 2104.09864)."""
 
     def __init__(self, model: ModelConfig):
         super().__init__()
@@ -27,9 +28,9 @@ class Transformer(Module):
 
 
 def rotate(x: Float[Tensor, "b h l e"], base: float) -> Float[Tensor, "b h l e"]:
-    """Turn the pair (i, i + e/2) at position t by the angle t · base^(−2i/e) (RoPE, eq. 34, half-split pairs)."""
+    """Rotate the pair of features (i, i + e/2) at position t by the angle t · base^(−2i/e) (RoPE, equation 34)."""
     l, e = x.shape[-2:]
-    angle = np.outer(np.arange(l), base ** (-2 * np.arange(e // 2) / e))
+    angle = np.outer(np.arange(l), base ** (-2 * np.arange(e // 2) / e))  # (l, e/2)
     cos, sin = constant(np.cos(angle), x), constant(np.sin(angle), x)
     first, second = rearrange(x, "b h l (two e) -> two b h l e", two=2)
     return concatenate([first * cos - second * sin, first * sin + second * cos], -1)

@@ -1,4 +1,4 @@
-"""Sound files: reading, writing, resampling, tags and spectrograms. A waveform is float32 (C, S), full scale ±1."""
+"""Reading, writing and resampling sound files; tags and spectrograms. Waveforms are float32 (C, S), full scale ±1."""
 
 from twinsep.audio.reading import AudioInfo, blocks, info, open_audio, read, read_segment, verify
 from twinsep.audio.resampling import resample

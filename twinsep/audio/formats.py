@@ -1,6 +1,6 @@
-"""The file name extensions of sound."""
+"""File name extensions of sound files."""
 
-#: Extensions, in lower case, of files that are taken for sound in a folder.
+#: Lower-case extensions of the files in a folder that count as sound.
 AUDIO_EXTENSIONS = frozenset(
     f".{name}"
     for name in (

@@ -1,4 +1,4 @@
-"""An open sound file, and what may be wrong with it, in one sentence each; used by :mod:`twinsep.audio`."""
+"""An open sound file, and the sentences for what may be wrong with one."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from twinsep.utils.files import display_path
 
 #: Samples per channel in a block, at most.
 BLOCK = 1 << 16
-_OGG_PAGE = 65_307  # bytes, at most
+_OGG_PAGE = 65_307  # largest page in bytes
 
 
 @dataclass(frozen=True)
 class AudioSource:
-    """A sound file open for reading, of ``channels`` at ``sample_rate`` Hz.
+    """A sound file open for reading.
 
-    ``is_float``: the file holds floating-point samples, so it may go beyond full scale. ``frames`` is samples
-    per channel as the header promises, or None where only decoding tells; ``expected`` is ``frames`` or else a
-    guess at them, good for a progress bar. ``_pieces`` are (C, S) of at most ``BLOCK`` samples.
+    ``sample_rate`` is in Hz. ``is_float`` is True if the file holds floating-point samples, which may exceed full
+    scale. ``frames`` is the length in samples per channel that the header states, or None if only decoding tells;
+    ``expected`` is ``frames`` or an estimate of it, for progress bars. ``_pieces`` are arrays (C, S), S ≤ ``BLOCK``.
     """
 
     path: Path
@@ -38,41 +38,36 @@ class AudioSource:
     _pieces: Iterator[np.ndarray]
 
     def blocks(self) -> Iterator[Float32[np.ndarray, "c s"]]:
-        """The sound piece by piece, to be taken once: (C, S) of at most ``BLOCK`` samples, decoded as they are taken.
+        """Decode the sound in blocks (C, S), S ≤ ``BLOCK``; a source can be iterated once.
 
-        Raises :class:`InputError` where it gets to damage, to the end before ``frames``, to NaN or infinity.
+        Raises :class:`InputError` on reaching damage, an end before ``frames``, NaN or infinity.
         """
         done = 0
         for piece in self._pieces:
-            block = piece if self.frames is None else piece[:, : self.frames - done]
-            done += block.shape[1]
-            if block.shape[1]:
-                yield self._finite(np.ascontiguousarray(block))
+            if not np.isfinite(piece).all():
+                raise InputError(
+                    f"{display_path(self.path)} holds NaN or infinite samples: export it again, "
+                    "if possible as 24-bit integers"
+                )
+            done += piece.shape[1]
+            yield np.ascontiguousarray(piece)
         if self.frames is not None and done < self.frames:
-            raise damaged(self.path, f"{done} of {self.frames} samples are there")
+            raise damaged_error(self.path, f"{done} of {self.frames} samples are there")
         if self.frames is None and not done:
-            raise no_sound(self.path)
+            raise no_sound_error(self.path)
 
     def read(self) -> Float32[np.ndarray, "c s"]:
-        """All of :meth:`blocks` in one array."""
+        """Decode the whole file into one array (C, S); errors as in :meth:`blocks`."""
         return np.concatenate([np.empty((self.channels, 0), np.float32), *self.blocks()], axis=1)
 
-    def _finite(self, block: np.ndarray) -> np.ndarray:
-        if not np.isfinite(block).all():
-            raise InputError(
-                f"{display_path(self.path)} holds NaN or infinite samples: export it again, "
-                "if possible as 24-bit integers"
-            )
-        return block
+
+def ffmpeg_command(path: Path, arguments: str) -> str:
+    """An ffmpeg command that reads ``path``, quoted for a sentence."""
+    return f"`ffmpeg -i {display_path(shlex.quote(path.name))} {arguments}`"
 
 
-def command(path: Path, rest: str) -> str:
-    """The ffmpeg command that reads ``path`` and goes on with ``rest``."""
-    return f"`ffmpeg -i {display_path(shlex.quote(path.name))} {rest}`"
-
-
-def regular_file(path: str | os.PathLike[str]) -> Path:
-    """``path``. Raises :class:`InputError` where it is no regular file with something in it that may be read."""
+def check_file(path: str | os.PathLike[str]) -> Path:
+    """Return ``path``; raise :class:`InputError` unless it is a regular, readable file that is not empty."""
     path = Path(path)
     try:
         status = path.stat()
@@ -89,12 +84,12 @@ def regular_file(path: str | os.PathLike[str]) -> Path:
     if status.st_size == 0:
         raise InputError(f"{display_path(path)} is empty (0 bytes): copy or export it again")
     if not os.access(path, os.R_OK):
-        raise InputError(f"{display_path(path)} may not be read: check its permissions")
+        raise InputError(f"{display_path(path)} cannot be read: check its permissions")
     return path
 
 
-def ends_as_ogg(path: Path) -> bool:
-    """Whether the last page of an Ogg file is whole and says that it is the last."""
+def has_last_ogg_page(path: Path) -> bool:
+    """Return True if an Ogg file ends with a complete page that is marked as its last."""
     with path.open("rb") as file:
         file.seek(max(0, path.stat().st_size - _OGG_PAGE))
         tail = file.read()
@@ -105,22 +100,22 @@ def ends_as_ogg(path: Path) -> bool:
     return bool(page[5] & 4) and len(page) >= 27 + segments + sum(page[27 : 27 + segments])
 
 
-def damaged(path: Path, detail: str) -> InputError:
-    """The sentence for a file that ends too early or cannot be decoded to its end."""
+def damaged_error(path: Path, detail: str) -> InputError:
+    """The error for a file that ends too early or cannot be decoded to its end."""
     return InputError(
-        f"{display_path(path)} is damaged or cut short ({detail}): get a whole copy, or save what is left of it "
-        f"with {command(path, 'rest.wav')}"
+        f"{display_path(path)} is damaged or cut short ({detail}): get a complete copy, or save what is left of it "
+        f"with {ffmpeg_command(path, 'rest.wav')}"
     )
 
 
-def no_sound(path: Path) -> InputError:
-    """The sentence for a sound file of no length."""
+def no_sound_error(path: Path) -> InputError:
+    """The error for a sound file of length zero."""
     return InputError(f"{display_path(path)} holds no sound (0 samples): export it again")
 
 
-def unknown(path: Path) -> InputError:
-    """The sentence for what no library takes for sound."""
+def unknown_format_error(path: Path) -> InputError:
+    """The error for a file that no library recognises as sound."""
     return InputError(
-        f"{display_path(path)} cannot be read as sound, being damaged or of no known format: get another copy, "
-        f"or convert it with {command(path, 'converted.wav')}"
+        f"{display_path(path)} cannot be read as sound (damaged or of an unknown format): get another copy, "
+        f"or convert it with {ffmpeg_command(path, 'converted.wav')}"
     )

@@ -1,26 +1,24 @@
-"""Writing sound files so that they are there whole or not at all; used as :mod:`twinsep.audio`'s ``write``."""
+"""Writing sound files that appear complete or not at all."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-import signal
-import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import soundfile
 from jaxtyping import Float
 
 from twinsep.errors import InputError
-from twinsep.utils.files import atomic_file, display_path
+from twinsep.utils.files import atomic_path, display_path
 
 FilePath = str | os.PathLike[str]
-#: extension -> (libsndfile format, default subtype, options of the encoder). PCM_24 for WAV because
-#: it is enough for any output and plays everywhere.
+#: Extension -> (libsndfile format, default subtype, options of the encoder). WAV defaults to PCM_24, which is precise
+#: enough for any output and plays everywhere.
 FORMATS: dict[str, tuple[str, str, dict[str, Any]]] = {
     ".wav": ("WAV", "PCM_24", {}),
     ".flac": ("FLAC", "PCM_24", {}),
@@ -30,18 +28,18 @@ FORMATS: dict[str, tuple[str, str, dict[str, Any]]] = {
 _BITS = {"PCM_16": 16, "PCM_24": 24}
 _BYTES = {"PCM_16": 2, "PCM_24": 3, "FLOAT": 4}
 _WAV_BYTES = 2**32 - 2**16  # of sound; a WAV's sizes are 32-bit
-# Lowest sample rate of each version of MPEG in Hz -> (least of libsndfile's range, the bit rates written), kbit/s.
-# Of fewer than 64 the first frame has no room for the header that tells the length.
+# Lowest sample rate of each MPEG version in Hz -> (lowest bit rate of libsndfile's range, bit rates written), kbit/s.
+# Below 64 kbit/s the first frame has no room for the header that states the length.
 _MP3_RATES = {
     32_000: (32, (64, 80, 96, 112, 128, 160, 192, 224, 256, 320)),
     16_000: (8, (64, 80, 96, 112, 128, 144, 160)),
     0: (8, (64,)),
 }
-#: Of an MP3 at one sample rate or another, in kbit/s.
+#: Bit rates of MP3 in kbit/s, each at some sample rates.
 MP3_BITRATES = sorted({rate for _, rates in _MP3_RATES.values() for rate in rates})
-# Bit rate up to which LAME makes what it encodes quieter, by its presets → by what that is undone.
+# Highest bit rate of each of LAME's presets -> the factor that undoes how much quieter it makes the sound.
 _MP3_GAINS = {160: 1 / 0.95, 192: 1 / 0.97, 224: 1 / 0.98, 320: 1.0}
-# Frames encoded at once: bounds memory, and the Vorbis encoder overflows its stack on minutes at once.
+# Samples per channel encoded at once: bounds memory, and the Vorbis encoder overflows its stack on minutes at once.
 _BLOCK = 1 << 16
 
 
@@ -50,14 +48,14 @@ class _Encoding:
     container: str
     subtype: str
     options: dict[str, Any]
-    gain: float = 1.0  # of samples on the way to the encoder
+    gain: float = 1.0  # applied to samples before they are encoded
 
     def size(self, frames: int, channels: int) -> int:
-        """Bytes of uncompressed sound."""
+        """Size of uncompressed sound in bytes."""
         return frames * channels * _BYTES[self.subtype]
 
-    def takes(self, sample_rate: int) -> bool:
-        """Whether a rate is not one that libsndfile crashes at, or fails at only when the first samples come."""
+    def supports_rate(self, sample_rate: int) -> bool:
+        """Return False for a rate at which libsndfile crashes, or fails only at the first samples."""
         if self.container == "OGG":
             return sample_rate <= 200_000
         return self.container != "FLAC" or sample_rate < 65_536 or sample_rate % 10 == 0
@@ -66,40 +64,42 @@ class _Encoding:
 class Writer:
     """An open sound file that takes blocks; made by :func:`writer`.
 
-    ``clamped`` counts the samples so far that lay beyond full scale and were set to it.
+    ``clamped`` counts the samples so far that exceeded full scale and were set to it.
     """
 
-    def __init__(self, path: Path, sink: _Sink, encoding: _Encoding):
+    def __init__(self, path: Path, temporary: Path, encoding: _Encoding, sample_rate: int, channels: int):
+        """Write the header into ``temporary``; raise :class:`InputError` if the format lacks the rate or channels."""
         self.clamped = 0
-        self._path, self._sink, self._encoding = path, sink, encoding
-        self._file: Any = None
+        self._path, self._temporary, self._encoding = path, temporary, encoding
         self._frames = 0
-
-    def open(self, sample_rate: int, channels: int) -> None:
-        """Write the header. Raises :class:`InputError` for a rate or a channel count that the format lacks."""
-        encoding, container = self._encoding, self._encoding.container
+        container = encoding.container
         refused = InputError(
-            f"cannot write {display_path(self._path)}: {container} does not take {channels} channels "
+            f"cannot write {display_path(path)}: {container} does not take {channels} channels "
             f"at {sample_rate} Hz; choose .wav{'' if container == 'FLAC' else ' or .flac'}, or resample"
         )
-        if not encoding.takes(sample_rate):
+        if not encoding.supports_rate(sample_rate):
             raise refused
+        # By descriptor, because the name may not be UTF-8.
+        descriptor = os.open(temporary, os.O_RDWR | getattr(os, "O_BINARY", 0))
         try:
-            with _uninterrupted():
-                self._file = soundfile.SoundFile(
-                    self._sink, "w", sample_rate, channels, encoding.subtype, format=container, **encoding.options
-                )
+            self._file = soundfile.SoundFile(
+                descriptor, "w", sample_rate, channels, encoding.subtype, format=container, **encoding.options
+            )
         except soundfile.LibsndfileError as error:
-            self._sink.check()
+            _check_space(temporary)
             raise refused from error
 
     @property
     def is_float(self) -> bool:
-        """Whether samples beyond full scale are kept as they are."""
+        """True if samples beyond full scale are kept."""
         return self._encoding.subtype == "FLOAT"
 
     def write(self, block: Float[np.ndarray, "c s"]) -> None:
-        """Append (C, S) samples. Raises :class:`InputError` for NaN, infinity or a full disk."""
+        """Append samples (C, S).
+
+        Raises :class:`InputError` for NaN or infinity, for more than a WAV holds and if the encoder fails, and
+        ``OSError`` for a full disk, which :func:`writer` turns into an :class:`InputError`.
+        """
         if not np.isfinite(block).all():
             raise InputError(
                 f"cannot write {display_path(self._path)}: the sound holds NaN or infinite samples; "
@@ -120,93 +120,57 @@ class Writer:
             block = np.clip(block, -1, 1) if over else block
         bits = _BITS.get(self._encoding.subtype)
         gain = np.float32(self._encoding.gain)
-        samples = gain * block.astype(np.float32) if bits is None else _quantised(block, bits)
+        samples = gain * block.astype(np.float32) if bits is None else _quantise(block, bits)
+        with self._explained():
+            self._file.write(np.ascontiguousarray(samples.T))  # (s, c)
+
+    def close(self) -> None:
+        """Complete the file; errors as in :meth:`write`."""
+        with self._explained():
+            self._file.close()
+        _check_space(self._temporary)  # libsndfile does not say whether its last bytes were written
+        if self.is_float:
+            _clear_time(self._temporary)
+
+    def abandon(self) -> None:
+        """Close a file that will not be kept; raises nothing."""
+        with contextlib.suppress(soundfile.LibsndfileError):
+            self._file.close()
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
         try:
-            with _uninterrupted():
-                self._file.write(np.ascontiguousarray(samples.T))
-        except (soundfile.LibsndfileError, AssertionError) as error:  # AssertionError: fewer samples taken
-            self._sink.check()
+            yield
+        except (soundfile.LibsndfileError, AssertionError) as error:  # AssertionError: not all samples were taken
+            _check_space(self._temporary)
             raise InputError(
                 f"cannot write {display_path(self._path)}: the encoder failed ({error}); choose another format"
             ) from error
-        self._sink.check()
-
-    def close(self) -> None:
-        """Finish the header and hand every byte to the system; raises ``OSError`` if that fails."""
-        with contextlib.suppress(soundfile.LibsndfileError), _uninterrupted():  # says less than what the sink keeps
-            self._file.close()
-        self._sink.check()
-        if self.is_float:
-            self._sink.forget_time()
-
-    def abandon(self) -> None:
-        """Let go of a file that will not be kept; raises nothing."""
-        self._sink.error = self._sink.error or OSError("abandoned")  # so that nothing more is written
-        if self._file:
-            with contextlib.suppress(soundfile.LibsndfileError, OSError), _uninterrupted():
-                self._file.close()
 
 
-class _Sink:
-    """What libsndfile writes into. Its callbacks cannot raise, so the first error is kept for :meth:`check`."""
+def _check_space(path: Path) -> None:
+    """Raise the ``OSError`` that kept libsndfile from writing, of which it does not say the reason: append a byte."""
+    with path.open("rb+", buffering=0) as file:
+        size = file.seek(0, os.SEEK_END)
+        file.write(b"\0")
+        file.truncate(size)
 
-    def __init__(self, file: BinaryIO):
-        self.file = file
-        self.error: OSError | None = None
 
-    def write(self, data: bytes) -> int:
-        return self._try(self.file.write, data)
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        return self._try(self.file.seek, offset, whence)
-
-    def tell(self) -> int:
-        return self._try(self.file.tell)
-
-    def check(self) -> None:
-        if self.error is not None:
-            raise self.error
-
-    def forget_time(self) -> None:
-        """Zero the time of writing in a float WAV, so that the same sound gives the same bytes."""
-        self.file.seek(0)
-        header = self.file.read(_BLOCK)
+def _clear_time(path: Path) -> None:
+    """Zero the time of writing in a float WAV, so that equal sound gives equal bytes."""
+    with path.open("rb+") as file:
+        header = file.read(_BLOCK)
         found = header.find(b"PEAK", 0, header.find(b"data"))  # an RF64 has none
         if found >= 0:
-            self.file.seek(found + 12)  # after the chunk's name, size and version
-            self.file.write(bytes(4))
-
-    def _try(self, action: Callable[..., int | None], *arguments: Any) -> int:
-        if self.error is not None:
-            return 0
-        try:
-            return action(*arguments) or 0
-        except OSError as error:
-            self.error = error
-            return 0
+            file.seek(found + 12)  # after the chunk's name, size and version
+            file.write(bytes(4))
 
 
-def _quantised(block: np.ndarray, bits: int) -> np.ndarray:
-    """To the nearest of 2^bits levels, left-justified in int32: libsndfile would round down."""
+def _quantise(block: np.ndarray, bits: int) -> np.ndarray:
+    """Round to the nearest of 2^bits levels, left-justified in int32; libsndfile would round down."""
     full = 2.0 ** (bits - 1)
     levels = np.clip(np.rint(block.astype(np.float64) * full), -full, full - 1)
     return levels.astype(np.int32) << (32 - bits)
-
-
-@contextlib.contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """Hold Ctrl-C back: raised in what libsndfile calls, where Python sees it first, it would be printed and lost."""
-    if threading.current_thread() is not threading.main_thread():  # no other thread sees signals
-        yield
-        return
-    held = []
-    before = signal.signal(signal.SIGINT, lambda *_: held.append(True))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before or signal.SIG_DFL)  # none: not set by Python
-        if held:
-            signal.raise_signal(signal.SIGINT)
 
 
 @contextlib.contextmanager
@@ -219,43 +183,41 @@ def writer(
     bitrate: int = 320,
     frames: int = 0,
     overwrite: bool = True,
-    finish: Callable[[BinaryIO], None] | None = None,
+    finish: Callable[[Path], None] | None = None,
 ) -> Iterator[Writer]:
-    """Within a ``with``, a :class:`Writer` for songs too long to hold; ``path`` appears only when whole.
+    """Open a sound file for writing in blocks: within a ``with``, a :class:`Writer`.
 
-    The extension decides the format (.wav, .flac, .mp3, .ogg); ``subtype`` is PCM_16 or PCM_24 for WAV
-    and FLAC, or FLOAT for WAV. ``bitrate`` is an MP3's constant one in kbit/s, 64 to 320; the most there
-    is below a sample rate of 32 kHz is 160, and below 16 kHz 64, and more gives that. ``frames`` is the
-    expected number of samples per channel: where a WAV does not hold them it becomes an RF64, which is
-    the same beyond 4 GiB. Missing folders are made. ``finish`` gets the complete file before it has its
-    name, open for reading and writing, to put tags in, say.
+    The file appears at ``path`` when it is complete; missing folders are made. The extension decides the format (.wav,
+    .flac, .mp3, .ogg); ``subtype`` is PCM_16 or PCM_24 for WAV and FLAC, or FLOAT for WAV. ``bitrate`` is the constant
+    bit rate of an MP3 in kbit/s, 64 to 320; it is lowered to 160 below a sample rate of 32 kHz and to 64 below 16 kHz.
+    ``frames`` is the expected length in samples per channel: a WAV that would exceed 4 GiB becomes an RF64. ``finish``
+    is called with the path of the complete, closed temporary file before it is renamed, to write tags, for example.
 
-    Raises :class:`InputError`, and leaves what stood at ``path`` as it was, if any of it fails: an
-    unknown format, a full disk, a place that may not be written to, a sample rate, bit rate or channel
-    count the format lacks, a file at ``path`` with ``overwrite`` off. What ``finish`` raises fails the
-    writing too, and is passed on unless it is an ``OSError``, which becomes an :class:`InputError`.
+    Raises :class:`InputError` for an unknown format, a sample rate, bit rate or channel count that the format lacks, a
+    full disk, a path that cannot be written, and with ``overwrite`` False for a file at ``path``. On any failure
+    ``path`` stays as it was. Exceptions of ``finish`` are passed on, except ``OSError``, which becomes
+    :class:`InputError`.
     """
     path = Path(path)
     encoding = _encoding(path, sample_rate, subtype, bitrate)  # refuses before anything is touched
     if encoding.container == "WAV" and encoding.size(frames, channels) > _WAV_BYTES:
         encoding = replace(encoding, container="RF64")
-    with atomic_file(_target(path), overwrite=overwrite) as file:
-        sound = Writer(path, _Sink(file), encoding)
+    with atomic_path(_target(path), overwrite=overwrite) as temporary:
+        sound = Writer(path, temporary, encoding, sample_rate, channels)
         try:
-            sound.open(sample_rate, channels)
             yield sound
             sound.close()
         except BaseException:
             sound.abandon()
             raise
         if finish:
-            finish(file)
+            finish(temporary)
 
 
 def write(path: FilePath, waveform: Float[np.ndarray, "c s"], sample_rate: int, *, subtype: str | None = None) -> int:
-    """Write (C, S) samples; gives how many lay beyond full scale and were set to it (none in FLOAT).
+    """Write samples (C, S); return how many exceeded full scale and were set to it (0 for FLOAT).
 
-    Formats and errors are those of :func:`writer`; a waveform of no samples is refused too.
+    Formats and errors are those of :func:`writer`; a waveform without samples is refused too.
     """
     if not waveform.size:
         raise InputError(f"cannot write {display_path(path)}: there is no sound (0 samples)")
@@ -265,7 +227,7 @@ def write(path: FilePath, waveform: Float[np.ndarray, "c s"], sample_rate: int, 
 
 
 def _target(path: Path) -> Path:
-    """The file to replace: of a link the one it names, so that the link stays."""
+    """The file to replace: the target of a link, so that the link stays."""
     try:
         follow = path.is_symlink() and (path.is_file() or not path.exists())
         return Path(os.path.realpath(path)) if follow else path
@@ -274,7 +236,7 @@ def _target(path: Path) -> Path:
 
 
 def supports(extension: str, subtype: str) -> bool:
-    """Whether files of one of :data:`FORMATS` may hold samples of that kind."""
+    """Return True if files with an extension of :data:`FORMATS` can hold samples of ``subtype``."""
     container, default, _ = FORMATS[extension]
     return subtype == default or (subtype in _BYTES and soundfile.check_format(container, subtype))
 
@@ -297,7 +259,7 @@ def _encoding(path: Path, sample_rate: int, subtype: str | None, bitrate: int) -
 
 
 def _mp3_level(path: Path, sample_rate: int, bitrate: int) -> tuple[float, int]:
-    """libsndfile's compression level, 0 to 1, for ``bitrate`` kbit/s, or the highest there is at that rate; which."""
+    """libsndfile's compression level, 0 to 1, for ``bitrate`` or the highest at that rate; and the bit rate, kbit/s."""
     least, bitrates = next(rates for lowest, rates in _MP3_RATES.items() if sample_rate >= lowest)
     most = bitrates[-1]
     bitrate = min(bitrate, most)
@@ -306,5 +268,5 @@ def _mp3_level(path: Path, sample_rate: int, bitrate: int) -> tuple[float, int]:
             f"cannot write {display_path(path)}: an MP3 at {sample_rate} Hz cannot have {bitrate} kbit/s; "
             f"choose one of {', '.join(map(str, bitrates))}"
         )
-    # Of what the level gives, rounded down, the encoder takes the nearest there is.
+    # The level means a bit rate, rounded down; the encoder takes the nearest valid one.
     return (most - bitrate) / (most - least), bitrate

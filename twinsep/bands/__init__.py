@@ -1,8 +1,9 @@
-"""Band tables: the STFT bins that the model reads, masks and scores together.
+"""Band tables: the groups of STFT bins that the model encodes and masks together.
 
 A table is a (K, 2) integer array of half-open bin ranges [lo, hi), contiguous from bin 0. The eight tables for the
-default grid (2,048-point STFT at 44.1 kHz, F = 1,025 bins) are CSV files in this folder; for another grid the rules in
-:mod:`twinsep.bands.rules` build them. ``python -m twinsep.bands`` writes the files; a test compares them to the rules.
+default grid (2,048-point STFT at 44.1 kHz, F = 1,025 bins) are CSV files in this folder; for other grids the rules in
+:mod:`twinsep.bands.rules` build them. ``python -m twinsep.bands`` writes the files; a test compares them with the
+rules.
 """
 
 from __future__ import annotations
@@ -23,10 +24,10 @@ FOLDER = Path(__file__).parent
 
 @lru_cache(maxsize=64)
 def table(name: str, *, n_fft: int = DEFAULT_N_FFT, sample_rate: int = DEFAULT_SAMPLE_RATE) -> np.ndarray:
-    """The table ``name``: (K, 2) int64 half-open bin ranges [lo, hi), read-only and cached.
+    """Return the table ``name``: (K, 2) int64, half-open bin ranges [lo, hi), read-only and cached.
 
-    Read from its CSV file on the default grid, built by its rule on any other. Raises
-    :class:`InputError` as :func:`build` does.
+    Reads its CSV file for the default grid, builds it by its rule for any other. ``sample_rate`` is in Hz.
+    Raises :class:`InputError` as :func:`build` does.
     """
     if name in NAMES and (n_fft, sample_rate) == (DEFAULT_N_FFT, DEFAULT_SAMPLE_RATE):
         bands = read(name)
@@ -37,6 +38,6 @@ def table(name: str, *, n_fft: int = DEFAULT_N_FFT, sample_rate: int = DEFAULT_S
 
 
 def read(name: str) -> np.ndarray:
-    """The stored table ``name`` of the default grid, (K, 2) int64."""
+    """Read the stored table ``name`` of the default grid, (K, 2) int64."""
     with (FOLDER / f"{name}.csv").open(newline="", encoding="ascii") as file:
         return np.asarray([(int(row["lo"]), int(row["hi"])) for row in csv.DictReader(file)], dtype=np.int64)

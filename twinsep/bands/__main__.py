@@ -1,4 +1,4 @@
-"""``python -m twinsep.bands``: write the CSV files of the default grid from the rules."""
+"""Command ``python -m twinsep.bands``: write the CSV files of the default grid from the rules."""
 
 from __future__ import annotations
 

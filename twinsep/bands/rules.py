@@ -1,7 +1,7 @@
-"""The rules that make the band tables, for any STFT grid.
+"""Rules that build the band tables for any STFT grid.
 
-Every rule except mel72's is integer arithmetic, so that no edge depends on rounding. Symbols: F = n_fft/2 + 1 bins, sr
-the sample rate in Hz, bin k at k·sr/n_fft Hz.
+Every rule except that of mel72 uses integer arithmetic, so that no edge depends on rounding. Symbols: F = n_fft/2 + 1
+bins, sample rate sr in Hz, bin k at k·sr/n_fft Hz.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ import numpy as np
 
 from twinsep.errors import InputError
 
-#: Hz at which the stretches of ``vocal72`` and ``reference68`` begin, and their bands.
-_STRETCH_HZ = (0, 80, 250, 500, 2000, 4000, 8000)
+#: Lower edges in Hz of the frequency ranges of ``vocal72`` and ``reference68``, and the number of bands in each.
+_RANGE_HZ = (0, 80, 250, 500, 2000, 4000, 8000)
 _VOCAL_BANDS = (2, 8, 12, 24, 12, 8, 6)
 _REFERENCE_BANDS = (2, 12, 12, 20, 12, 8, 6)
 #: BS-RoFormer's widths in bins (Lu et al. 2023, arXiv 2309.02612, section 4.2 and its published code).
 _ROFORMER_WIDTHS = (2,) * 24 + (4,) * 12 + (12,) * 8 + (24,) * 8 + (48,) * 8 + (128, 129)
-#: BSRNN's V7: edges in Hz (Luo and Yu 2022, arXiv 2209.15174, section 4.3); the rest is the last band.
+#: BSRNN's V7: edges in Hz (Luo and Yu 2022, arXiv 2209.15174, section 4.3); the last band is above the last edge.
 _BSRNN_HZ = (
     *range(0, 1000, 100),
     *range(1000, 4000, 250),
@@ -30,37 +30,37 @@ _BSRNN_HZ = (
 
 
 def _split(lo: int, hi: int, bands: int) -> list[int]:
-    """Lower edges lo + ⌊i·n/b⌋ of ``bands`` bands over the n bins [lo, hi); equal ones mean empty bands."""
+    """Lower edges lo + ⌊i·n/b⌋ of b = ``bands`` bands over the n bins [lo, hi); equal edges are empty bands."""
     return [lo + i * (hi - lo) // bands for i in range(bands)]
 
 
-def _stretch_starts(n_fft: int, sample_rate: int) -> list[int]:
-    return [hz * n_fft // sample_rate for hz in _STRETCH_HZ]
+def _range_starts(n_fft: int, sample_rate: int) -> list[int]:
+    return [hz * n_fft // sample_rate for hz in _RANGE_HZ]
 
 
 def _vocal72(n_fft: int, sample_rate: int) -> list[int]:
-    """Single bins from 80 to 500 Hz, where a voice has its fundamental; wider and wider above."""
-    ends = [*_stretch_starts(n_fft, sample_rate), n_fft // 2 + 1]
+    """Bands of one bin from 80 to 500 Hz, the range of a voice's fundamental; wider and wider above."""
+    ends = [*_range_starts(n_fft, sample_rate), n_fft // 2 + 1]
     edges = [e for (lo, hi), b in zip(pairwise(ends), _VOCAL_BANDS, strict=True) for e in _split(lo, hi, b)]
     return [*edges, ends[-1]]
 
 
 def _merged(by: int) -> Callable[[int, int], list[int]]:
-    """``vocal72`` with its neighbours merged ``by`` at a time."""
+    """``vocal72`` with every ``by`` neighbouring bands merged."""
     return lambda n_fft, sample_rate: _vocal72(n_fft, sample_rate)[::by]
 
 
 def _reference68(n_fft: int, sample_rate: int) -> list[int]:
-    """The reference's table: 72 bands asked for, the empty ones dropped, the Nyquist bin left out."""
-    ends = [*_stretch_starts(n_fft, sample_rate), (sample_rate // 2) * n_fft // sample_rate]
+    """The reference's table: 72 bands, minus the empty ones, without the Nyquist bin."""
+    ends = [*_range_starts(n_fft, sample_rate), (sample_rate // 2) * n_fft // sample_rate]
     edges: list[int] = []
     for (lo, hi), bands in zip(pairwise(ends), _REFERENCE_BANDS, strict=True):
-        # A set keeps a stretch without bins (lo >= hi) visible: its edge comes back twice, or falls.
+        # A range without bins (lo >= hi) still yields a repeated or falling edge, which :func:`build` rejects.
         edges += sorted(set(_split(lo, hi, bands)))
     return [*edges, ends[-1]]
 
 
-def _uniform72(n_fft: int, sample_rate: int) -> list[int]:  # noqa: ARG001  the rules share a signature
+def _uniform72(n_fft: int, sample_rate: int) -> list[int]:  # noqa: ARG001  all rules have one signature
     return [i * (n_fft // 2 + 1) // 72 for i in range(73)]
 
 
@@ -75,7 +75,7 @@ def _mel72(n_fft: int, sample_rate: int) -> list[int]:
 
 
 def _bsroformer62(n_fft: int, sample_rate: int) -> list[int]:  # noqa: ARG001
-    """A literal list of widths: it sums to 1,025, so it exists for no other F (see :func:`build`)."""
+    """A literal list of widths, whose sum is 1,025: :func:`build` rejects any other F."""
     return [0, *np.cumsum(_ROFORMER_WIDTHS).tolist()]
 
 
@@ -101,10 +101,10 @@ NAMES: tuple[str, ...] = tuple(_RULES)
 
 
 def build(name: str, n_fft: int, sample_rate: int) -> np.ndarray:
-    """The table ``name`` made by its rule: (K, 2) int64, half-open bin ranges.
+    """Build the table ``name`` by its rule: (K, 2) int64, half-open bin ranges.
 
-    ``n_fft`` in samples (even), ``sample_rate`` in Hz. Raises :class:`InputError` for an unknown
-    name, a grid that is none, or one on which the rule leaves a band without bins.
+    ``n_fft`` is in samples (even), ``sample_rate`` in Hz. Raises :class:`InputError` for an unknown name, an invalid
+    grid, or a grid on which a band has no bins.
     """
     if name not in _RULES:
         raise InputError(f"unknown band table {name!r}; known: {', '.join(NAMES)}")

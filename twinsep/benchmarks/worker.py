@@ -112,7 +112,7 @@ class Worker:
 
     def operations(self, name: str) -> dict[str, float]:
         """Return the operations of a preset in PyTorch, counted per second of audio."""
-        return twin("torch", "kernels.operations").of_model(PRESETS[name])
+        return twin("torch", "kernels.operations").model_cost(PRESETS[name])
 
     def last_loss(self) -> float:
         """Return the loss of the last step, which should be close to the other framework's."""

@@ -29,9 +29,9 @@ def scan(framework: str, shape: list[int], way: str, backward: bool) -> Compute:
     module = twin(framework, "scan")
     named = {"default": module.selective_scan, "definition": module.selective_scan_sequential}
     if framework == "torch" and way not in named:
-        function = twin("torch", "baselines.scans").scan_of(way)
+        function = twin("torch", "baselines.scans").load_scan(way)
     else:
-        function = named.get(way) or partial(module.selective_scan_chunked, frames=way)
+        function = named.get(way) or partial(module.selective_scan_chunked, method=way)
     b, l, e, n = shape
     u, z, dy = (noise(b, l, e, seed=seed) for seed in range(3))
     B, C = noise(b, l, n, seed=3), noise(b, l, n, seed=4)

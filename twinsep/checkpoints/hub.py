@@ -1,4 +1,8 @@
-"""Models in the form of the Hugging Face hub: a folder with ``config.json``, ``model.safetensors`` and a model card."""
+"""Models as folders in the layout of the Hugging Face hub: ``config.json``, ``model.safetensors``, ``README.md``.
+
+``huggingface_hub.ModelHubMixin`` is not used: as a base class it would make a network client a dependency of every
+installation, and it writes in place, so that an interrupted save leaves half a model.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,6 @@ import importlib
 import json
 import os
 import tempfile
-from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,214 +24,10 @@ from twinsep.errors import InputError
 from twinsep.utils.files import display_path, os_error_reason
 
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
-MODEL_TYPE = "twinsep"
 _SECTIONS = ("model", "loss", "training", "data")
-#: Of what is known about the making of a model, what its folder tells.
+#: Entries of a checkpoint's provenance, or of its ``run.json``, that ``config.json`` keeps.
 _ORIGIN = ("framework", "command", "commit", "source", "sha256")
-
-
-def write(folder: str | Path, made: Checkpoint) -> None:
-    """Write the averaged weights, float32 by canonical name, and the configuration with the origin of both.
-
-    All is written into a folder beside ``folder``, synced, and renamed, so that ``folder`` never holds a part of a
-    model. A former model there is replaced, but for its model card, which may have been edited. Raises
-    :class:`InputError`, what is there being untouched, for a folder with anything else in it and for a place that
-    cannot be written to.
-    """
-    folder = Path(folder).resolve()  # so that a link to a folder stays one
-    try:
-        card = _kept_card(folder)
-        weights = made.weights("ema")
-        files = {
-            CONFIG: _config(made),
-            WEIGHTS: save({n: np.ascontiguousarray(w) for n, w in sorted(weights.items())}, {"format": "pt"}),
-            CARD: _card(folder.name, made, weights).encode() if card is None else card,
-        }
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{folder.name[:40]}.", dir=folder.parent) as temporary:
-            _fill(Path(temporary) / "new", files)
-            _exchange(Path(temporary) / "new", folder, Path(temporary) / "former")
-    except OSError as error:
-        raise InputError(f"cannot write {display_path(folder)}: {os_error_reason(error)}") from error
-
-
-def read(folder: str | Path, *, weights: bool = True) -> Checkpoint:
-    """What :func:`write` wrote, the weights under ``model/`` if they are asked for.
-
-    Raises :class:`InputError` for a folder without the two files, a configuration that is not twinsep's or that this
-    version does not know, and weights that are cut short or not float32.
-    """
-    path = Path(folder) / CONFIG
-    values = _values(path)
-    if values.get("model_type") != MODEL_TYPE:
-        raise InputError(
-            f"{display_path(path)}: of the model type {values.get('model_type')!r}, not {MODEL_TYPE!r}; {_GIVE}"
-        )
-    step, origin = values.get("step", 0), values.get("provenance", {})
-    if not isinstance(step, int) or not isinstance(origin, dict):
-        raise InputError(f"{display_path(path)}: step or provenance is damaged; fetch it again")
-    try:
-        config = from_dict({name: values[name] for name in _SECTIONS if name in values})
-    except InputError as error:
-        raise InputError(f"{display_path(path)}: {error}") from error
-    tensors = {f"model/{n}": w for n, w in _weights(Path(folder) / WEIGHTS).items()} if weights else {}
-    return Checkpoint(config, tensors, step, provenance=origin)
-
-
-def origin(path: Path, found: Checkpoint) -> dict[str, Any]:
-    """How a checkpoint came to be, as it says itself or as the ``run.json`` of its run beside it does."""
-    known = dict(found.provenance)
-    try:
-        record = json.loads((path.parent / RECORD).read_text(encoding="utf-8"))
-        if record["hash"] == found.config.hash:
-            known |= record
-    except (OSError, ValueError, KeyError, TypeError):
-        pass  # it is no run's, or of another run: then nothing more is known
-    return {key: known[key] for key in _ORIGIN if key in known}
-
-
-def fetched(folder_or_repository: str | Path) -> Path:
-    """The folder itself, or one that holds the files of that repository of the hub.
-
-    Raises :class:`InputError` for a name that is no folder, where huggingface_hub is not installed or gives none.
-    """
-    path = Path(folder_or_repository)
-    if path.is_dir():
-        return path
-    name = display_path(folder_or_repository)
-    if path.exists():
-        raise InputError(f"{name} is a file, not a folder; twinsep.load reads checkpoint files")
-    try:
-        hub = importlib.import_module("huggingface_hub")
-    except ImportError as error:
-        raise InputError(
-            f"{name} is no folder here; give one, or to fetch it from the hub: pip install huggingface_hub"
-        ) from error
-    try:
-        return Path(hub.snapshot_download(str(folder_or_repository), allow_patterns=[CONFIG, WEIGHTS]))
-    except Exception as error:  # of the network, of the hub, of the name: each of its own kind
-        said = display_path((str(error) or type(error).__name__).strip().splitlines()[0])
-        raise InputError(
-            f"{name} is no folder here, and the hub did not give it ({said}); check name and network"
-        ) from (error)
-
-
-# ---------------------------------------------------------------------------- reading
-
-_GIVE = "give a folder that save_pretrained wrote"
-
-
-def _values(path: Path) -> Mapping[str, Any]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise InputError(f"{display_path(path.parent)}: holds no {path.name}; {_GIVE}, or a checkpoint file") from error
-    except OSError as error:
-        raise InputError(f"{display_path(path)}: cannot be read ({error.strerror})") from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{display_path(path)}: not JSON; fetch it again") from error
-    if not isinstance(values, dict):
-        raise InputError(f"{display_path(path)}: not a configuration; {_GIVE}")
-    return values
-
-
-def _weights(path: Path) -> Tensors:
-    if not path.is_file():
-        raise InputError(f"{display_path(path.parent)}: holds no {path.name}; {_GIVE}")
-    try:
-        with safe_open(path, framework="np") as file:
-            for name in file.keys():  # noqa: SIM118
-                if (kind := file.get_slice(name).get_dtype()) != "F32":
-                    raise InputError(f"{display_path(path)}: weight {name!r} is of type {kind}, not F32; convert it")
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{display_path(path)}: not a whole safetensors file ({error}); fetch it again") from error
-
-
-# ---------------------------------------------------------------------------- writing
-
-
-def _kept_card(folder: Path) -> bytes | None:
-    """The model card of the former model at ``folder``; raises :class:`InputError` where there is anything else."""
-    if not folder.is_dir():
-        if folder.exists():
-            raise InputError(f"{display_path(folder)} is a file; give the name of a folder")
-        return None
-    names = {path.name for path in folder.iterdir()}
-    if names and not _is_model(folder, names):
-        raise InputError(
-            f"{display_path(folder)} holds other files than a saved model's; give a new or an empty folder"
-        )
-    return (folder / CARD).read_bytes() if CARD in names else None
-
-
-def _is_model(folder: Path, names: set[str]) -> bool:
-    try:
-        return {CONFIG, WEIGHTS} <= names <= {CONFIG, WEIGHTS, CARD} and (
-            _values(folder / CONFIG).get("model_type") == MODEL_TYPE
-        )
-    except InputError:
-        return False
-
-
-def _fill(folder: Path, files: Mapping[str, bytes]) -> None:
-    folder.mkdir()
-    for name, content in files.items():
-        with (folder / name).open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-
-
-def _exchange(new: Path, folder: Path, former: Path) -> None:
-    """Rename ``new`` to ``folder``, and what was there to ``former``; on any failure it is there again."""
-    if not folder.exists():
-        new.rename(folder)
-        return
-    folder.rename(former)
-    try:
-        new.rename(folder)
-    except BaseException:
-        former.rename(folder)
-        raise
-
-
-def _config(made: Checkpoint) -> bytes:
-    values = {
-        "model_type": MODEL_TYPE,
-        "version": version("twinsep"),
-        **made.config.to_dict(),
-        "step": made.step,
-        "provenance": made.provenance,
-    }
-    return (json.dumps(values, indent=2, allow_nan=False, ensure_ascii=False) + "\n").encode()
-
-
-def _card(name: str, made: Checkpoint, weights: Tensors) -> str:
-    model = made.config.model
-    # The licence of another's weights is not ours to give.
-    licence = "" if "source" in made.provenance else "license: mit\n"
-    return _CARD.format(
-        licence=licence,
-        name=name,
-        targets=", ".join(model.targets),
-        rate=model.sample_rate,
-        mixer=model.mixer.kind,
-        parameters=sum(w.size for w in weights.values()),
-        origin=_story(made),
-    )
-
-
-def _story(made: Checkpoint) -> str:
-    known = made.provenance
-    if "source" in known:
-        return f"Converted from `{known['source']}`, SHA-256 `{known.get('sha256')}`."
-    if not made.step:
-        return "Not trained: these are initial weights."
-    trained = f"Trained for {made.step:,} steps on the songs in `{made.config.data.root}`."
-    return f"{trained} Made by `{known['command']}`, commit `{known.get('commit')}`." if "command" in known else trained
-
-
+_HINT = "choose a folder that save_pretrained wrote"
 _CARD = """---
 {licence}library_name: twinsep
 pipeline_tag: audio-to-audio
@@ -236,13 +35,163 @@ pipeline_tag: audio-to-audio
 
 # {name}
 
-A band-split U-Net that takes songs apart, in PyTorch and JAX: {targets} at {rate:,} Hz, mixer {mixer}, {parameters:,}
-parameters. {origin}
+A band-split U-Net for music source separation, in PyTorch and JAX: {targets} at {rate:,} Hz, mixer {mixer},
+{parameters:,} parameters. {origin}
 
 ```python
 import twinsep
 
 separator = twinsep.Separator.from_pretrained("{name}")
-stems = separator(waveform, sample_rate)  # (channels, samples) in, the same of each stem out
+stems = separator(waveform, sample_rate)  # (channels, samples) in, the same shape for each stem out
 ```
 """
+
+
+def write(folder: str | Path, checkpoint: Checkpoint) -> None:
+    """Save the averaged weights (float32, canonical names), the configuration with its origin, and a model card.
+
+    The files are written to a temporary folder, which is then renamed to ``folder``. A model already there is replaced,
+    except for its model card, which may have been edited. Raises :class:`InputError`, leaving ``folder`` as it was, if
+    it holds anything else or cannot be written.
+    """
+    folder = Path(folder).resolve()  # replace the folder that a link points to, not the link
+    try:
+        card = _existing_card(folder)
+        config = {
+            "model_type": "twinsep",
+            "version": version("twinsep"),
+            **checkpoint.config.to_dict(),
+            "step": checkpoint.step,
+            "provenance": checkpoint.provenance,
+        }
+        weights = {name: np.ascontiguousarray(w) for name, w in sorted(checkpoint.weights("ema").items())}
+        files = {
+            CONFIG: (json.dumps(config, indent=2, allow_nan=False, ensure_ascii=False) + "\n").encode(),
+            WEIGHTS: save(weights, {"format": "pt"}),
+            CARD: card or _new_card(folder.name, checkpoint, weights),
+        }
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{folder.name[:40]}.", dir=folder.parent) as temporary:
+            new, old = Path(temporary) / "new", Path(temporary) / "old"
+            new.mkdir()
+            for name, content in files.items():
+                with (new / name).open("wb") as file:
+                    file.write(content)
+                    file.flush()
+                    os.fsync(file.fileno())
+            if folder.exists():
+                folder.rename(old)
+            try:
+                new.rename(folder)
+            except BaseException:
+                if old.exists():
+                    old.rename(folder)
+                raise
+    except OSError as error:
+        raise InputError(f"cannot write {display_path(folder)}: {os_error_reason(error)}") from error
+
+
+def read(folder: str | Path, *, weights: bool = True) -> Checkpoint:
+    """Read a folder that :func:`write` wrote, its tensors under ``model/``; without them if ``weights`` is False.
+
+    Raises :class:`InputError` for a missing file, a configuration of another library or version, and weights that are
+    truncated or not float32.
+    """
+    path = Path(folder) / CONFIG
+    values = _read_config(path)
+    step, provenance = values.get("step", 0), values.get("provenance", {})
+    if not isinstance(step, int) or not isinstance(provenance, dict):
+        raise InputError(f"{display_path(path)}: step or provenance is damaged; fetch it again")
+    try:
+        config = from_dict({name: values[name] for name in _SECTIONS if name in values})
+    except InputError as error:
+        raise InputError(f"{display_path(path)}: {error}") from error
+    tensors = {f"model/{name}": w for name, w in _read_weights(path.with_name(WEIGHTS)).items()} if weights else {}
+    return Checkpoint(config, tensors, step, provenance=provenance)
+
+
+def origin(path: Path, checkpoint: Checkpoint) -> dict[str, Any]:
+    """Return how a checkpoint was made: its own provenance, and its run's ``run.json`` if that lies beside ``path``."""
+    known = dict(checkpoint.provenance)
+    try:
+        record = json.loads((path.parent / RECORD).read_text(encoding="utf-8"))
+        if record["hash"] == checkpoint.config.hash:
+            known |= record
+    except (OSError, ValueError, KeyError, TypeError):
+        pass  # no record, or another run's
+    return {key: known[key] for key in _ORIGIN if key in known}
+
+
+def fetch(folder_or_repository: str | Path) -> Path:
+    """Return the folder, or download a repository of the hub and return its local folder.
+
+    Raises :class:`InputError` for a file, and for a repository if huggingface_hub is missing or cannot download it.
+    """
+    path, name = Path(folder_or_repository), display_path(folder_or_repository)
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise InputError(f"{name} is a file, not a folder; twinsep.load reads checkpoint files")
+    try:
+        client = importlib.import_module("huggingface_hub")
+    except ImportError as error:
+        raise InputError(f"{name} is no folder; to load it from the hub: pip install huggingface_hub") from error
+    try:
+        return Path(client.snapshot_download(str(folder_or_repository), allow_patterns=[CONFIG, WEIGHTS]))
+    except Exception as error:  # network, hub and name fail with exceptions of many classes
+        reason = display_path((str(error) or type(error).__name__).strip().splitlines()[0])
+        raise InputError(f"{name} is no folder, and its download failed ({reason}); check name and network") from error
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        raise InputError(f"{display_path(path.parent)} holds no {CONFIG}; {_HINT}, or a checkpoint file")
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{display_path(path)}: cannot be read ({error.strerror})") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{display_path(path)}: not JSON; fetch it again") from error
+    if not isinstance(values, dict) or values.get("model_type") != "twinsep":
+        raise InputError(f"{display_path(path)}: not the configuration of a twinsep model; {_HINT}")
+    return values
+
+
+def _read_weights(path: Path) -> Tensors:
+    try:
+        with safe_open(path, framework="np") as file:
+            for name in file.keys():  # noqa: SIM118
+                if (dtype := file.get_slice(name).get_dtype()) != "F32":
+                    raise InputError(f"{display_path(path)}: weight {name!r} is of type {dtype}, not F32; convert it")
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{display_path(path)}: cannot be read as safetensors ({error}); fetch it again") from error
+
+
+def _existing_card(folder: Path) -> bytes | None:
+    """Return the model card of the model saved in ``folder``; raise :class:`InputError` if it holds anything else."""
+    names = {path.name for path in folder.iterdir()} if folder.exists() else set()
+    if names:
+        if not {CONFIG, WEIGHTS} <= names <= {CONFIG, WEIGHTS, CARD}:
+            raise InputError(f"{display_path(folder)} holds other files; choose a new or empty folder")
+        _read_config(folder / CONFIG)
+    return (folder / CARD).read_bytes() if CARD in names else None
+
+
+def _new_card(name: str, checkpoint: Checkpoint, weights: Tensors) -> bytes:
+    known, model = checkpoint.provenance, checkpoint.config.model
+    if "source" in known:
+        origin = f"Converted from `{known['source']}`, SHA-256 `{known.get('sha256')}`."
+    elif checkpoint.step:
+        origin = f"Trained for {checkpoint.step:,} steps on the songs in `{checkpoint.config.data.root}`."
+    else:
+        origin = "Not trained: these are initial weights."
+    return _CARD.format(
+        licence="" if "source" in known else "license: mit\n",  # converted weights keep their authors' licence
+        name=name,
+        targets=", ".join(model.targets),
+        rate=model.sample_rate,
+        mixer=model.mixer.kind,
+        parameters=sum(w.size for w in weights.values()),
+        origin=origin,
+    ).encode()

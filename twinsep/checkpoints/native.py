@@ -1,9 +1,8 @@
-"""One checkpoint format for both twins: a safetensors file with JSON in its metadata.
+"""The native checkpoint format of both frameworks: a safetensors file with JSON in its metadata.
 
-Tensors are named ``model/…``, ``ema/…``, ``adam_m/…``, ``adam_v/…`` followed by the parameter's
-canonical name; layouts are PyTorch's. The metadata holds the configuration, the step, the position in
-the data and the provenance, so that a file says by itself what it is and a run can go on from it; and
-digests of every tensor and of all else, so that a file that was damaged is not taken for a whole one.
+Tensors are named ``model/…``, ``ema/…``, ``adam_m/…`` or ``adam_v/…`` with the parameter's canonical name, in PyTorch's
+layouts. The metadata holds the configuration, the step, the position in the data and the provenance, so that a run can
+resume from the file alone, and a digest of each tensor and of the metadata, so that damage is noticed.
 """
 
 from __future__ import annotations
@@ -24,35 +23,36 @@ from twinsep.errors import InputError
 from twinsep.utils.files import write_atomically
 
 FORMAT = 1
-#: Name of the file beside a run's checkpoints that says how they were made.
+#: Name of the file beside a run's checkpoints that records their provenance.
 RECORD = "run.json"
 Tensors = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a file holds. ``step`` counts finished optimiser steps; ``data`` is the data iterator's state."""
+    """Content of a checkpoint."""
 
     config: Config
-    tensors: Tensors
-    step: int = 0
-    data: Mapping[str, Any] = field(default_factory=dict)
+    tensors: Tensors  # by prefixed name
+    step: int = 0  # optimiser steps done
+    data: Mapping[str, Any] = field(default_factory=dict)  # state of the data iterator
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
     def weights(self, which: str) -> Tensors:
-        """The tensors under the prefix ``which`` ("model" or "ema"), without it; "ema" falls back on "model"
-        in a file that has no average, such as one that was converted."""
-        found = strip(self.tensors, which)
-        return found or strip(self.tensors, "model")
+        """Return the weights ``which`` ("model" or "ema") by canonical name.
+
+        Without an average, as in a converted checkpoint, "ema" falls back on "model".
+        """
+        return strip(self.tensors, which) or strip(self.tensors, "model")
 
 
 def strip(tensors: Mapping[str, np.ndarray], prefix: str) -> Tensors:
-    """The tensors whose name starts with ``prefix/``, without it."""
+    """Return the tensors whose names start with ``prefix/``, with that removed."""
     return {name.removeprefix(f"{prefix}/"): t for name, t in tensors.items() if name.startswith(f"{prefix}/")}
 
 
 def write(path: str | Path, checkpoint: Checkpoint) -> None:
-    """Write atomically; raises :class:`InputError` when the place cannot take it, leaving what was there."""
+    """Write a checkpoint atomically; raise :class:`InputError`, leaving ``path`` as it was, if it cannot be written."""
     tensors = {name: np.ascontiguousarray(t) for name, t in sorted(checkpoint.tensors.items())}
     values = {
         "format": FORMAT,
@@ -63,20 +63,19 @@ def write(path: str | Path, checkpoint: Checkpoint) -> None:
         "digests": {name: _digest(t) for name, t in tensors.items()},
     }
     text = _canonical(values)
-    # One key: safetensors writes several in an order of chance, and equal checkpoints are to be equal bytes.
+    # A single key: safetensors writes several in random order, and equal checkpoints should be equal bytes.
     metadata = {"twinsep": _canonical({"digest": _digest(text.encode()), "values": text})}
     write_atomically(path, save(tensors, metadata))
 
 
 def read_file(path: Path, *, prefixes: tuple[str, ...] | None = None) -> Checkpoint:
-    """Read a checkpoint file, or only its tensors under ``prefixes``.
+    """Read a checkpoint file, or only its tensors whose names start with one of ``prefixes``.
 
-    Raises :class:`InputError` for a missing file, one that is no safetensors file, is cut short or does
-    not have the digests it was written with, one that is not twinsep's, and a configuration this version
-    does not know.
+    Raises :class:`InputError` for a missing, truncated or damaged file, one that twinsep did not write, and a format or
+    configuration that this version does not know.
     """
     if not path.is_file():
-        raise InputError(f"{path}: does not exist; give the .safetensors file that `twinsep train` wrote")
+        raise InputError(f"{path} does not exist; choose a .safetensors file that `twinsep train` wrote")
     try:
         with safe_open(path, framework="np") as file:
             metadata = file.metadata() or {}
@@ -87,10 +86,10 @@ def read_file(path: Path, *, prefixes: tuple[str, ...] | None = None) -> Checkpo
     try:
         outer = json.loads(metadata.get("twinsep", "{}"))
         if "values" not in outer:
-            raise InputError("a safetensors file, but not a checkpoint that twinsep wrote; give one that it did")
+            raise InputError("a safetensors file, but not a checkpoint that twinsep wrote")
         values = json.loads(outer["values"])
         if values["format"] != FORMAT:
-            raise InputError(f"a checkpoint of format {values['format']}, of which this version knows {FORMAT} alone")
+            raise InputError(f"checkpoint format {values['format']} is not supported; this version reads {FORMAT}")
         damaged = [name for name, tensor in tensors.items() if _digest(tensor) != values["digests"].get(name)]
         if outer["digest"] != _digest(outer["values"].encode()) or damaged:
             what = damaged[0] if damaged else "its metadata"
@@ -109,7 +108,7 @@ def _canonical(value: Any) -> str:
 
 
 def _digest(data: bytes | np.ndarray) -> str:
-    """16 hexadecimal digits of BLAKE2b; of an array its type and shape too."""
+    """Return 16 hexadecimal digits of BLAKE2b; for an array they cover its type and shape as well."""
     if isinstance(data, np.ndarray):
         head = f"{data.dtype.str}{data.shape}".encode()
         return hashlib.blake2b(head + np.ascontiguousarray(data).tobytes(), digest_size=8).hexdigest()
@@ -117,7 +116,10 @@ def _digest(data: bytes | np.ndarray) -> str:
 
 
 def check_names(weights: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]], where: str) -> None:
-    """Raise :class:`InputError` unless ``weights`` has exactly the names and shapes of the model."""
+    """Raise :class:`InputError` unless ``weights`` has exactly the names and ``shapes`` of the model.
+
+    ``where`` opens the sentence: the file that the weights are from.
+    """
     for name, shape in shapes.items():
         if name not in weights:
             raise InputError(f"{where}: no weight {name!r}; it belongs to another model")

@@ -1,4 +1,4 @@
-"""Files that ``torch.save`` wrote, read without running code from them."""
+"""Reader of files that ``torch.save`` wrote, which runs no code from them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from twinsep.errors import InputError
 
 
 class _Discarded:
-    """Stand-in for a NumPy scalar of a pickle; keeps nothing of it."""
+    """Stand-in for a pickled NumPy scalar, whose value is discarded."""
 
     def __init__(self, *_):
         pass
@@ -22,17 +22,17 @@ class _Discarded:
 
 
 def read_torch_file(path: Path) -> Any:
-    """What ``torch.save`` wrote, its tensors as NumPy arrays on the CPU, those of floating point in float32.
+    """Read what ``torch.save`` wrote, with tensors as NumPy arrays, floating-point ones as float32.
 
     Only tensors and plain values are read, so that no file can run code. Raises :class:`InputError` for a file that
-    asks for more, is damaged or is none of PyTorch's.
+    asks for anything else, is damaged or is not PyTorch's.
     """
     import torch
 
-    # A learning-rate schedule in NumPy leaves its scalars in the states of the optimiser, and they would be refused.
+    # A learning-rate schedule computed in NumPy leaves its scalars in the optimiser state; they are not needed.
     names = ("numpy.dtype", "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
     try:
-        # PyTorch warns of what looks odd in a file and then fails, or does not: one sentence is enough.
+        # Warnings about odd files are hidden: either PyTorch reads the file or one error sentence follows.
         with (
             warnings.catch_warnings(action="ignore"),
             torch.serialization.safe_globals([(_Discarded, n) for n in names]),
@@ -40,12 +40,12 @@ def read_torch_file(path: Path) -> Any:
             return _as_arrays(torch.load(path, map_location="cpu", weights_only=True))
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or error})") from error
-    except Exception as error:  # damaged bytes lead to an exception of nearly any kind
+    except Exception as error:  # damaged bytes raise exceptions of almost any class
         asked = re.search(r"Unsupported (?:global: GLOBAL|class) (\S+)", str(error))
         if asked:
-            reason = f"asks to run {asked[1]!r}, and only tensors and plain values are read from a checkpoint"
+            reason = f"asks to run {asked[1]!r}, but only tensors and plain values are read from a checkpoint"
         else:
-            reason = "not a whole file that PyTorch saved; fetch or save it again"
+            reason = "not a complete file that PyTorch saved; fetch or save it again"
         raise InputError(f"{path}: {reason}") from error
 
 

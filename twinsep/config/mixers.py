@@ -1,7 +1,7 @@
 """The sequence mixers as configuration: one frozen dataclass each, and one line each in :data:`MIXERS`.
 
-A mixer maps (batch, length, D) to (batch, length, D): the part researchers swap. What a kind computes is in
-the file of its name in either twin; how to add one is in ``ablations/README.md``.
+A mixer maps (B, L, D) to (B, L, D): the part that researchers swap. The file of its name in either twin defines what a
+kind computes; ``ablations/README.md`` shows how to add one.
 """
 
 from __future__ import annotations
@@ -18,27 +18,28 @@ Positive = Annotated[int, Field(ge=1)]
 
 @dataclass(frozen=True, config=_STRICT)
 class Mixer:
-    """What every mixer has: a kind, and a number of directions it is run in."""
+    """Base of all mixers: a kind, and the number of passes over a sequence."""
 
     kind: str
 
     @property
     def passes(self) -> int:
-        """Mixers a block holds: 2, the second one flipped, for one that sees the past alone; else 1, as it is."""
+        """Mixers per block: 2 for a causal mixer in both directions, the second on the flipped sequence; else 1."""
         return 1
 
     def check(self, d_model: int) -> None:
-        """Raise ValueError where there is no such mixer of width D."""
+        """Raise ValueError if this mixer cannot have width D."""
 
 
 @dataclass(frozen=True, config=_STRICT)
 class Causal(Mixer):
-    """A mixer that sees the past alone; with ``directions`` 1 the block has no second, flipped one."""
+    """A mixer that sees only the past; ``directions`` 1 leaves out the second, flipped one."""
 
     directions: Literal[1, 2] = 2
 
     @property
     def passes(self) -> int:
+        """Mixers per block."""
         return self.directions
 
 
@@ -47,9 +48,9 @@ class Mamba(Causal):
     """Selective state space model S6 (Gu and Dao 2023, arXiv 2312.00752, algorithm 2)."""
 
     kind: Literal["mamba"] = "mamba"
-    d_state: Positive = 32
-    expand: Positive = 2
-    d_conv: Positive = 4
+    d_state: Positive = 32  # N, states per channel
+    expand: Positive = 2  # E/D
+    d_conv: Positive = 4  # frames of the causal convolution
 
     def inner_width(self, d_model: int) -> int:
         """E = expand · D."""
@@ -65,10 +66,10 @@ class Mamba2(Causal):
     """State space duality, one scalar decay a head (Dao and Gu 2024, arXiv 2405.21060)."""
 
     kind: Literal["mamba2"] = "mamba2"
-    d_state: Positive = 32
-    expand: Positive = 2
-    d_conv: Positive = 4
-    head_dim: Positive = 64
+    d_state: Positive = 32  # N, states per channel
+    expand: Positive = 2  # E/D
+    d_conv: Positive = 4  # frames of the causal convolution
+    head_dim: Positive = 64  # channels per head
 
     def inner_width(self, d_model: int) -> int:
         """E = expand · D."""
@@ -83,9 +84,10 @@ class Mamba2(Causal):
         return self.inner_width(d_model) // self.head_width(d_model)
 
     def check(self, d_model: int) -> None:
+        """Raise ValueError unless heads divide E."""
         if self.inner_width(d_model) % self.head_width(d_model):
             inner = self.inner_width(d_model)
-            raise ValueError(f"mixer.head_dim {self.head_dim} must divide expand · d_model = {inner}, or be larger")
+            raise ValueError(f"mixer.head_dim {self.head_dim} must divide expand · d_model = {inner}, or exceed it")
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -93,7 +95,7 @@ class Transformer(Mixer):
     """Self-attention with rotary positions (Su et al. 2021, arXiv 2104.09864)."""
 
     kind: Literal["transformer"] = "transformer"
-    rope_base: Annotated[float, Field(gt=1)] = 10_000.0
+    rope_base: Annotated[float, Field(gt=1)] = 10_000.0  # base of the rotary frequencies
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -105,14 +107,15 @@ class LSTM(Causal):
 
 @dataclass(frozen=True, config=_STRICT)
 class Conv(Mixer):
-    """A depthwise convolution centred on the frame, then a Linear: the control without recurrence."""
+    """A centred depthwise convolution, then a Linear: the control without recurrence or attention."""
 
     kind: Literal["conv"] = "conv"
-    kernel: Annotated[int, Field(ge=1)] = 31
+    kernel: Annotated[int, Field(ge=1)] = 31  # frames, odd
 
     def check(self, d_model: int) -> None:  # noqa: ARG002
+        """Raise ValueError for an even kernel."""
         if self.kernel % 2 == 0:
-            raise ValueError(f"mixer.kernel {self.kernel} must be odd, to have a middle")
+            raise ValueError(f"mixer.kernel {self.kernel} must be odd, to be centred on a frame")
 
 
 #: kind -> configuration class. A new mixer adds one line here and one in each twin's registry.
@@ -126,7 +129,7 @@ MIXERS: dict[str, type[Mixer]] = {
 
 
 def from_mapping(value: Any) -> Any:
-    """The mixer that a mapping with a ``kind`` describes; anything else as it is, for pydantic to judge."""
+    """Build the mixer that a mapping with a ``kind`` describes; anything else is left to pydantic."""
     if not isinstance(value, Mapping):
         return value
     kind = value.get("kind")

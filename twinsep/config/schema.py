@@ -1,8 +1,8 @@
-"""Every choice of an experiment, frozen and validated, and the named presets.
+"""Every choice of an experiment, frozen and validated.
 
 A :class:`Config` is the only thing passed around: the model, the losses, the training and the data
 read their numbers from it and from its derived properties, never from a default of their own.
-Symbols are those of the paper's table 1 (see :data:`twinsep.GLOSSARY`).
+Symbols are the paper's (see :data:`twinsep.GLOSSARY`).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import BeforeValidator, ConfigDict, Field, SerializeAsAny, TypeAdapter, ValidationError
@@ -18,34 +18,34 @@ from pydantic.dataclasses import dataclass
 
 from twinsep import bands
 from twinsep.config import mixers
+from twinsep.config.choices import LOSS_NAMES, STEMS, Precision, Stage
 from twinsep.errors import InputError
 
 _STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 Positive = Annotated[int, Field(ge=1)]
+NonNegative = Annotated[float, Field(ge=0)]
 Probability = Annotated[float, Field(ge=0, le=1)]
-
-# ---------------------------------------------------------------------------- sections
 
 
 @dataclass(frozen=True, config=_STRICT)
 class ModelConfig:
-    """The separator: signal, bands, sizes, mixer, memory and stems."""
+    """The network: signal, bands, sizes, mixer, memory and stems."""
 
-    d_model: Positive
-    n_heads: Positive
-    n_enc: Positive
-    n_bottleneck: Annotated[int, Field(ge=2)]
-    n_dec: Positive
+    d_model: Positive  # D, features per band and frame
+    n_heads: Positive  # H, attention heads; D/H must be even, for rotary positions
+    n_enc: Positive  # blocks per encoder level
+    n_bottleneck: Annotated[int, Field(ge=2)]  # bottleneck layers: pairs of a dual-path block and global attention
+    n_dec: Positive  # blocks per decoder level
     mixer: Annotated[SerializeAsAny[mixers.Mixer], BeforeValidator(mixers.from_mapping)] = mixers.Mamba()
-    sample_rate: Positive = 44_100
-    n_fft: Positive = 2048
-    hop: Positive = 256
-    bands: str = "vocal72"
-    memory_alignment: Literal["aligned", "reference"] = "aligned"
-    memory_tokens: tuple[int, int, int, int] = (64, 48, 32, 16)
-    mid_side: bool = False
-    targets: tuple[str, ...] = ("instrumental",)
-    residual: bool = False
+    sample_rate: Positive = 44_100  # Hz
+    n_fft: Positive = 2048  # samples of an STFT window
+    hop: Positive = 256  # samples from one STFT frame to the next
+    bands: str = "vocal72"  # name of a band table
+    memory_alignment: Literal["aligned", "reference"] = "aligned"  # what the decoder reads; reference: the public fault
+    memory_tokens: tuple[int, int, int, int] = (64, 48, 32, 16)  # tokens pooled from levels 1, 2, 3 and the bottleneck
+    mid_side: bool = False  # feed (L+R)/2 and (L−R)/2 instead of left and right
+    targets: tuple[str, ...] = ("instrumental",)  # stems to estimate
+    residual: bool = False  # also return the mixture minus the targets
 
     def __post_init__(self) -> None:
         if self.d_model % self.n_heads or (self.d_model // self.n_heads) % 2:
@@ -60,7 +60,7 @@ class ModelConfig:
             if target not in STEMS:
                 raise ValueError(f"unknown target {target!r}; known: {', '.join(STEMS)}")
         self.mixer.check(self.d_model)
-        _ = self.band_table  # names an unknown table, or one that does not exist at this n_fft
+        _ = self.band_table  # raises for an unknown table, or one that does not exist at this n_fft
 
     @property
     def band_table(self) -> np.ndarray:
@@ -69,12 +69,12 @@ class ModelConfig:
 
     @property
     def n_bands(self) -> int:
-        """K."""
+        """K, the number of bands."""
         return len(self.band_table)
 
     @property
     def n_bins(self) -> int:
-        """F = n_fft/2 + 1."""
+        """F = n_fft/2 + 1, the number of STFT bins."""
         return self.n_fft // 2 + 1
 
     @property
@@ -84,106 +84,83 @@ class ModelConfig:
 
     @property
     def min_samples(self) -> int:
-        """Shorter inputs are zero-padded to this: reflect padding and three halvings need it."""
+        """Samples that shorter inputs are zero-padded to, for reflect padding and three halvings of the frames."""
         return max(self.n_fft // 2 + 1, 7 * self.hop)
 
     @property
     def has_memory(self) -> bool:
+        """True unless all memory token counts are 0."""
         return any(self.memory_tokens)
 
     @property
     def stems(self) -> tuple[str, ...]:
-        """Names of the stems that come out, the residual last."""
+        """Names of the output stems, the residual last."""
         if not self.residual:
             return self.targets
         return (*self.targets, "vocals" if self.targets == ("instrumental",) else "residual")
 
 
-#: The stems of MUSDB18 and the one that is the sum of all but the vocals.
-SOURCES = ("drums", "bass", "other", "vocals")
-STEMS = (*SOURCES, "instrumental")
-
-Weight = Annotated[float, Field(ge=0)]
-#: The losses by name; :mod:`twinsep.losses` defines each.
-LOSS_NAMES = (
-    "magnitude",
-    "band",
-    "log_magnitude",
-    "si_sdr",
-    "si_sdr_unclipped",
-    "mr_stft",
-    "spectral_sdr",
-    "waveform_l1",
-    "mr_stft_complex",
-    "mixture_phase_l1",
-)
-#: The levels of the U-Net in the order they are computed.
-Stage = Literal["enc1", "enc2", "enc3", "bottleneck", "dec3", "dec2", "dec1"]
-STAGES: tuple[str, ...] = get_args(Stage)
-
-
 @dataclass(frozen=True, config=_STRICT)
 class LossConfig:
-    """Weights of the losses by name (see :data:`twinsep.losses.LOSSES`) and their options."""
+    """The training loss: a weighted sum of the losses in :data:`twinsep.losses.LOSSES`."""
 
-    weights: dict[str, Weight] = Field(default_factory=lambda: {"magnitude": 0.25, "band": 1.25, "si_sdr": 0.5})
-    log_floor: Annotated[float, Field(gt=0)] = 1e-3
-    loudness_weighting: bool = True
+    #: Name → weight; a loss of weight 0 is not computed.
+    weights: dict[str, NonNegative] = Field(default_factory=lambda: {"magnitude": 0.25, "band": 1.25, "si_sdr": 0.5})
+    log_floor: Annotated[float, Field(gt=0)] = 1e-3  # ε of the band loss, a magnitude; below it lies 16-bit silence
+    loudness_weighting: bool = True  # weigh loud batches up to twice as much, as the reference does
 
     def __post_init__(self) -> None:
         unknown = sorted(set(self.weights) - set(LOSS_NAMES))
         if unknown:
             raise ValueError(f"unknown loss {unknown[0]!r}; known: {', '.join(LOSS_NAMES)}")
         if not any(self.weights.values()):
-            raise ValueError("every loss has weight 0; give at least one a weight")
+            raise ValueError("every loss has weight 0: at least one must have a positive weight")
 
 
 @dataclass(frozen=True, config=_STRICT)
 class TrainingConfig:
-    """Optimiser, schedule, averaging and bookkeeping of one run. Steps are optimiser steps."""
+    """Optimiser, schedule, averaging and validation of a run. Steps are optimiser steps."""
 
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0)] = 0  # of the initial weights and of every draw in the data
     steps: Positive = 1000
-    batch_size: Positive = 1
-    accumulation: Positive = 1
-    segment_seconds: Annotated[float, Field(gt=0)] = 3.0
-    learning_rate: Annotated[float, Field(gt=0)] = 5e-4
-    warmup_steps: Annotated[int, Field(ge=0)] = 50
-    cosine_floor: Probability = 0.05
-    beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    batch_size: Positive = 1  # segments
+    accumulation: Positive = 1  # batches whose gradients are averaged in a step
+    segment_seconds: Annotated[float, Field(gt=0)] = 3.0  # length of a training segment, s
+    learning_rate: Annotated[float, Field(gt=0)] = 5e-4  # peak of the schedule
+    warmup_steps: Annotated[int, Field(ge=0)] = 50  # linear warm-up
+    cosine_floor: Probability = 0.05  # last learning rate, as a fraction of the peak
+    beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9  # AdamW
     beta2: Annotated[float, Field(ge=0, lt=1)] = 0.99
     eps: Annotated[float, Field(gt=0)] = 1e-8
-    weight_decay: Annotated[float, Field(ge=0)] = 0.01
-    clip_norm: Annotated[float, Field(gt=0)] = 1.0
-    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.999
-    validate_every: Positive = 200
+    weight_decay: NonNegative = 0.01  # of matrices; none on norms, biases, A_log, D, dt_bias and band embeddings
+    clip_norm: Annotated[float, Field(gt=0)] = 1.0  # largest norm of the gradient
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.999  # of the averaged weights, reached after a ramp
+    validate_every: Positive = 200  # steps; a checkpoint is written then too
     validation_tracks: Positive = 8
-    validation_seconds: Annotated[float, Field(gt=0)] = 6.0
-    precision: Literal["float32", "bfloat16", "float16"] = "float32"
-    rematerialise: tuple[Stage, ...] = ()
+    validation_seconds: Annotated[float, Field(gt=0)] = 6.0  # of the excerpt of each track, s
+    precision: Precision = "float32"
+    rematerialise: tuple[Stage, ...] = ()  # stages whose activations are recomputed in the backward pass
 
 
 @dataclass(frozen=True, config=_STRICT)
 class DataConfig:
-    """Where the songs are and how a training example is made of them."""
+    """The songs, and how a training example is made from them."""
 
-    root: str = "results/data/generated"
-    remix: Probability = 0.5
-    gain_db: Annotated[float, Field(ge=0)] = 3.0
-    channel_swap: Probability = 0.5
-    polarity: Probability = 0.5
-    silent_target: Probability = 0.05
-    low_pass: Probability = 0.5
-    workers: Annotated[int, Field(ge=0)] = 0
-    #: Names of songs to leave out of training and validation.
-    exclude: tuple[str, ...] = ()
-    #: Whether training leaves out what cannot be read, saying so, instead of ending there.
-    skip_unreadable: bool = False
+    root: str = "results/data/generated"  # folder of songs: MUSDB18-HQ layout, or pairs
+    remix: Probability = 0.5  # of taking each source from a song of its own
+    gain_db: NonNegative = 3.0  # each source's gain is uniform in ± this, dB
+    channel_swap: Probability = 0.5  # of swapping left and right, for each source
+    polarity: Probability = 0.5  # of inverting the polarity, for each source
+    silent_target: Probability = 0.05  # of silencing a target
+    low_pass: Probability = 0.5  # of a low-pass on the whole example
+    workers: Annotated[int, Field(ge=0)] = 0  # processes that read songs; 0: two threads of the training process
+    exclude: tuple[str, ...] = ()  # names of songs to leave out of training and validation
+    skip_unreadable: bool = False  # leave out songs that cannot be read, with a warning, instead of stopping
 
 
 @dataclass(frozen=True, config=_STRICT)
 class Config:
-    """One experiment."""
+    """One experiment: model, loss, training and data."""
 
     model: ModelConfig
     loss: LossConfig = LossConfig()
@@ -191,13 +168,14 @@ class Config:
     data: DataConfig = DataConfig()
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain JSON types; :func:`from_dict` reads it back."""
+        """Return plain JSON types, which :func:`from_dict` reads back."""
         return TypeAdapter(Config).dump_python(self, mode="json")
 
     def override(self, changes: Mapping[str, Any]) -> Config:
-        """The same experiment with nested ``changes``, validated anew.
+        """Return the experiment with nested ``changes``, validated anew.
 
-        Raises :class:`InputError` for an unknown key or a value out of range.
+        A mixer of another kind and the loss weights are replaced whole. Raises :class:`InputError` for an unknown key
+        or a value out of range.
         """
         return from_dict(_merge(self.to_dict(), changes))
 
@@ -214,7 +192,7 @@ class Config:
 
 
 def from_dict(values: Mapping[str, Any]) -> Config:
-    """A validated configuration from nested plain values; raises :class:`InputError` in one sentence."""
+    """Return the validated configuration of nested plain values; raises :class:`InputError` naming the first fault."""
     try:
         return TypeAdapter(Config).validate_python(dict(values))
     except ValidationError as error:
@@ -224,8 +202,8 @@ def from_dict(values: Mapping[str, Any]) -> Config:
 
 
 def _merge(base: Any, changes: Any) -> Any:
-    # A dictionary of another ``kind`` replaces the old one whole: its keys mean something else.
-    # Loss weights are replaced whole too, so that a row names its full mix.
+    # A mixer of another kind has other keys, so it replaces the old one whole. Loss weights are replaced whole so that
+    # a row names its full mix.
     if not (isinstance(base, Mapping) and isinstance(changes, Mapping)):
         return changes
     if "kind" in changes and changes["kind"] != base.get("kind"):

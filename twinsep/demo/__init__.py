@@ -1,1 +1,1 @@
-"""The page that ``twinsep demo`` opens, and the queue of its songs."""
+"""The browser demo that ``twinsep demo`` serves: the page and its job queue."""

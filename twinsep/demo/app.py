@@ -1,6 +1,6 @@
-"""What ``twinsep demo`` does: a page in the browser that separates songs on this machine and keeps none of them."""
+"""The ``twinsep demo`` command: a local web page that separates songs and keeps none of them."""
 
-# Annotations are evaluated here: Gradio reads them, and does not find names that a function imports.
+# No `from __future__ import annotations`: Gradio evaluates annotations, and cannot see names imported in a function.
 import html
 import importlib.util
 import ipaddress
@@ -25,10 +25,11 @@ from twinsep.utils.env import temporary_env
 if TYPE_CHECKING:
     import gradio
 
-_SWEEP_SECONDS = 60.0
-_WORDS = """# twinsep
-Drop a song to hear it without its vocals, and the vocals without the rest. It is separated by {model} on this machine,
-and what you upload is deleted when you close the page, or after an hour."""
+#: How often Gradio looks for old files, and the age at which it deletes them, in seconds.
+_DELETE_CACHE = (60, 3600)
+_INTRODUCTION = """# twinsep
+Drop a song to hear its instrumental and its vocals. {model} separates it on this machine. Your files are deleted when
+you close the page, or after about an hour."""
 
 
 def serve(
@@ -41,15 +42,15 @@ def serve(
     open_browser: bool = True,
     limit_mb: int = 200,
 ) -> None:
-    """Serve the page on ``host`` and ``port`` until Ctrl-C or SIGTERM; call it in the main thread.
+    """Serve the page on ``host`` and ``port`` until Ctrl-C or SIGTERM; call this in the main thread.
 
-    Uploads are of ``limit_mb`` megabytes at most. Files are kept below one temporary folder, which goes when this
-    returns. Raises :class:`InputError` where Gradio or matplotlib is not installed, for an address that cannot be
-    taken, a limit below 1, and as :func:`twinsep.load` does.
+    Uploads are limited to ``limit_mb`` megabytes. All files lie in one temporary folder, which is removed before this
+    returns. Raises :class:`InputError` if Gradio or matplotlib is missing, the address cannot be used or the limit is
+    below 1, and as :func:`twinsep.load` does.
     """
-    _require()
+    _require_packages()
     if limit_mb < 1:
-        raise InputError(f"a limit of {limit_mb} MB lets no song through; give 1 or more")
+        raise InputError(f"--limit {limit_mb} MB accepts no song; set it to 1 or more")
     is_local = _check_address(host, port)
     with reporters.open_reporter(as_json=False) as reporter:
         weights = batch.choose_checkpoint(checkpoint, reporter)
@@ -59,28 +60,31 @@ def serve(
         page = build_page(jobs, f"{weights.name} ({framework}, {device})")
         try:
             _launch(page, host, port, limit_mb)
-            _wait(jobs, _address(host, port), is_local=is_local, open_browser=open_browser)
+            _wait(_address(host, port), is_local=is_local, open_browser=open_browser)
         finally:
             page.close(verbose=False)
             jobs.close()
 
 
-def _require() -> None:
+def _require_packages() -> None:
     spectrogram.require_matplotlib()
-    # Not imported yet: it makes a folder as it is.
+    # Found, not imported: the import creates a folder, and GRADIO_TEMP_DIR is not set yet.
     if importlib.util.find_spec("gradio") is None:
-        raise InputError("the page needs the package gradio; install it with: pip install 'twinsep[demo]'")
+        raise InputError("the demo needs the package gradio; install it with: pip install 'twinsep[demo]'")
 
 
 # ---------------------------------------------------------------------------- the page
 
 
 def build_page(jobs: JobQueue, model: str) -> "gradio.Blocks":
-    """The page: a place to drop a song, three players side by side, two files to download and the picture."""
+    """Build the page: an upload area, three players side by side, two download buttons and the spectrograms.
+
+    ``model`` names the model to the user.
+    """
     import gradio as gr
 
-    with gr.Blocks(title="twinsep", analytics_enabled=False) as page:
-        gr.Markdown(_WORDS.format(model=html.escape(model)))
+    with gr.Blocks(title="twinsep", analytics_enabled=False, delete_cache=_DELETE_CACHE) as page:
+        gr.Markdown(_INTRODUCTION.format(model=html.escape(model)))
         song = gr.File(label="Song", elem_id="song", height=150)
         status = gr.HTML(elem_id="status", min_height=24)
         with gr.Column(visible=False, elem_id="result") as result:
@@ -94,7 +98,7 @@ def build_page(jobs: JobQueue, model: str) -> "gradio.Blocks":
                     gr.DownloadButton(f"Download {stem}", variant="primary", elem_id=f"download-{stem}")
                     for stem in ("instrumental", "vocals")
                 ]
-            picture = gr.Image(
+            spectrograms = gr.Image(
                 show_label=False,
                 alt_text="Spectrograms of mixture, instrumental and vocals, and the mask",
                 type="filepath",
@@ -102,7 +106,7 @@ def build_page(jobs: JobQueue, model: str) -> "gradio.Blocks":
                 interactive=False,
                 buttons=["fullscreen"],
             )
-        outputs = [status, result, *players, *files, picture]
+        outputs = [status, result, *players, *files, spectrograms]
         bar = gr.Progress()
 
         def separate(song: str, request: gr.Request, progress: gr.Progress = bar) -> list[Any]:
@@ -124,16 +128,16 @@ def build_page(jobs: JobQueue, model: str) -> "gradio.Blocks":
                 return [_alert(sentence), *[gr.skip()] * (len(outputs) - 1)]
             notes = "".join(f"<p>{html.escape(note)}</p>" for note in made.notes)
             stems = [str(made.instrumental), str(made.vocals)]
-            return [notes, gr.Column(visible=True), str(made.mixture), *stems, *stems, str(made.picture)]
+            return [notes, gr.Column(visible=True), str(made.mixture), *stems, *stems, str(made.spectrograms)]
 
-        def forget(request: gr.Request) -> None:
-            jobs.forget(str(request.session_hash))
+        def cancel(request: gr.Request) -> None:
+            jobs.cancel(str(request.session_hash))
 
         def clear(request: gr.Request) -> list[Any]:
-            forget(request)
+            cancel(request)
             return ["", gr.Column(visible=False), *[None] * (len(outputs) - 2)]
 
-        song.upload(
+        upload = song.upload(
             separate,
             song,
             outputs,
@@ -142,8 +146,9 @@ def build_page(jobs: JobQueue, model: str) -> "gradio.Blocks":
             trigger_mode="multiple",
             api_visibility="private",
         )
-        song.clear(clear, None, outputs, show_progress="hidden", api_visibility="private")
-        page.unload(forget)
+        # Gradio cancels an upload that waits for its turn, `clear` one that is being separated.
+        song.clear(clear, None, outputs, cancels=upload, show_progress="hidden", api_visibility="private")
+        page.unload(cancel)
     return page.queue(api_open=False)
 
 
@@ -174,22 +179,22 @@ def _launch(page: "gradio.Blocks", host: str, port: int, limit_mb: int) -> None:
             ssr_mode=False,
             pwa=False,
             mcp_server=False,
-            theme=gr.themes.Default(),  # of fonts that come with Gradio
+            theme=gr.themes.Default(),  # its fonts come with Gradio, not from a CDN
         )
-    except OSError as error:  # somebody was quicker than we
-        raise _taken(host, port) from error
+    except OSError as error:  # another process has taken the port since it was checked
+        raise _unavailable(host, port) from error
 
 
-def _wait(jobs: JobQueue, address: str, *, is_local: bool, open_browser: bool) -> None:
-    """Return after Ctrl-C or SIGTERM; until then remove now and then what is old."""
+def _wait(address: str, *, is_local: bool, open_browser: bool) -> None:
+    """Print the address, open it in a browser if asked, and return after Ctrl-C or SIGTERM."""
     console = Console(stderr=True)
     if not is_local:
         console.print(
-            "warning: everyone who reaches this machine can use the page; without --host only this machine does",
+            "warning: anyone who can reach this machine can use the page; omit --host to keep it to this machine",
             soft_wrap=True,
         )
     console.print(f"the page is at {address} until you press Ctrl-C", soft_wrap=True, highlight=False)
-    # Without a screen there are browsers that would take the terminal.
+    # Without a display, webbrowser may start a text browser, which takes over the terminal.
     if open_browser and (sys.platform != "linux" or {"DISPLAY", "WAYLAND_DISPLAY"} & set(os.environ)):
         import webbrowser
 
@@ -197,46 +202,46 @@ def _wait(jobs: JobQueue, address: str, *, is_local: bool, open_browser: bool) -
     ended = threading.Event()
     before = {number: signal.signal(number, lambda *_: ended.set()) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        while not ended.wait(_SWEEP_SECONDS):
-            jobs.sweep()
+        ended.wait()
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
 def _check_address(host: str, port: int) -> bool:
-    """Whether ``host`` is this machine alone; raises :class:`InputError` for an address that cannot be taken."""
+    """Return True if only this machine can reach ``host``; raise :class:`InputError` if the address cannot be used."""
     if not 1 <= port <= 65_535:
-        raise InputError(f"--port {port} is no port; give 1 to 65535")
+        raise InputError(f"--port {port} is not a port; choose one from 1 to 65535")
     try:
         family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     except (OSError, UnicodeError) as error:
-        raise InputError(f"--host {host} is no address; 127.0.0.1 is that of this machine alone") from error
+        raise InputError(f"--host {host} is not an address; use 127.0.0.1 for this machine only") from error
     with socket.socket(family, kind) as trial:
-        trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a page that has just ended is no obstacle
+        trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do, to restart without a wait
         try:
             trial.bind(address)
         except PermissionError as error:
-            raise InputError(f"port {port} is not allowed to you; give another one by --port, such as 7861") from error
+            raise InputError(f"port {port} needs more rights; choose another with --port, such as 7861") from error
         except OSError as error:
-            raise _taken(host, port) from error
+            raise _unavailable(host, port) from error
     return ipaddress.ip_address(str(address[0]).split("%")[0]).is_loopback
 
 
-def _taken(host: str, port: int) -> InputError:
+def _unavailable(host: str, port: int) -> InputError:
     other = port + 1 if port < 65_535 else 7860
     return InputError(
-        f"port {port} of {host} is in use or not of this machine; give another one by --port, such as {other}"
+        f"port {port} of {host} is in use or not on this machine; choose another with --port, such as {other}"
     )
 
 
 def _address(host: str, port: int) -> str:
+    """Return the URL to open on this machine; 0.0.0.0 and :: stand for all addresses and cannot be opened."""
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     return f"http://[{host}]:{port}/" if ":" in host else f"http://{host}:{port}/"
 
 
 def _environment(folder: str, host: str) -> dict[str, str]:
-    """Where Gradio keeps files, that it tells nobody of us, and that it asks no proxy for its own page."""
+    """Settings for Gradio: its files in ``folder``, no analytics, and no proxy between it and its own page."""
     values = {"GRADIO_TEMP_DIR": folder, "GRADIO_ANALYTICS_ENABLED": "False"}
     for name in ("no_proxy", "NO_PROXY"):
         values[name] = ",".join(filter(None, [os.environ.get(name), host, "localhost", "127.0.0.1"]))

@@ -1,15 +1,11 @@
-"""Songs of visitors to a page: separated one at a time, kept for as long as their visitor stays."""
+"""Job queue of the demo: separate uploads one at a time and keep each session's files apart."""
 
 from __future__ import annotations
 
-import contextlib
 import shutil
 import tempfile
 import threading
-import time
-from collections import defaultdict
-from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from twinsep import audio
@@ -21,138 +17,119 @@ from twinsep.separation.separator import Separator
 from twinsep.utils.files import display_path
 from twinsep.utils.progress import ProgressCallback
 
-#: How long files stay at most, unless the song is being separated.
-KEPT_SECONDS = 3600.0
-
 
 class JobCancelled(TwinsepError):
-    """Nobody waits for the song any more."""
+    """The session ended or was cleared before its song was done."""
 
 
 @dataclass(frozen=True)
 class JobResult:
-    """The files of a song: one for each player, and the picture; ``notes`` as of :class:`one_song.Outcome`."""
+    """Files of a separated song, and notes for the user (see :class:`twinsep.separation.file.SeparationResult`)."""
 
     mixture: Path
     instrumental: Path
     vocals: Path
-    picture: Path
+    spectrograms: Path
     notes: list[str]
 
 
-class JobQueue:
-    """Separates the songs of visitors into files below ``folder``, which a page keeps their uploads in too.
+@dataclass(frozen=True)
+class _Job:
+    folder: Path
+    cancelled: threading.Event = field(default_factory=threading.Event)
 
-    Raises :class:`InputError` for a separator without vocals.
+    def cancel(self) -> None:
+        self.cancelled.set()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+class JobQueue:
+    """Separates uploads one at a time; each job has a folder of its own below ``folder``.
+
+    A session (one open page) has at most one job. Raises :class:`InputError` for a separator without vocals.
     """
 
     def __init__(self, separator: Separator, folder: Path):
         self.separator, self.folder = separator, folder
         self.stems = separator.names("vocals")
-        self.working = threading.Lock()
-        self.busy: tuple[Path, ...] = ()
-        self.stopped: set[str] = set()
-        self.closed = False
-        #: Files and folders by visitor.
-        self.owned: defaultdict[str, list[Path]] = defaultdict(list)
+        self._turn = threading.Lock()
+        self._jobs: dict[str, _Job] = {}
+        self._closed = False
 
     def separate(
-        self, visitor: str, song: Path, *, reading: ProgressCallback, separating: ProgressCallback
+        self, session: str, upload: Path, *, reading: ProgressCallback, separating: ProgressCallback
     ) -> JobResult:
-        """The stems of an upload, as ``twinsep separate --two-stems vocals`` writes them; waits for its turn.
+        """Wait for this job's turn, then write the same stems as ``twinsep separate --two-stems vocals``.
 
-        The two reports are those of :func:`one_song.separate`. What the visitor had before is removed once this is
-        done. Raises :class:`Stopped` after :meth:`forget` or :meth:`close`, and :class:`InputError` as
-        :func:`one_song.separate` does, in words without the folders here.
+        The upload moves into the job's folder, which replaces the session's previous one. ``reading`` and
+        ``separating`` are passed to :func:`twinsep.separation.file.separate_file`. Raises :class:`JobCancelled` after
+        :meth:`cancel` or :meth:`close`, and :class:`InputError` as ``separate_file`` does, without this machine's
+        folders in the sentence.
         """
-        with self.working:
-            self.stopped.discard(visitor)
-            if not song.is_file():
-                raise InputError(f"{display_path(song.name)} is no longer here; drop it once more")
-            made = Path(tempfile.mkdtemp(prefix="song-", dir=self.folder))
-            before = self.owned[visitor]
-            self.owned[visitor] = [*before, song, made]
-            self.busy = (song, made)
-            kept = [song]
+        with self._turn:
+            self.cancel(session)
+            if not upload.is_file():
+                raise InputError(f"{display_path(upload.name)} is no longer here; drop it again")
+            job = self._jobs[session] = _Job(Path(tempfile.mkdtemp(prefix="job-", dir=self.folder)))
             try:
-                result = self._separate(visitor, song, made, reading, separating)
-                kept.append(made)
-                return result
-            except InputError as error:
-                raise InputError(
-                    str(error).replace(display_path(song), display_path(song.name)).replace(f"{made}/", "")
-                ) from error
-            finally:
-                self.busy = ()
-                if visitor in self.stopped:
-                    self.owned.pop(visitor, None)
-                else:
-                    self.owned[visitor] = kept
-                self._give_up([*before, song, made])
+                # Gradio would keep the upload for an hour after the session has ended.
+                song = upload.rename(job.folder / upload.name)
+                result = self._separate(job, song, reading, separating)
+                self._check(job)
+            except BaseException as error:
+                is_cancelled = job.cancelled.is_set()
+                job.cancel()
+                if is_cancelled:  # whatever failed, it failed because the folder is gone
+                    raise JobCancelled("cancelled") from error
+                if isinstance(error, InputError):
+                    raise InputError(str(error).replace(f"{job.folder}/", "")) from error
+                raise
+            return result
 
-    def _separate(
-        self, visitor: str, song: Path, made: Path, reading: ProgressCallback, separating: ProgressCallback
-    ) -> JobResult:
-        def heeding(report: ProgressCallback) -> ProgressCallback:
-            def heed(done: int, total: int) -> None:
-                if self.closed or visitor in self.stopped:
-                    raise JobCancelled("stopped")
-                report(done, total)
+    def _check(self, job: _Job) -> None:
+        if self._closed or job.cancelled.is_set():
+            raise JobCancelled("cancelled")
 
-            return heed
+    def _separate(self, job: _Job, song: Path, reading: ProgressCallback, separating: ProgressCallback) -> JobResult:
+        def checked(callback: ProgressCallback) -> ProgressCallback:
+            def run(done: int, total: int) -> None:
+                self._check(job)
+                callback(done, total)
 
-        options = batch.SeparationOptions(out=made, filename="{track} ({stem}).{ext}", figure=True)
+            return run
+
+        options = batch.SeparationOptions(out=job.folder, filename="{track} ({stem}).{ext}", figure=True)
         paths = batch.output_paths(SongFile(song, song.stem), options, FilenameTemplate(options.filename), self.stems)
-        picture = paths.pop(SPECTROGRAMS)
-        outcome = file.separate_file(
+        spectrograms = paths.pop(SPECTROGRAMS)
+        result = file.separate_file(
             song,
             paths,
             self.separator,
             Encoding(),
-            figure=picture,
-            reading=heeding(reading),
-            report=heeding(separating),
+            figure=spectrograms,
+            reading=checked(reading),
+            separating=checked(separating),
         )
-        return JobResult(_for_browsers(song, made), paths["instrumental"], paths["vocals"], picture, outcome.notes)
+        return JobResult(_playable(song), paths["instrumental"], paths["vocals"], spectrograms, result.notes)
 
-    def forget(self, visitor: str) -> None:
-        """Stop what is done for the visitor and remove their files."""
-        self.stopped.add(visitor)
-        self._give_up(self.owned.pop(visitor, []))
-
-    def sweep(self, seconds: float = KEPT_SECONDS) -> None:
-        """Remove what is older than that, whosever it is, but for the song that is worked on."""
-        for path in self.folder.iterdir():
-            if any(path == one or path in one.parents for one in self.busy):
-                continue
-            with contextlib.suppress(FileNotFoundError):  # a visitor may leave meanwhile
-                if path.stat().st_mtime < time.time() - seconds:
-                    _remove(path)
+    def cancel(self, session: str) -> None:
+        """Stop the session's job, if any, and remove its files."""
+        job = self._jobs.pop(session, None)
+        if job:
+            job.cancel()
 
     def close(self) -> None:
-        """Stop, and return once nothing is written any more."""
-        self.closed = True
-        with self.working:
+        """Stop the current job and refuse new ones; return once nothing is written any more."""
+        self._closed = True
+        with self._turn:
             pass
 
-    def _give_up(self, paths: Iterable[Path]) -> None:
-        """Remove what no visitor has any more: equal uploads are one file."""
-        for path in set(paths).difference(*self.owned.values()):
-            _remove(path)
 
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
-
-
-def _for_browsers(song: Path, folder: Path) -> Path:
-    """The song, if any browser plays its format, or a copy as FLAC."""
+def _playable(song: Path) -> Path:
+    """Return ``song`` if every browser plays its format, else the path of a 16-bit FLAC copy beside it."""
     if song.suffix.lower() in audio.FORMATS:
         return song
-    copy = folder / f"{song.stem}.flac"
+    copy = song.with_suffix(".flac")
     with (
         audio.open_audio(song) as source,
         audio.writer(copy, source.sample_rate, source.channels, subtype="PCM_16") as sound,

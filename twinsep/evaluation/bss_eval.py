@@ -1,7 +1,7 @@
-"""BSS Eval v4 by the package museval, without the ffmpeg that ``import museval`` asks for.
+"""BSS Eval v4 of the package museval, without the ffmpeg that ``import museval`` requires.
 
-museval's numbers come from one file of NumPy and SciPy, ``museval/metrics.py``; its package imports
-decoders beside that which fail where no ffmpeg is on the PATH. So that file is loaded alone.
+museval computes its metrics in one file of NumPy and SciPy, ``museval/metrics.py``, which is loaded alone: the package
+itself imports decoders that fail without ffmpeg on the PATH.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ def bss_eval(
     window_seconds: float = 1.0,
     hop_seconds: float = 1.0,
 ) -> dict[str, Float[np.ndarray, "n frames"]]:
-    """SDR, ISR, SIR and SAR in dB of each source and frame, (n_src, n_frames) float64.
+    """SDR, ISR, SIR and SAR in dB of each source and frame: metric → (sources, frames) float64.
 
-    ``references`` and ``estimates`` are (n_src, C, S) in one order of sources; windows and hops are in
-    seconds. Definition: Stöter, Liutkus and Ito 2018 (arXiv 1804.06267), images, one set of 512-tap
-    filters for the song. A frame in which any source or any estimate is silent is NaN for all sources;
-    ±inf (a perfect estimate) becomes ±``CAP_DB``. It costs 0.4 s per second of audio for two sources.
+    ``references`` and ``estimates`` are (sources, C, S) in the same order; windows and hops are in seconds. Definition:
+    Stöter, Liutkus and Ito 2018 (arXiv 1804.06267), images, one set of 512-tap filters per song. A frame in which any
+    source or estimate is silent is NaN for all sources; ±inf (a perfect estimate) becomes ±``CAP_DB``. Takes 0.4 s per
+    second of audio for two sources.
 
-    Raises :class:`InputError` for shapes that differ (museval scores a shorter estimate without a
-    word), NaN or infinite samples (it passes them on), a source that is silent throughout (it has no
-    projection), a window or hop below one sample, or a missing museval.
+    Raises :class:`InputError` for shapes that differ (museval accepts a shorter estimate), NaN or infinite samples
+    (museval passes them on), a source that is silent throughout (it has no projection), a window or hop below one
+    sample, and a missing museval.
     """
     _check(references, estimates)
     window, hop = round(window_seconds * sample_rate), round(hop_seconds * sample_rate)
@@ -63,10 +63,10 @@ def _check(references: np.ndarray, estimates: np.ndarray) -> None:
 
 @lru_cache(maxsize=1)
 def _metrics() -> ModuleType:
-    """``museval/metrics.py`` as a module of its own; finding the package does not import it."""
+    """Load ``museval/metrics.py`` as a module of its own; finding the package does not import it."""
     package = importlib.util.find_spec("museval")
     if package is None or package.origin is None:
-        raise InputError("museval is not installed; run: pip install 'twinsep[reproduce]'")
+        raise InputError("museval is not installed: run pip install 'twinsep[reproduce]'")
     spec = importlib.util.spec_from_file_location("_museval_metrics", Path(package.origin).with_name("metrics.py"))
     assert spec is not None
     assert spec.loader is not None

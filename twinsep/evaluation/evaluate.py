@@ -1,6 +1,6 @@
-"""Scores of a system on whole songs: per track and stem, in long form, with floors and a ceiling.
+"""Scores of a system on whole songs: one record per track, stem and metric, and summaries over tracks.
 
-What is not defined on a track (see :mod:`twinsep.metrics`) is null in the files, left out of means and
+A metric that is undefined on a track (see :mod:`twinsep.metrics`) is null in the files, left out of means and
 medians over tracks, and not counted in their ``n``.
 """
 
@@ -26,8 +26,9 @@ from twinsep.errors import InputError
 from twinsep.evaluation import systems
 from twinsep.evaluation.systems import System
 from twinsep.separation import separator
-from twinsep.utils import progress
+from twinsep.separation.overlap_add import Chunking
 from twinsep.utils.files import write_json
+from twinsep.utils.progress import ProgressCallback, progress_bar
 
 Record = dict[str, Any]
 UNITS = {"leakage": "dB re mixture"}
@@ -40,14 +41,13 @@ def score_songs(
     splits: Iterable[str],
     *,
     museval: bool = False,
-    report: progress.ProgressCallback | None = None,
+    report: ProgressCallback | None = None,
 ) -> list[Record]:
     """Records {split, track, target, metric, value, unit} of every track and stem; an undefined value is None.
 
-    The stems are the configured targets and, where there is one target, the rest of the mixture
-    ("vocals"). museval's SDR, SIR, SAR and ISR (medians over its frames) need every stem and take most of
-    the time, so they are asked for. Raises :class:`InputError` for missing data and for an estimate of
-    another length than its song.
+    The stems are the targets and, for the target instrumental, also the rest of the mixture ("vocals"). ``museval``
+    adds its SDR, SIR, SAR and ISR in dB (medians over frames), which take most of the time. Raises
+    :class:`InputError` for missing data and for an estimate of another length than its song.
     """
     rate, targets = config.sample_rate, config.targets
     songs = [(split, t) for split in splits for t in dataset.tracks(root, split, sample_rate=rate, targets=targets)]
@@ -75,7 +75,7 @@ def score_songs(
 
 
 def score_stem(estimate: np.ndarray, truth: np.ndarray, mixture: np.ndarray, sample_rate: int) -> dict[str, float]:
-    """Our own metrics of one stem (2, s), in float64."""
+    """cSDR, uSDR, SI-SDR and leakage in dB of one stem (2, S), computed in float64."""
     estimate, truth, mixture = (x.astype(np.float64) for x in (estimate, truth, mixture))
     return {
         "csdr": float(metrics.csdr(estimate, truth, sample_rate=sample_rate)),
@@ -100,8 +100,7 @@ def _stems(
 
 
 def _museval_medians(truths: np.ndarray, estimates: np.ndarray, sample_rate: int) -> dict[str, list[float]]:
-    """museval's four figures per stem, medians over 1-s frames; (stems, 2, s) in. NaN for a song with a stem that is
-    silent throughout, on which museval is not defined."""
+    """museval's four metrics of each stem (stems, 2, S), medians over 1-s frames; NaN if any stem is silent."""
     from twinsep.evaluation.bss_eval import bss_eval
 
     if not np.abs(truths).max((1, 2)).all() or not np.abs(estimates).max((1, 2)).all():
@@ -138,7 +137,7 @@ def _record(split: str, track: str, target: str, metric: str, value: float) -> R
 
 
 def summarise(records: Iterable[Record]) -> dict[str, Any]:
-    """{split: {target: {metric: {median, mean, n}}}} over tracks, undefined values left out and not counted."""
+    """Summarise over tracks: {split: {target: {metric: {median, mean, n}}}}, undefined values left out."""
     groups: dict[tuple[str, str, str], list[float]] = {}
     for r in records:
         value = math.nan if r["value"] is None else r["value"]
@@ -151,40 +150,54 @@ def summarise(records: Iterable[Record]) -> dict[str, Any]:
     return summary
 
 
-def evaluate(
-    system: str,
-    config: Config | None,
+def evaluate_checkpoint(
+    checkpoint: str | Path,
     *,
     out: Path,
-    root: Path | None,
-    splits: list[str] | None,
-    museval: bool,
-    overlap: float,
-    segment: float | None,
-    framework: str,
-    device: str,
+    root: Path | None = None,
+    splits: list[str] | None = None,
+    museval: bool = False,
+    chunking: Chunking | None = None,
+    framework: str = "torch",
+    device: str = "cpu",
 ) -> None:
-    """The command: score a checkpoint, or a baseline under ``config``, and write ``metrics.json`` (every record)
-    and ``summary.json`` (over tracks) into ``out``. Without ``splits`` those of :func:`twinsep.data.scored_splits`."""
-    if config is None:
-        loaded = separator.load(system, framework, device=device, segment=segment, overlap=overlap)
-        config = loaded.config
-        folder = config.data.root if root is None else str(root)
-        scored = systems.model_system(loaded.model, config.model, loaded.chunking)
-    else:
-        folder = config.data.root if root is None else str(root)
-        with progress.progress_bar("fitting" if system == "band_gain" else "preparing") as report:
-            scored = systems.baseline_system(system, config.model, folder, report)
-    chosen = splits or dataset.scored_splits(folder)
-    with progress.progress_bar("evaluating") as report:
-        records = score_songs(scored, config.model, folder, chosen, museval=museval, report=report)
+    """Score a checkpoint on whole songs and write the results into ``out``; see :func:`_write_scores`.
+
+    The songs are those of the folder ``root``, by default of the configuration in the checkpoint. Raises
+    :class:`InputError` as :func:`twinsep.load` and :func:`score_songs` do.
+    """
+    loaded = separator.load(checkpoint, framework, device=device, chunking=chunking)
+    config = loaded.config
+    system = systems.model_system(loaded.model, config.model, loaded.grid)
+    _write_scores(system, config, str(root or config.data.root), out, splits, museval)
+
+
+def evaluate_baseline(
+    name: str, config: Config, *, out: Path, splits: list[str] | None = None, museval: bool = False
+) -> None:
+    """Score one of :data:`twinsep.evaluation.systems.BASELINES` under ``config``; see :func:`_write_scores`."""
+    with progress_bar("fitting" if name == "band_gain" else "preparing") as report:
+        system = systems.baseline_system(name, config.model, config.data.root, report)
+    _write_scores(system, config, config.data.root, out, splits, museval)
+
+
+def _write_scores(
+    system: System, config: Config, root: str, out: Path, splits: list[str] | None, museval: bool
+) -> None:
+    """Write ``metrics.json`` (every record) and ``summary.json`` (over tracks) into ``out``, and print the summary.
+
+    Without ``splits``, score those of :func:`twinsep.data.dataset.scored_splits`.
+    """
+    with progress_bar("evaluating") as report:
+        chosen = splits or dataset.scored_splits(root)
+        records = score_songs(system, config.model, root, chosen, museval=museval, report=report)
     summary = summarise(records)
     write_json(out / "metrics.json", records)
     write_json(out / "summary.json", summary)
-    _print(summary)
+    _print_summary(summary)
 
 
-def _print(summary: dict[str, Any]) -> None:
+def _print_summary(summary: dict[str, Any]) -> None:
     table = Table("split", "stem", "metric", "median", "mean", "tracks")
     for split, stems in summary.items():
         for stem, scores in stems.items():

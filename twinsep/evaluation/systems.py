@@ -1,9 +1,8 @@
-"""What can be evaluated: a trained model, two floors and a ceiling.
+"""The systems that can be evaluated: a trained model, two floors and a ceiling.
 
-A *system* maps (track, mixture) to the estimated targets. Beside a trained model there are three: the
-``mixture`` itself; ``band_gain``, one fixed gain a band fitted on the training songs, the honest floor,
-since a network below it has learned nothing useful; and ``ideal_mask``, the ratio mask computed from
-the true stems, a ceiling.
+A *system* maps (track, mixture) to the estimated targets. The floors are the ``mixture`` itself and ``band_gain``,
+one fixed gain per band fitted on the training songs: a network below it has learned nothing useful. The ceiling is
+``ideal_mask``, the ratio mask of the true stems.
 """
 
 from __future__ import annotations
@@ -15,27 +14,27 @@ import numpy as np
 from twinsep.config import ModelConfig
 from twinsep.data import dataset
 from twinsep.errors import InputError
-from twinsep.separation.overlap_add import ArrayModel, Chunking, apply_model
+from twinsep.separation.overlap_add import ArrayModel, ChunkGrid, apply_model
 from twinsep.stft import istft, stft
 from twinsep.utils.progress import ProgressCallback
 
-#: (track, mixture (2, s)) -> {stem: (2, s)} for every configured target.
+#: (track, mixture (2, S)) → {target: (2, S)}.
 System = Callable[[dataset.Track, np.ndarray], dict[str, np.ndarray]]
 BASELINES = ("mixture", "band_gain", "ideal_mask")
 
 
-def model_system(model: ArrayModel, config: ModelConfig, chunking: Chunking) -> System:
-    """A trained separator, (1, 2, s) -> (1, stems, 2, s) in NumPy, run in overlapping chunks."""
+def model_system(model: ArrayModel, config: ModelConfig, grid: ChunkGrid) -> System:
+    """The system of a trained model (B, 2, S) → (B, stems, 2, S), applied by overlap-add."""
 
     def system(_: dataset.Track, mixture: np.ndarray) -> dict[str, np.ndarray]:
-        stems = apply_model(model, mixture, chunking)
+        stems = apply_model(model, mixture, grid)
         return dict(zip(config.targets, stems, strict=False))
 
     return system
 
 
 def baseline_system(name: str, config: ModelConfig, root: str, progress: ProgressCallback | None = None) -> System:
-    """One of :data:`BASELINES`; raises :class:`InputError` for another name."""
+    """Build one of :data:`BASELINES`; raises :class:`InputError` for another name."""
     if name == "mixture":
         return lambda _, mixture: {target: mixture for target in config.targets}
     if name == "band_gain":
@@ -47,8 +46,11 @@ def baseline_system(name: str, config: ModelConfig, root: str, progress: Progres
 
 
 def fit_band_gains(config: ModelConfig, root: str, progress: ProgressCallback | None = None) -> dict[str, np.ndarray]:
-    """Per target the gains (f,), one a band, that minimise ‖g·X − Y‖² over the training songs:
-    g_k = Σ Re(X̄ Y) / Σ |X|² over the band's bins, all frames, channels and songs. Bins without a band get 0.5."""
+    """Least-squares gains per band over the training songs: target → (F,).
+
+    g_k = Σ Re(X̄ Y) / Σ |X|², which minimises ‖g·X − Y‖², over the bins of band k, all frames, channels and songs. Bins
+    without a band get 0.5.
+    """
     songs = dataset.tracks(root, "train", sample_rate=config.sample_rate, targets=config.targets)
     cross = {target: np.zeros(config.n_bins) for target in config.targets}
     power = np.zeros(config.n_bins)
@@ -67,15 +69,17 @@ def fit_band_gains(config: ModelConfig, root: str, progress: ProgressCallback | 
 
 
 def ideal_ratio_mask(track: dataset.Track, mixture: np.ndarray, target: str, config: ModelConfig) -> np.ndarray:
-    """|Y|² / (|Y|² + |X − Y|²) per bin and frame on the mixture X, Y the true target: the power ratio mask
-    (Liutkus and Badeau 2015, α = 2, as in SiSEC's oracles)."""
+    """The mixture (2, S) under the power ratio mask |Y|² / (|Y|² + |X − Y|²), Y the STFT of the true target.
+
+    Liutkus and Badeau 2015, α = 2, as in SiSEC's oracles.
+    """
     truth = track.read(target)
     wanted, rest = np.square(np.abs(_stft(truth, config))), np.square(np.abs(_stft(mixture - truth, config)))
     return masked(mixture, wanted / np.maximum(wanted + rest, 1e-20), config)
 
 
 def masked(mixture: np.ndarray, mask: np.ndarray, config: ModelConfig) -> np.ndarray:
-    """The mixture (2, s) with a mask that broadcasts against its STFT (2, f, t)."""
+    """Apply a mask, which broadcasts against the STFT (2, F, T), to the mixture (2, S)."""
     spectrum = _stft(mixture, config) * mask.astype(np.float32)
     return istft(spectrum, n_fft=config.n_fft, hop=config.hop, length=mixture.shape[-1])
 

@@ -1,5 +1,4 @@
-"""Loops for a CPU, compiled by Numba, on NumPy arrays: what the twins' own kernels for it share.
+"""CPU kernels: loops compiled by Numba, on NumPy arrays, which both twins wrap as differentiable operators.
 
-Each twin makes them operators of its framework, with gradients. Nothing here is imported before it is needed, as Numba
-takes a second.
+The twins import these modules on first use, as importing Numba takes a second.
 """

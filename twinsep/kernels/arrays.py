@@ -1,12 +1,12 @@
-"""Arrays as the flat ones that compiled loops take."""
+"""Flat views of arrays for compiled loops."""
 
 import numpy as np
 
 
 def strided(x: np.ndarray) -> tuple[np.ndarray, tuple[int, ...]]:
-    """The memory of x, not empty, as a flat array, and the strides of all axes but the last, which is dense.
+    """Return the memory of a non-empty x as a flat array, and the strides of all axes except the last, dense one.
 
-    Copied only where the last axis is not dense: parts of wider arrays and transposed ones serve as they are.
+    Copies only if the last axis is not dense: slices of wider arrays and transposed arrays are viewed in place.
     """
     if x.strides[-1] != x.itemsize:
         x = np.ascontiguousarray(x)

@@ -1,15 +1,15 @@
-"""Attention with narrow heads, forward and backward, on a CPU, without ever storing the matrix of weights.
+"""Attention with narrow heads on a CPU, forward and backward, without storing the matrix of weights.
 
     o_i = Σ_j p_ij v_j,   p_ij = exp(s_ij) / Σ_j exp(s_ij),   s_ij = q_i·k_j / √e
 
-(Vaswani et al. 2017, arXiv 1706.03762, equation 1; the backward keeps one number a query, the logarithm of the sum,
-and computes p again: Dao et al. 2022, arXiv 2205.14135.) With heads of 8 to 32 features, as small models have, the
-products are too narrow for matrix libraries; here a vector holds as many keys, and ROWS queries share each load.
+(Vaswani et al. 2017, arXiv 1706.03762, equation 1. The forward pass saves the logarithm of the sum for each query, from
+which the backward pass recomputes p: Dao et al. 2022, arXiv 2205.14135.) Heads of 8 to 32 features are too narrow for
+matrix libraries; here the lanes of a vector are keys, and ROWS queries share each load.
 
-Keys and values of one head are first copied to (e, keys), the keys filled up to whole vectors; what fills them gets the
-score FAR, whose exponential is exactly 0. A unit of work is one head of one sequence, or where these are few one of
-GROUPS stretches of its queries. No result depends on the number of threads: what such stretches add to the gradients
-of keys and values is summed in order.
+Keys and values of one head are first copied to (e, keys), padded to whole vectors; the padding gets the score FAR,
+whose exponential is exactly 0. A unit of work is one head of one sequence or, if there are few heads, one of GROUPS
+ranges of its queries. Results do not depend on the number of threads: contributions of these ranges to the gradients of
+keys and values are summed in order.
 """
 
 from math import log, sqrt
@@ -20,17 +20,17 @@ from twinsep.kernels.arrays import strided
 from twinsep.kernels.simd import BYTES, compiled, exp2, inlined, largest, load, maximum, splat, store, total
 from twinsep.kernels.threads import in_parallel
 
-ROWS = 4  # queries at a time
-GROUPS = 8  # stretches of queries
-ENOUGH = 16  # heads of sequences, from which on each is one unit of work
-SERIAL = 1 << 16  # below this many scores a second thread costs more than it saves
-FAR = -1e30
+ROWS = 4  # queries computed together
+GROUPS = 8  # ranges of queries per head, if there are few heads
+ENOUGH = 16  # heads (in all sequences) from which on each is one unit of work
+SERIAL = 1 << 16  # number of scores below which a second thread costs more than it saves
+FAR = -1e30  # score of padding
 LOG2E = 1 / log(2)  # exp(x) = 2^(x log2 e)
 
 
 @inlined
 def _gather(source, start, stride, count, features, target, room):
-    """target (features, room) = the transpose of source (count, features), whose last axis is dense; then zeros."""
+    """target (features, room) = transpose of source (count, features), whose last axis is dense, padded with zeros."""
     for j in range(count):
         at = start + j * stride
         for f in range(features):
@@ -124,7 +124,7 @@ def _add_outer(p, x, xT, features, room):
 
 @compiled
 def _forward(q, k, v, o, logsum, shape, strides, start, stop):
-    """Units start … stop − 1; o (b, queries, heads, e) and logsum (b, heads, queries), to the base 2, are filled."""
+    """Units start … stop − 1; o (b, queries, heads, e) and logsum (b, heads, queries), in base 2, are filled."""
     heads, queries, keys, e, groups = shape
     (q_b, q_l, q_h), (k_b, k_l, k_h), (v_b, v_l, v_h) = strides
     width, one = BYTES // q.itemsize, q.dtype.type(1)
@@ -191,7 +191,7 @@ def _backward(do, o, q, k, v, logsum, dq, dk, dv, shape, strides, start, stop):
         first, last = group * queries // groups, (group + 1) * queries // groups
         for i in range(first, last, ROWS):
             _rows(q, b * q_b + h * q_h, q_l, i, last, e, scale, rows)
-            _rows(do, b * g_b + h * g_h, g_l, i, last, e, one, drows)  # zeros beyond the last query: they add nothing
+            _rows(do, b * g_b + h * g_h, g_l, i, last, e, one, drows)  # zeros beyond the last query
             for r in range(min(ROWS, last - i)):
                 shifts[r] = logsum[(b * heads + h) * queries + i + r]
                 at, dot = ((b * queries + i + r) * heads + h) * e, q.dtype.type(0)
@@ -211,14 +211,14 @@ def _backward(do, o, q, k, v, logsum, dq, dk, dv, shape, strides, start, stop):
         for j in range(keys):
             at = (((group * batch + b) * keys + j) * heads + h) * e
             for f in range(e):
-                dk[at + f] = dkT[f * room + j] * ln2  # the rows hold q log2(e) / √e
+                dk[at + f] = dkT[f * room + j] * ln2  # the rows are q log2(e) / √e
                 dv[at + f] = dvT[f * room + j]
 
 
 def forward(q: np.ndarray, k: np.ndarray, v: np.ndarray, o: np.ndarray, logsum: np.ndarray, *, threads: int) -> None:
-    """Fill o (b, queries, heads, e) and, for the backward, logsum (b, heads, queries), both contiguous.
+    """Fill o (b, queries, heads, e) and, for the backward pass, logsum (b, heads, queries), both contiguous.
 
-    q as o; k, v (b, keys, heads, e), at least one key. One dtype, float32 or float64; any strides.
+    q is shaped as o; k and v are (b, keys, heads, e), with at least one key. All float32 or all float64, any strides.
     """
     if not o.size:
         return
@@ -241,7 +241,7 @@ def backward(
     *,
     threads: int,
 ) -> None:
-    """Fill the gradients, contiguous, each of its input's shape, from that of o and what the forward gave."""
+    """Fill the contiguous gradients dq, dk, dv from do and the results of :func:`forward`."""
     shape, units = _shape(q, k)
     sums = [np.zeros((shape[-1], *x.shape), x.dtype) for x in (k, v)]
     if dq.size:
@@ -254,7 +254,7 @@ def backward(
 
 
 def _shape(q: np.ndarray, k: np.ndarray) -> tuple[tuple[int, int, int, int, int], int]:
-    """(heads, queries, keys, e, groups) and the units of work."""
+    """(heads, queries, keys, e, groups), and the number of units of work."""
     b, queries, heads, e = q.shape
     groups = 1 if b * heads >= ENOUGH else min(GROUPS, -(-queries // ROWS))
     return (heads, queries, k.shape[1], e, groups), b * heads * groups

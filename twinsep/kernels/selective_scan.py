@@ -3,12 +3,12 @@
     h_t = exp(Δ_t A) h_{t−1} + Δ_t B_t u_t        y_t = (C_t · h_t + D u_t) ⊙ silu(z_t)
 
 (Mamba: Gu and Dao 2023, arXiv 2312.00752, equation 2 and algorithm 2.) Nothing of shape (b, l, e, n) is ever stored.
-The forward keeps the state at the chunk boundaries only, and only when asked; the backward takes the chunks from the
-last to the first, runs the recurrence inside one again into a buffer that fits the cache, and then runs it in reverse.
+The forward pass saves the states at chunk boundaries, if asked. The backward pass takes the chunks from last to first:
+it recomputes the states of a chunk into a buffer that fits the cache, then runs the recurrence in reverse.
 
-A unit of work is one sequence and, forward, one vector of channels; `threads` spreads them. No result depends on the
-number of threads: the gradients of A and D, which sum over sequences, are summed over at most GROUPS fixed groups of
-them, and these in order.
+A unit of work is one vector of channels of one sequence, in the backward pass a group of sequences. Results do not
+depend on the number of threads: the gradients of A and D are summed within at most GROUPS fixed groups of sequences,
+then over the groups in order.
 """
 
 from collections.abc import Sequence
@@ -34,18 +34,19 @@ from twinsep.kernels.simd import (
 )
 from twinsep.kernels.threads import in_parallel
 
-CHUNK = 32  # frames between stored states, at least; with 8 or 16 the backward was slower by a half and a tenth
-AHEAD = 6  # frames, of what is fetched into the cache while one is computed: rows lie too far apart for the machine
-# to see by itself which will be next
-GROUPS = 64  # of sequences, each with its own sums for the gradients of A and D
-SERIAL = 1 << 17  # below this many state updates (0.03 ms) a second thread costs more than it saves
+CHUNK = 32  # least number of frames between saved states; with 8 and 16 the backward pass is 50 % and 10 % slower
+AHEAD = 6  # frames between prefetch and use; rows lie too far apart for the hardware's own prefetching
+GROUPS = 64  # largest number of groups of sequences, each with its own sums for the gradients of A and D
+SERIAL = 1 << 17  # state updates (0.03 ms of work) below which a second thread costs more than it saves
 LOG2E, LN2 = 1 / log(2), log(2)  # exp(x) = 2^(x log2 e)
 
 
 @compiled
 def _forward(u, delta, A, B, C, D, z, y, states, shape, gate, keep, start, stop):
-    """Sequence and vector number start … stop − 1 of the forward. All arrays flat; A is `_tiled`, times log2 e; `gate`
-    are the strides of z, which may be a part of a wider array."""
+    """Units start … stop − 1 of the forward pass, each one vector of channels of one sequence.
+
+    All arrays are flat; A is tiled as in :func:`_inputs`; `gate` holds the strides of z, which may be a slice.
+    """
     _, l, e, n, every = shape
     width = BYTES // u.itemsize
     one, minus_log2e = splat(u.dtype.type(1)), splat(u.dtype.type(-LOG2E))
@@ -85,7 +86,7 @@ def _forward(u, delta, A, B, C, D, z, y, states, shape, gate, keep, start, stop)
 
 @inlined
 def _replay(dy, u, delta, A, B, C, D, z, dz, shape, gate, row, frames, channel, h, a, g):
-    """Run one chunk again: h gets the states (h[0] is given), a the decays, g the gradient of y before the gate."""
+    """Recompute one chunk: h gets the states (from h[0]), a the decays, g the gradient of y before the gate."""
     _, l, e, n, _ = shape
     width = BYTES // u.itemsize
     one, minus_log2e = splat(u.dtype.type(1)), splat(u.dtype.type(-LOG2E))
@@ -94,7 +95,7 @@ def _replay(dy, u, delta, A, B, C, D, z, dz, shape, gate, row, frames, channel, 
     for t in range(frames):
         here, here_z = (row + t) * e + channel, row_z + t * gate[1] + channel
         ahead, ahead_z = here + AHEAD * e, here_z + AHEAD * gate[1]
-        if t + AHEAD >= frames:  # those of the next vector of channels
+        if t + AHEAD >= frames:  # prefetch for the next vector of channels
             ahead, ahead_z = ahead + width - frames * e, ahead_z + width - frames * gate[1]
         prefetch(u, ahead)
         prefetch(delta, ahead)
@@ -155,7 +156,7 @@ def _reverse(u, delta, A, B, C, D, du, ddelta, dA, dD, shape, row, frames, chann
 
 @compiled
 def _backward(dy, u, delta, A, B, C, D, z, states, du, ddelta, dA, dB, dC, dD, dz, shape, gate, start, stop):
-    """Groups start … stop − 1 of the sequences. dA (groups, e, n; `_tiled`) and dD (groups, e) hold zeros at first."""
+    """Groups start … stop − 1 of sequences. dA (groups, e, n; tiled as A) and dD (groups, e) are zero on entry."""
     b, l, e, n, every = shape
     width = BYTES // u.itemsize
     groups, chunks = dD.size // e, (l - 1) // every + 1
@@ -165,7 +166,7 @@ def _backward(dy, u, delta, A, B, C, D, z, states, du, ddelta, dA, dB, dC, dD, d
     for group in range(start, stop):
         for sequence in range(group * b // groups, (group + 1) * b // groups):
             dh[:] = 0
-            # Summed per sequence first, then over sequences: smaller rounding errors than one long sum.
+            # Sum within each sequence first, then over sequences: smaller rounding errors than one long sum.
             dA_one[:] = 0
             dD_one[:] = 0
             for chunk in range(chunks - 1, -1, -1):
@@ -191,13 +192,12 @@ def _backward(dy, u, delta, A, B, C, D, z, states, du, ddelta, dA, dB, dC, dD, d
 
 
 def chunk(n: Any) -> Any:
-    """Frames between stored states: with as many as there are states they never take more memory than u does."""
+    """Frames between saved states: at least n, so that the saved states take no more memory than u."""
     return max(CHUNK, n)
 
 
 def shape_of_states(u: Sequence[Any], n: Any, itemsize: int) -> tuple[Any, ...]:
-    """(b, chunks − 1, n, e rounded up to whole vectors), of the states that the forward keeps for the backward; sizes
-    may be symbols that stand for numbers."""
+    """Shape of the saved states: (b, chunks − 1, n, e rounded up to whole vectors). Sizes may be symbolic."""
     b, l, e = u
     return b, max(l - 1, 0) // chunk(n), n, _whole(e, itemsize)
 
@@ -215,10 +215,10 @@ def forward(
     *,
     threads: int,
 ) -> None:
-    """Fill y (b, l, e) and, if it is not empty, ``states`` of :func:`shape_of_states`.
+    """Fill y (b, l, e) and, unless empty, ``states`` with the shape :func:`shape_of_states`.
 
-    u, delta (b, l, e), A (e, n), B, C (b, l, n), D (e,); z (b, l, e), or empty for no gate. One dtype, float32 or
-    float64; y and the states contiguous.
+    u, delta (b, l, e), A (e, n), B, C (b, l, n), D (e,); z (b, l, e), or empty for no gate. All float32 or all float64;
+    y and ``states`` are contiguous.
     """
     (b, l, e), n = u.shape, A.shape[1]
     if not y.size:
@@ -253,8 +253,7 @@ def backward(
     *,
     threads: int,
 ) -> None:
-    """Fill the gradients, contiguous, each of its input's shape, from that of y and the states kept; dz is empty if z
-    is."""
+    """Fill the contiguous gradients du … dz from dy and the saved states; dz is empty if z is."""
     (b, l, e), n = u.shape, A.shape[1]
     whole, groups = _whole(e, u.itemsize), min(b, GROUPS)
     dA_sums = np.zeros((groups, whole * u.itemsize // BYTES, n, BYTES // u.itemsize), u.dtype)
@@ -280,26 +279,26 @@ def _threads(updates: int, threads: int) -> int:
 
 
 def _whole(channels: Any, itemsize: int) -> Any:
-    """`channels` rounded up to whole vectors."""
+    """Round `channels` up to whole vectors."""
     width = BYTES // itemsize
     return -(-channels // width) * width
 
 
 def _padded(x: np.ndarray, channels: int) -> np.ndarray:
-    """x, its last axis extended by zeros to `channels`."""
+    """Pad the last axis of x with zeros to `channels`."""
     missing = channels - x.shape[-1]
     return np.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, missing)]) if missing else x
 
 
 def _flat(x: np.ndarray, channels: int | None = None) -> np.ndarray:
-    """x as a flat contiguous array, its last axis first extended by zeros to `channels`."""
+    """Flatten x to a contiguous array, its last axis first padded with zeros to `channels`."""
     return np.ascontiguousarray(x if channels is None else _padded(x, channels)).reshape(-1)
 
 
 def _inputs(u, delta, A, B, C, D, z) -> tuple[tuple[np.ndarray, ...], tuple[int, ...]]:
-    """The inputs as flat arrays, and the strides of the last, z, which is copied only where it must be."""
+    """Inputs as flat arrays, A times log2 e and tiled, and the strides of z, which is copied only if necessary."""
     whole = _whole(u.shape[-1], u.itemsize)
     gate, strides = strided(_padded(z, whole)) if z.size else (z.reshape(-1), (0, 0))
-    # A as (vectors, n, width): what one vector of channels needs in one stretch of memory, whatever e is.
+    # Tile A as (vectors, n, width): contiguous for one vector of channels.
     tiled = _padded((A * A.dtype.type(LOG2E)).T, whole).reshape(A.shape[1], -1, BYTES // A.itemsize).swapaxes(0, 1)
     return (_flat(u, whole), _flat(delta, whole), _flat(tiled), _flat(B), _flat(C), _flat(D, whole), gate), strides

@@ -1,10 +1,9 @@
 """Short vectors for Numba kernels: a type `Lanes`, one machine register of neighbouring channels, with arithmetic.
 
-LLVM vectorises simple loops by itself, but not the selective scan's: its loops write one array while reading several
-others, and where LLVM cannot prove that these do not overlap it gives up or tests for it at every step of time, which
-made the kernel three times slower. Here the vectors are explicit. They are 64 bytes, sixteen float32 or eight float64:
-one AVX-512 register, two of AVX2, four of NEON; LLVM splits them as the machine needs. A kernel that holds one in a
-variable holds it in registers.
+LLVM vectorises simple loops by itself, but not those of the selective scan, which write one array while reading several
+others: LLVM cannot prove that these do not overlap, and gives up or tests for it in every frame, which is three times
+slower. Here the vectors are explicit: 64 bytes, sixteen float32 or eight float64, which is one AVX-512 register, two of
+AVX2 or four of NEON. LLVM splits them as the machine needs and keeps a vector in a variable in registers.
 
 A kernel may use, on `Lanes` x and y: x + y, x - y, x * y, x / y, exp2(x), maximum(x, y), fold(x, y), halves(x),
 total(x), largest(x), splat(scalar), load(array, index) and store(array, index, x) with array 1-D and contiguous.
@@ -27,14 +26,14 @@ from numba.extending import models, overload, register_model
 
 
 def intrinsic(function) -> Any:
-    """Numba's; what it makes is called without the first argument, which type checkers do not know."""
-    return _intrinsic(unwrap(function))  # Numba reads code: what tests wrap about a function to check it is no part
+    """Numba's `intrinsic`, typed as Any: calls omit the first argument, which type checkers do not know."""
+    return _intrinsic(unwrap(function))  # Numba reads source: remove the type checks that pytest wraps around functions
 
 
 BYTES = 64
 
-# `contract` lets a * b + c become one fused operation. Left out on purpose: reassociation, which would undo the
-# rounding in exp2, and the flags by which LLVM assumes that there is neither NaN nor infinity.
+# `contract` lets a * b + c become one fused operation. Left out: reassociation, which would undo the rounding in exp2,
+# and the flags by which LLVM assumes that there is neither NaN nor infinity.
 FLAGS = ("contract",)
 
 # 2^f = 1 + f (c1 + c2 f + …) for |f| <= 1/2, minimax in relative error (2e-9 and 2e-16) with the 1 kept exact: the
@@ -70,7 +69,7 @@ _LANES = sha256(Path(__file__).read_bytes()).hexdigest()[:8]
 def compiled(function):
     """Compile at the first call and keep the machine code on disk.
 
-    Numba's cache looks for changes in the function's own file; the name makes it see those in this one too.
+    Numba's cache detects changes in the function's own file; a hash in its name makes it detect changes here too.
     """
     function = unwrap(function)
     function.__qualname__ += f"-{_LANES}"
@@ -78,20 +77,20 @@ def compiled(function):
 
 
 def inlined(function):
-    """Compile into whatever calls it.
+    """Compile into the callers.
 
-    Called by its name, it would exist twice, optimised by itself and once more with its caller: the process that
-    compiles both would run the first and one that reads the caller from the disk the second, and in these LLVM may fuse
-    another of two products with their sum, so that the last bits differ.
+    A function that is not inlined exists twice: compiled alone, and compiled with its caller. The process that compiles
+    both runs the former, one that reads the caller from the cache the latter. LLVM may fuse different products with
+    their sum in the two, so that the last bits differ.
     """
     return numba.njit(nogil=True, forceinline=True, error_model="numpy", boundscheck=False)(unwrap(function))
 
 
 @inlined
 def aligned(size, like):
-    """An array of `size` elements of the dtype of `like`, whatever is in it, that begins with a line of the cache.
+    """Allocate an uninitialised array of `size` elements of the dtype of `like`, aligned to a cache line.
 
-    NumPy's may begin in the middle of one, and then every vector lies in two.
+    In an unaligned array every vector would lie in two cache lines.
     """
     buffer = np.empty(size + BYTES // like.itemsize, like.dtype)
     start = -buffer.ctypes.data % BYTES // like.itemsize
@@ -153,7 +152,7 @@ def store(_typing, array, index, value):  # noqa: ARG001
 
 @intrinsic
 def prefetch(_typing, array, index):  # noqa: ARG001
-    """Have the line of the cache fetched that array[index] is in; nothing happens where there is no such memory."""
+    """Fetch the cache line of array[index]; an invalid address has no effect."""
 
     def generate(context, builder, signature, arguments):
         data = cgutils.create_struct_proxy(signature.args[0])(context, builder, arguments[0]).data
@@ -161,7 +160,7 @@ def prefetch(_typing, array, index):  # noqa: ARG001
         integer = ir.IntType(32)
         kind = ir.FunctionType(ir.VoidType(), [pointer.type, integer, integer, integer])
         function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch")
-        # to read, to be kept in all levels, data
+        # for reading, in all cache levels, data
         builder.call(function, [pointer, *(ir.Constant(integer, value) for value in (0, 3, 1))])
         return context.get_dummy_value()
 
@@ -182,7 +181,7 @@ def splat(_typing, scalar):
 
 
 def _add_halves(builder, vector, parts):
-    """Halve each of the `parts` equal parts of a vector (or of a pair of vectors) by adding its halves."""
+    """Add the two halves of each of `parts` equal parts of a vector (or of a pair of vectors)."""
     first, second = vector if isinstance(vector, tuple) else (vector, vector)
     size = first.type.count * (2 if isinstance(vector, tuple) else 1) // parts
     low = [part * size + i for part in range(parts) for i in range(size // 2)]
@@ -217,7 +216,7 @@ def halves(_typing, x):
 
 @intrinsic
 def maximum(_typing, x, y):
-    """The larger of each pair; y where one of them is NaN."""
+    """The larger of each pair of elements; that of y if either is NaN."""
 
     def generate(_context, builder, _signature, arguments):
         return builder.select(builder.fcmp_ordered(">", *arguments), *arguments)
@@ -226,7 +225,7 @@ def maximum(_typing, x, y):
 
 
 def _fold(builder, vector, combine):
-    """`combine` applied to the two halves of a vector, then to theirs, down to one number."""
+    """Combine the halves of a vector, repeatedly, down to one number."""
     while vector.type.count > 1:
         half = vector.type.count // 2
         parts = (builder.shuffle_vector(vector, vector, _indices(range(i, i + half))) for i in (0, half))
@@ -262,11 +261,10 @@ def exp2(_typing, x):
         (t,) = arguments
         mantissa, bias = MANTISSA_BITS[x.dtype], EXPONENT_BIAS[x.dtype]
         lowest, highest = _constant(t.type, float(-bias)), _constant(t.type, float(bias + 1))
-        # Written so that NaN, for which every comparison is false, passes. These ends give the exponent fields 0 and
-        # all ones, which are the numbers 0 and inf.
+        # NaN passes, as it compares false. The two bounds give the exponent fields 0 and all ones: 0 and inf.
         t = builder.select(builder.fcmp_ordered("<", t, lowest), lowest, t)
         t = builder.select(builder.fcmp_ordered(">", t, highest), highest, t)
-        # Adding 1.5 · 2^mantissa leaves no bits for a fraction: k = round(t), and bias + k stands in the lowest bits.
+        # Adding 1.5 · 2^mantissa leaves no bits for a fraction: k = round(t), and bias + k is in the lowest bits.
         rounder = _constant(t.type, 1.5 * 2.0**mantissa + bias)
         rounded = builder.fadd(t, rounder)
         f = builder.fsub(t, builder.fsub(rounded, rounder))
@@ -274,7 +272,7 @@ def exp2(_typing, x):
         for coefficient in (*POLYNOMIAL[x.dtype][-2::-1], 1.0):
             product = builder.fmul(value, f, flags=FLAGS)
             value = builder.fadd(product, _constant(t.type, coefficient), flags=FLAGS)
-        # Shifted to the exponent field (what stood above falls off) that integer is the number 2^k.
+        # Shifted to the exponent field, that integer is the number 2^k; the bits above are shifted out.
         integers = ir.VectorType(ir.IntType(x.dtype.bitwidth), x.width)
         shifted = builder.shl(builder.bitcast(rounded, integers), _constant(integers, mantissa))
         return builder.fmul(value, builder.bitcast(shifted, t.type), flags=FLAGS)
@@ -283,7 +281,7 @@ def exp2(_typing, x):
 
 
 def _arithmetic(symbol, instruction):
-    """Make `symbol` (an operator) work on two `Lanes` of one type, by LLVM's `instruction`."""
+    """Define the operator `symbol` for two `Lanes` of one type by an LLVM instruction."""
 
     @intrinsic
     def operation(_typing, x, y):
@@ -307,5 +305,5 @@ _arithmetic(operator.truediv, "fdiv")
 
 @inlined
 def sigmoid(x, one, minus_log2e):
-    """1 / (1 + exp(−x)), of vectors; the other two are those of 1 and −log2 e."""
+    """1 / (1 + exp(−x)) of a vector; the other arguments are vectors of 1 and −log2 e."""
     return one / (one + exp2(minus_log2e * x))

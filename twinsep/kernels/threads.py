@@ -1,7 +1,7 @@
-"""Compiled loops on several threads, for kernels that release the GIL.
+"""Parallel execution of kernels that release the GIL.
 
-Numba's own threading layers are kept clear of: one must not be entered twice at a time, another dies in a forked child.
-Here any number of threads may call at once, a forked child makes its own pool, and idle threads sleep.
+Numba's threading layers are not used: one must not be entered from two threads at once, another crashes in a forked
+child. Here any number of threads may call at once, a forked child makes its own pool, and idle threads sleep.
 """
 
 import contextlib
@@ -10,7 +10,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 
-PIECES = 4  # of work per thread, so that a thread that is held up does not hold up the others
+PIECES = 4  # pieces of work per thread, so that a delayed thread does not delay the others
 
 
 @lru_cache
@@ -19,11 +19,11 @@ def _pool(workers: int) -> ThreadPoolExecutor:
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_pool.cache_clear)  # the child has the pool but none of its threads
+    os.register_at_fork(after_in_child=_pool.cache_clear)  # the child inherits the pool without its threads
 
 
 def in_parallel(kernel: Callable[..., None], tasks: int, threads: int, *arguments) -> None:
-    """kernel(*arguments, start, stop) over pieces of 0 … tasks on `threads` threads, the calling one among them."""
+    """Call kernel(*arguments, start, stop) on pieces of range(tasks), on `threads` threads including the caller's."""
     threads = min(threads, tasks)
     if threads < 2:
         kernel(*arguments, 0, tasks)
@@ -32,7 +32,7 @@ def in_parallel(kernel: Callable[..., None], tasks: int, threads: int, *argument
     ranges = iter([(i * tasks // pieces, (i + 1) * tasks // pieces) for i in range(pieces)])
 
     def work() -> None:
-        for start, stop in ranges:  # shared: each piece is handed to one thread
+        for start, stop in ranges:  # the iterator is shared, so that each piece goes to one thread
             kernel(*arguments, start, stop)
 
     helpers = [_pool(threads - 1).submit(work) for _ in range(threads - 1)]
@@ -42,7 +42,7 @@ def in_parallel(kernel: Callable[..., None], tasks: int, threads: int, *argument
 
 
 def cores() -> int:
-    """Cores that this process may run on."""
-    with contextlib.suppress(AttributeError):  # Linux alone binds processes to cores
+    """Return the number of cores that this process may run on."""
+    with contextlib.suppress(AttributeError):  # only Linux can bind processes to cores
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

@@ -1,1 +1,1 @@
-"""The parts of the network without parameters, shared by both twins: linear maps, initial weights, band runs."""
+"""Parts of the network without parameters, shared by both twins: pooling, initial weights, groups of bands."""

@@ -1,8 +1,4 @@
-"""The network's constant linear maps, as matrices.
-
-Pooling and summarising the memory along time, and mid/side along channels, have no parameters: they
-are built once, here, in NumPy, and both twins multiply by them.
-"""
+"""Pooling of the memory along time, as constant NumPy matrices that both twins multiply by."""
 
 from __future__ import annotations
 
@@ -10,15 +6,15 @@ from functools import cache
 
 import numpy as np
 
-#: Under the alignment ``reference`` the tokens are pooled again to so many for the time attention.
+#: Number of tokens to which the alignment ``reference`` pools the memory again for attention along time.
 REFERENCE_TIME_TOKENS = 64
-#: Tokens read on either side of the nearest one.
+#: Tokens read on either side of the one nearest to a frame.
 RADIUS = 2
 
 
 @cache
 def pool_matrix(frames: int, tokens: int) -> np.ndarray:
-    """Adaptive average pooling as a (tokens, frames) matrix of float32, rows summing to 1.
+    """Adaptive average pooling as a (tokens, frames) float32 matrix whose rows sum to 1.
 
     Token i averages the frames [⌊i·n/k⌋, ⌈(i+1)·n/k⌉).
     """
@@ -31,12 +27,12 @@ def pool_matrix(frames: int, tokens: int) -> np.ndarray:
 
 @cache
 def summary_matrix(alignment: str, tokens: tuple[int, ...], frames: int) -> np.ndarray:
-    """The (frames, Σ tokens) float32 matrix that takes the concatenated memory to one summary a frame.
+    """Matrix (frames, Σ tokens), float32, that maps the concatenated memory to one summary per frame.
 
-    ``aligned``: the mean over levels of the mean over that level's tokens within ± 2 of the frame's time.
-    ``reference``: tokens round(t·(m−1)/(T−1)) ± 2 of the concatenation of all m, missing ones counted as
-    zero. The levels follow one another there, so the index is not a time: with 160 tokens the first
-    40 % of the frames read level 1 of the whole chunk. Kept to measure what it costs.
+    ``aligned``: for each level the mean over the tokens within ± 2 of the frame's time, then the mean over levels.
+    ``reference``: the tokens round(t·(m−1)/(T−1)) ± 2 of the concatenation of all m tokens, missing ones as zeros. As
+    the levels follow one another, this index is not a time: with 160 tokens the first 40 % of the frames read level 1
+    of the whole chunk. It exists to measure the cost of that error.
     """
     if alignment == "reference":
         return _frozen(_windows(sum(tokens), frames) / (2 * RADIUS + 1))
@@ -46,17 +42,17 @@ def summary_matrix(alignment: str, tokens: tuple[int, ...], frames: int) -> np.n
 
 
 def _windows(tokens: int, frames: int) -> np.ndarray:
-    """(frames, tokens) of ones where the token lies within ± RADIUS of the frame's nearest one."""
+    """Matrix (frames, tokens) with ones for the tokens within ± RADIUS of the one nearest to the frame."""
     centre = np.array([_round_half_even(t * (tokens - 1), frames - 1) for t in range(frames)])
     return (np.abs(np.arange(tokens) - centre[:, None]) <= RADIUS).astype(np.float64)
 
 
 def _round_half_even(numerator: int, denominator: int) -> int:
-    # In integers: a float quotient just below a half would go the other way.
+    # In integers: a floating-point quotient just below one half would be rounded the wrong way.
     if denominator == 0:  # a single frame reads token 0
         return 0
-    quotient, rest = divmod(numerator, denominator)
-    return quotient + (2 * rest > denominator or (2 * rest == denominator and quotient % 2 == 1))
+    quotient, remainder = divmod(numerator, denominator)
+    return quotient + (2 * remainder > denominator or (2 * remainder == denominator and quotient % 2 == 1))
 
 
 def _frozen(matrix: np.ndarray) -> np.ndarray:

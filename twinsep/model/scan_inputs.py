@@ -1,4 +1,4 @@
-"""The shapes and types that a selective scan takes, checked alike for both twins."""
+"""Input checks of the selective scan, shared by both twins."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from typing import Any
 
 
 def check_scan_inputs(u: Any, delta: Any, A: Any, B: Any, C: Any, D: Any, z: Any | None) -> None:
-    """Raise ValueError, naming what was expected and what came, unless the inputs of a scan fit each other.
+    """Raise ValueError unless the inputs of a selective scan match.
 
-    u, delta, z (b, l, e); A (e, n); B, C (b, l, n); D (e,); all floating point, and all of them float64 or none.
+    u, delta, z (b, l, e); A (e, n); B, C (b, l, n); D (e,); all floating point, and all or none float64.
     """
     if u.ndim != 3 or A.ndim != 2:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Left/right to mid/side and back, as a matrix."""
+"""The mid/side transform as a constant matrix."""
 
 import numpy as np
 

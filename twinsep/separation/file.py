@@ -1,4 +1,4 @@
-"""One song from file to files: checked, separated and written, each stem whole or not at all."""
+"""One song, from file to files: verified, separated and written, each stem whole or not at all."""
 
 from __future__ import annotations
 
@@ -8,46 +8,47 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import BinaryIO
 
 import numpy as np
 
 from twinsep import audio
 from twinsep.audio import spectrogram, tags
 from twinsep.audio.writing import MP3_BITRATES, Writer, writer
+from twinsep.config import CLIP_MODES, ClipMode
 from twinsep.errors import InputError
 from twinsep.separation.paths import SPECTROGRAMS
 from twinsep.separation.separator import Separator, complement
-from twinsep.utils.files import atomic_file, display_path
+from twinsep.utils.files import atomic_path, display_path
 from twinsep.utils.progress import ProgressCallback
 from twinsep.utils.threads import prefetch, write_behind
 
-CLIP_MODES = ("clamp", "rescale", "none")
-_SPOOLED = 1 << 16  # frames
+_SPOOL_FRAMES = 1 << 16  # frames read back from the spool at once
 
 
 @dataclass(frozen=True)
 class Encoding:
-    """How stems are written: ``subtype`` PCM_16, PCM_24 or FLOAT for WAV and FLAC, by default float for a WAV of a song
-    in floating point and 24 bit otherwise; ``bitrate`` in kbit/s of an MP3. ``clip`` says what becomes of samples
-    beyond full scale where the format has no room for them: set to full scale ("clamp"), all stems made quieter by one
-    factor ("rescale"), or the song refused ("none")."""
+    """How to write stems; raises :class:`InputError` for an unknown mode or bit rate."""
 
+    #: PCM_16, PCM_24 or FLOAT for WAV and FLAC; if None, FLOAT for a WAV of a floating-point song, else PCM_24.
     subtype: str | None = None
+    #: Bit rate of an MP3 in kbit/s.
     bitrate: int = 320
-    clip: str = "clamp"
+    #: Samples beyond full scale, where the format has no room for them: "clamp" them, "rescale" all stems by one
+    #: factor, or refuse the song ("none").
+    clip_mode: ClipMode = "clamp"
 
     def __post_init__(self) -> None:
-        if self.clip not in CLIP_MODES:
-            raise InputError(f"unknown --clip-mode {self.clip!r}; known: {', '.join(CLIP_MODES)}")
+        if self.clip_mode not in CLIP_MODES:
+            raise InputError(f"unknown --clip-mode {self.clip_mode!r}: choose from {', '.join(CLIP_MODES)}")
         if self.bitrate not in MP3_BITRATES:
             known = ", ".join(map(str, MP3_BITRATES))
-            raise InputError(f"an MP3 of {self.bitrate} kbit/s is not possible; give one of {known}")
+            raise InputError(f"MP3 has no bit rate of {self.bitrate} kbit/s: choose from {known}")
 
 
 @dataclass
 class SeparationResult:
-    """What became of a song: its files by stem, its length, and what a person should know about them."""
+    """The files of a separated song by stem, its length in seconds, and notes for the user."""
 
     paths: dict[str, Path]
     seconds: float
@@ -64,115 +65,114 @@ def separate_file(
     figure: Path | None = None,
     most_channels: int = 2,
     reading: ProgressCallback | None = None,
-    report: ProgressCallback | None = None,
+    separating: ProgressCallback | None = None,
 ) -> SeparationResult:
-    """Write the stems of ``song`` that ``paths`` names, e.g. {"instrumental": …, "vocals": …}, as each extension says.
+    """Write the stems of ``song`` that ``paths`` names, such as {"vocals": …}, in the format of each extension.
 
-    The song is read twice: first to the end, so that whatever is wrong with it is known before the work begins
-    (``reading`` is told of that), then as the separation goes on (``report``). Stems have the song's length, rate,
-    channels, tags and cover. ``figure`` is where a picture of it goes. Raises :class:`InputError`, no file having
-    appeared, for a song that cannot be read, is damaged or has more than ``most_channels`` channels, and for a place
-    that cannot be written to or, without ``overwrite``, is taken.
+    The song is decoded twice: once to its end, so that faults show before the work begins (``reading`` reports it),
+    and once while it is separated (``separating``). Stems keep the song's length, sample rate, channels, tags and
+    cover. ``figure`` is the path of a PNG of spectrograms. Raises :class:`InputError`, and writes nothing, for a song
+    that cannot be read, is damaged or has more than ``most_channels`` channels, and for a path that cannot be written
+    or, without ``overwrite``, exists.
     """
-    found = audio.verify(song, most_channels=most_channels, report=reading)
-    outcome = SeparationResult(dict(paths), found.frames / found.sample_rate)
-    kept = tags.read(song)
-    if kept.problem:
-        outcome.notes.append(kept.problem)
-    panels = spectrogram.SeparationFigure(found.frames, found.sample_rate) if figure else None
+    info = audio.verify(song, most_channels=most_channels, report=reading)
+    result = SeparationResult(dict(paths), info.frames / info.sample_rate)
+    song_tags = tags.read(song)
+    if song_tags.problem:
+        result.notes.append(song_tags.problem)
+    drawing = spectrogram.SeparationFigure(info.frames, info.sample_rate) if figure else None
     with contextlib.ExitStack() as stack:
         writers: dict[str, Writer] = {}
         for stem, path in paths.items():
-            subtype = encoding.subtype or ("FLOAT" if found.is_float and path.suffix.lower() == ".wav" else None)
-            writers[stem] = stack.enter_context(
-                writer(
-                    path,
-                    found.sample_rate,
-                    found.channels,
-                    subtype=subtype,
-                    bitrate=encoding.bitrate,
-                    frames=found.frames,
-                    overwrite=overwrite,
-                    finish=partial(_tag, kept, path.suffix.lower(), outcome.notes),
-                )
+            subtype = encoding.subtype or ("FLOAT" if info.is_float and path.suffix.lower() == ".wav" else None)
+            stem_writer = writer(
+                path,
+                info.sample_rate,
+                info.channels,
+                subtype=subtype,
+                bitrate=encoding.bitrate,
+                frames=info.frames,
+                overwrite=overwrite,
+                finish=partial(_write_tags, song_tags, result.notes),
             )
-        picture = stack.enter_context(atomic_file(figure, overwrite=overwrite)) if figure else None
-        sink = stack.enter_context(_sink(song, writers, encoding.clip))
+            writers[stem] = stack.enter_context(stem_writer)
+        picture = stack.enter_context(atomic_path(figure, overwrite=overwrite)) if figure else None
+        sink = stack.enter_context(_open_sink(song, writers, encoding.clip_mode))
         source = stack.enter_context(audio.open_audio(song, most_channels=most_channels))
-        # Decoders and encoders work while the model does; the model in this thread, which Ctrl-C reaches.
-        with prefetch(_as_found(source, found)) as blocks, write_behind(sink.write) as write:
-            for mixture, stems in separator.stream(blocks, found.frames, found.sample_rate, progress=report):
+        # Decoding and encoding run in threads of their own; the model runs in this one, which Ctrl-C reaches.
+        with prefetch(_check_unchanged(source, info)) as blocks, write_behind(sink.write) as write:
+            for mixture, stems in separator.stream(blocks, info.frames, info.sample_rate, progress=separating):
                 write({stem: complement(mixture, stems, stem) for stem in writers})
-                if panels:
-                    panels.push(mixture, *(complement(mixture, stems, stem) for stem in ("instrumental", "vocals")))
+                if drawing:
+                    drawing.push(mixture, *(complement(mixture, stems, stem) for stem in ("instrumental", "vocals")))
         sink.finish()
-        if panels and picture:
-            picture.write(panels.png(song.name))
-    outcome.notes += sink.notes
+        if drawing and picture:
+            picture.write_bytes(drawing.png(song.name))
+    result.notes += sink.notes
     if figure:
-        outcome.paths[SPECTROGRAMS] = figure
-    return outcome
+        result.paths[SPECTROGRAMS] = figure
+    return result
 
 
-def _as_found(source: audio.AudioSource, found: audio.AudioInfo) -> Iterator[np.ndarray]:
-    """The song's blocks; raises :class:`InputError` unless they are what the first reading found."""
-    changed = InputError(f"{display_path(source.path)} has changed while it was read; separate it again")
-    if (source.sample_rate, source.channels) != (found.sample_rate, found.channels):
+def _check_unchanged(source: audio.AudioSource, info: audio.AudioInfo) -> Iterator[np.ndarray]:
+    """The blocks of ``source``; raises :class:`InputError` unless they match what the first pass found."""
+    changed = InputError(f"{display_path(source.path)} has changed while it was read: separate it again")
+    if (source.sample_rate, source.channels) != (info.sample_rate, info.channels):
         raise changed
     frames = 0
     for block in source.blocks():
         frames += block.shape[1]
-        if frames > found.frames:
+        if frames > info.frames:
             raise changed
         yield block
-    if frames < found.frames:
+    if frames < info.frames:
         raise changed
 
 
-def _tag(kept: tags.Tags, extension: str, notes: list[str], file: Any) -> None:
-    problem = tags.write(kept, file, extension)
+def _write_tags(song_tags: tags.Tags, notes: list[str], path: Path) -> None:
+    problem = tags.write(song_tags, path)
     if problem and problem not in notes:
         notes.append(problem)
 
 
-class _Direct:
-    """Hands pieces on as they come; counts, or refuses, what lies beyond full scale."""
+class _DirectSink:
+    """Writes stems as they arrive; counts samples beyond full scale, or refuses the song."""
 
-    def __init__(self, song: Path, writers: Mapping[str, Writer], clip: str):
-        self.song, self.writers, self.clip = song, writers, clip
+    def __init__(self, song: Path, writers: Mapping[str, Writer], clip_mode: ClipMode):
+        self.song, self.writers, self.clip_mode = song, writers, clip_mode
 
     def write(self, pieces: Mapping[str, np.ndarray]) -> None:
         for stem, piece in pieces.items():
             target = self.writers[stem]
-            if self.clip == "none" and not target.is_float and piece.size and np.abs(piece).max() > 1:
+            if self.clip_mode == "none" and not target.is_float and piece.size and np.abs(piece).max() > 1:
                 raise InputError(
-                    f"{display_path(self.song)}: the {stem} goes beyond full scale, and --clip-mode none lets "
-                    "nothing be clipped; write --float32, or choose --clip-mode clamp or rescale"
+                    f"{display_path(self.song)}: the {stem} exceed full scale, which --clip-mode none refuses: "
+                    "use --float32, or --clip-mode clamp or rescale"
                 )
             target.write(piece)
 
     def finish(self) -> None:
-        """Nothing is left to do."""
+        """Do nothing: everything is written."""
 
     @property
     def notes(self) -> list[str]:
-        advice = "--float32 or --clip-mode rescale keep them"
         return [
-            f"{target.clamped} samples of the {stem} beyond full scale were set to it; {advice}"
+            f"{target.clamped} samples of the {stem} beyond full scale were clamped; "
+            "--float32 or --clip-mode rescale keep them"
             for stem, target in self.writers.items()
             if target.clamped
         ]
 
 
-class _Spooled(_Direct):
-    """Keeps all stems in a temporary file until the loudest sample of them is known."""
+class _RescalingSink(_DirectSink):
+    """Spools all stems to a temporary file until the peak of them all is known."""
 
-    def __init__(self, song: Path, writers: Mapping[str, Writer], clip: str, spool):
-        super().__init__(song, writers, clip)
+    def __init__(self, song: Path, writers: Mapping[str, Writer], clip_mode: ClipMode, spool: BinaryIO):
+        super().__init__(song, writers, clip_mode)
         self.spool, self.peak, self.channels = spool, 0.0, 0
 
     def write(self, pieces: Mapping[str, np.ndarray]) -> None:
-        together = np.concatenate([pieces[stem] for stem in self.writers])
+        together = np.concatenate([pieces[stem] for stem in self.writers])  # (stems · c, n)
         self.channels = len(together)
         self.peak = max(self.peak, float(np.abs(together).max(initial=0)))
         self.spool.write(np.ascontiguousarray(together.T, np.float32).tobytes())
@@ -180,8 +180,8 @@ class _Spooled(_Direct):
     def finish(self) -> None:
         self.spool.seek(0)
         factor = np.float32(1 / max(1.0, self.peak))
-        while data := self.spool.read(_SPOOLED * self.channels * 4):
-            together = np.frombuffer(data, np.float32).reshape(-1, self.channels).T * factor
+        while data := self.spool.read(_SPOOL_FRAMES * self.channels * 4):
+            together = np.frombuffer(data, np.float32).reshape(-1, self.channels).T * factor  # (stems · c, n)
             for target, piece in zip(self.writers.values(), np.split(together, len(self.writers)), strict=True):
                 target.write(piece)
 
@@ -189,13 +189,13 @@ class _Spooled(_Direct):
     def notes(self) -> list[str]:
         if self.peak <= 1:
             return []
-        return [f"all stems were made {20 * np.log10(self.peak):.2f} dB quieter, so that none goes beyond full scale"]
+        return [f"all stems were attenuated by {20 * np.log10(self.peak):.2f} dB so that none exceeds full scale"]
 
 
 @contextlib.contextmanager
-def _sink(song: Path, writers: Mapping[str, Writer], clip: str) -> Iterator[_Direct]:
-    if clip != "rescale" or all(target.is_float for target in writers.values()):
-        yield _Direct(song, writers, clip)
+def _open_sink(song: Path, writers: Mapping[str, Writer], clip_mode: ClipMode) -> Iterator[_DirectSink]:
+    if clip_mode != "rescale" or all(target.is_float for target in writers.values()):
+        yield _DirectSink(song, writers, clip_mode)
         return
     with tempfile.TemporaryFile() as spool:
-        yield _Spooled(song, writers, clip, spool)
+        yield _RescalingSink(song, writers, clip_mode, spool)

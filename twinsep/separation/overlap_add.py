@@ -1,4 +1,4 @@
-"""Separating a song of any length around any callable: chunks with context, overlap-add, in bounded memory."""
+"""Overlap-add: a model of short inputs applied to songs of any length, in chunks, in bounded memory."""
 
 from __future__ import annotations
 
@@ -13,38 +13,58 @@ from twinsep.config import Config
 from twinsep.errors import InputError, OutOfMemoryError, is_out_of_memory
 from twinsep.utils.progress import ProgressCallback
 
-#: (b, c, s) float32 -> (b, stems, c, s) float32, NumPy in and out.
+#: A model on NumPy arrays: (B, C, S) float32 → (B, stems, C, S) float32.
 ArrayModel = Callable[[np.ndarray], np.ndarray]
 
-
-#: Of a chunk, the least and the most; and what is the most of the others.
+#: Limits: chunk length in seconds, shifts, chunks in a batch.
 SEGMENT_SECONDS = (0.1, 600)
-MOST_SHIFTS, MOST_CHUNKS = 100, 4096
+MAX_SHIFTS, MAX_BATCH = 100, 4096
 
 
 @dataclass(frozen=True)
 class Chunking:
-    """How a song is cut up: chunks of ``segment`` samples that share the fraction ``overlap`` with the next one.
+    """How to cut songs into chunks, in a user's units.
 
-    Of what two chunks share, the outer quarter of either is context: the model hears it and what it makes of it is
-    discarded, since it knows least there. Over the half in the middle one fades into the other. ``shifts`` grids of
-    chunks, each moved by a part of a step, are averaged. ``batch`` chunks go through the model at once. Raises
-    :class:`InputError` for an overlap outside [0, 0.95] and for counts below 1 or beyond reason.
+    ``segment`` is the length of a chunk in seconds, the training segment's if None. Neighbours share the fraction
+    ``overlap`` of a chunk. The result is averaged over ``shifts`` grids of chunks, each moved by a fraction of a hop.
+    The model sees ``batch`` chunks at once. Raises :class:`InputError` for a value out of range.
     """
 
-    segment: int
+    segment: float | None = None
     overlap: float = 0.25
     shifts: int = 1
     batch: int = 1
 
     def __post_init__(self) -> None:
-        if not 0 <= self.overlap <= 0.95:
-            raise InputError(f"overlap {self.overlap} is not between 0 and 0.95")
+        shortest, longest = SEGMENT_SECONDS
+        if self.segment is not None and not shortest <= self.segment <= longest:
+            raise InputError(f"a segment of {self.segment:g} s is out of range: choose {shortest} to {longest} s")
+        _check_ranges(self)
+
+    def grid(self, config: Config) -> ChunkGrid:
+        """The same in samples of the model of ``config``."""
+        seconds = config.training.segment_seconds if self.segment is None else self.segment
+        return ChunkGrid(round(seconds * config.model.sample_rate), self.overlap, self.shifts, self.batch)
+
+
+@dataclass(frozen=True)
+class ChunkGrid:
+    """Where chunks of ``segment`` samples lie in a song, and their weights in the overlap-add.
+
+    Of the overlap of two chunks, the outer quarter of each is context: the model reads it, and its output there is
+    discarded, as a model is worst at its edges. Over the middle half one chunk fades into the other. For the other
+    fields see :class:`Chunking`. Raises :class:`InputError` for an empty segment or a value out of range.
+    """
+
+    segment: int
+    overlap: float = Chunking.overlap
+    shifts: int = Chunking.shifts
+    batch: int = Chunking.batch
+
+    def __post_init__(self) -> None:
         if self.segment < 1:
-            raise InputError(f"a segment of {self.segment} samples is empty; give a longer one")
-        for name, most in (("shifts", MOST_SHIFTS), ("batch", MOST_CHUNKS)):
-            if not 1 <= getattr(self, name) <= most:
-                raise InputError(f"{name} {getattr(self, name)} is not between 1 and {most}")
+            raise InputError(f"a segment of {self.segment} samples is empty: choose a longer one")
+        _check_ranges(self)
 
     @property
     def hop(self) -> int:
@@ -53,98 +73,90 @@ class Chunking:
 
     @property
     def context(self) -> int:
-        """Samples discarded at either end of a chunk."""
+        """Samples discarded at each end of a chunk."""
         return (self.segment - self.hop) // 4
 
     @cached_property
     def weights(self) -> np.ndarray:
-        """Of the samples of a chunk that are kept: ramps over what is shared, never 0, 1 elsewhere."""
+        """Weights of the kept samples of a chunk: ramps (never 0) over the overlap, 1 elsewhere."""
         kept = self.segment - 2 * self.context
         shared = kept - self.hop
         rising = np.arange(1, kept + 1)
         return (np.minimum(np.minimum(rising, rising[::-1]), shared + 1) / (shared + 1)).astype(np.float32)
 
     def starts(self, samples: int) -> list[int]:
-        """Where the kept part of each chunk begins, in samples of the song, ascending.
+        """First kept sample of each chunk in a song of ``samples``, ascending.
 
-        The first one of each grid begins with the song and the last one ends with it: what lies beyond a song is less
-        to go by than what lies in it. A song shorter than that is one chunk.
+        The first chunk of each grid begins with the song and the last ends with it, because the model has less to
+        go by beyond the song than within it. A song shorter than a chunk is one chunk.
         """
         last = max(0, samples - len(self.weights))
         grids = (range(-(self.hop * shift // self.shifts), last + self.hop, self.hop) for shift in range(self.shifts))
         return sorted({min(max(start, 0), last) for grid in grids for start in grid})
 
 
-def chunk_samples(config: Config, segment: float | None) -> int:
-    """Samples of a chunk of ``segment`` seconds, the training segment's where none is given.
-
-    Raises :class:`InputError` for seconds that are no number between those of :data:`SEGMENT_SECONDS`.
-    """
-    if segment is None:
-        return config.segment_samples
-    least, most = SEGMENT_SECONDS
-    if not least <= segment <= most:
-        raise InputError(f"a segment of {segment:g} seconds is not possible; give {least} to {most}")
-    return round(segment * config.model.sample_rate)
+def _check_ranges(chunks: Chunking | ChunkGrid) -> None:
+    limits = {"overlap": (0, 0.95), "shifts": (1, MAX_SHIFTS), "batch": (1, MAX_BATCH)}
+    for name, (low, high) in limits.items():
+        value = getattr(chunks, name)
+        if not low <= value <= high:
+            raise InputError(f"{name} {value} is out of range: choose {low} to {high}")
 
 
 def apply_model(
-    model: ArrayModel, waveform: np.ndarray, chunking: Chunking, *, progress: ProgressCallback | None = None
+    model: ArrayModel, waveform: np.ndarray, grid: ChunkGrid, *, progress: ProgressCallback | None = None
 ) -> np.ndarray:
-    """Stems (stems, c, s) of ``waveform`` (c, s), both float32 at the model's rate; see :func:`stream`."""
-    return np.concatenate(
-        list(stream_model(model, [waveform], waveform.shape[-1], chunking, progress=progress)), axis=-1
-    )
+    """Stems (stems, C, S) of ``waveform`` (C, S), both float32 at the model's rate; see :func:`stream_model`."""
+    return np.concatenate(list(stream_model(model, [waveform], waveform.shape[-1], grid, progress=progress)), axis=-1)
 
 
 def stream_model(
     model: ArrayModel,
     blocks: Iterable[np.ndarray],
     samples: int,
-    chunking: Chunking,
+    grid: ChunkGrid,
     *,
     progress: ProgressCallback | None = None,
 ) -> Iterator[np.ndarray]:
-    """Stems (stems, c, n) of a song that comes in ``blocks`` (c, n) of any lengths, ``samples`` in all.
+    """Stems (stems, C, n) of a song that arrives in ``blocks`` (C, n) of any length, ``samples`` in all.
 
-    What has come out is as long as what went in. No more is held than a batch of chunks. All chunks have one length,
-    and all batches one size, so that a compiled model is compiled once. Before the song and after it the model hears
-    it mirrored, as far as the context goes, and zeros beyond if it is shorter than a chunk. Weights are divided by
-    their sum: a model that returns its input returns the song. Where memory runs out the batch is halved, and stays so.
+    The output is as long as the input. At most one batch of chunks is held in memory. All chunks have one length and
+    all batches one size, so that a compiled model is compiled once. The model reads the song mirrored at both ends,
+    as far as the context reaches, and zeros beyond if the song is shorter than a chunk. Weights are divided by their
+    sum, so a model that returns its input returns the song. When memory runs out, the batch is halved and stays so.
     ``progress`` is called with (chunks done, chunks in all). Raises :class:`InputError` for a model whose output has
     another length, and :class:`OutOfMemoryError` if memory does not hold one chunk.
     """
-    starts = chunking.starts(samples)
-    heard = _cut(_mirrored(blocks, chunking.context), starts, chunking.segment)
-    sums = _Sums(chunking.weights, samples)
-    batch, done = min(chunking.batch, len(starts)), 0
+    starts = grid.starts(samples)
+    chunks = _cut_chunks(_mirror_ends(blocks, grid.context), starts, grid.segment)
+    sums = _WeightedSums(grid.weights, samples)
+    batch, done = min(grid.batch, len(starts)), 0
     waiting: list[np.ndarray] = []
     while done < len(starts):
-        waiting += islice(heard, max(0, batch - len(waiting)))
+        waiting += islice(chunks, max(0, batch - len(waiting)))
         try:
-            estimates = _run(model, waiting[:batch], batch)
+            estimates = _run_batch(model, waiting[:batch], batch)
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
             if batch == 1:
                 raise OutOfMemoryError(
-                    f"memory does not hold the model's work on a chunk of {chunking.segment} samples; "
-                    "give a smaller --segment"
+                    f"memory ran out on a chunk of {grid.segment} samples: choose a smaller --segment"
                 ) from error
             batch //= 2
             continue
         waiting = waiting[batch:]
         for estimate in estimates:
-            yield from sums.finished(starts[done])
-            sums.add(estimate[..., chunking.context : chunking.segment - chunking.context], starts[done])
+            yield from sums.pop(starts[done])
+            sums.add(estimate[..., grid.context : grid.segment - grid.context], starts[done])
             done += 1
         if progress:
             progress(done, len(starts))
-    yield from sums.finished(samples)
+    yield from sums.pop(samples)
 
 
 def zip_blocks(left: Iterable[np.ndarray], right: Iterable[np.ndarray]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Two streams, cut along their last axis into pieces that are equally long in both."""
+    """Pairs of equally long pieces of two streams of equal length, cut along the last axis."""
     others = iter(right)
     other = next(others, None)
     for piece in left:
@@ -157,18 +169,18 @@ def zip_blocks(left: Iterable[np.ndarray], right: Iterable[np.ndarray]) -> Itera
             piece, other = piece[..., length:], other[..., length:]
 
 
-def _run(model: ArrayModel, chunks: list[np.ndarray], batch: int) -> np.ndarray:
-    """The model's stems (chunks, stems, c, s) of at most ``batch`` chunks, zeros in place of those missing."""
-    x = np.zeros((batch, *chunks[0].shape), np.float32)
+def _run_batch(model: ArrayModel, chunks: list[np.ndarray], batch: int) -> np.ndarray:
+    """Stems (chunks, stems, C, S) of at most ``batch`` chunks; missing chunks are zeros."""
+    x = np.zeros((batch, *chunks[0].shape), np.float32)  # (b, c, s)
     x[: len(chunks)] = chunks
-    y = np.asarray(model(x))
+    y = np.asarray(model(x))  # (b, stems, c, s)
     if y.shape[-1] != x.shape[-1]:
-        raise InputError(f"the model returned {y.shape[-1]} samples for {x.shape[-1]}; it must keep the length")
+        raise InputError(f"the model returned {y.shape[-1]} samples for {x.shape[-1]}: it must keep the length")
     return y[: len(chunks)]
 
 
-def _mirrored(blocks: Iterable[np.ndarray], count: int) -> Iterator[np.ndarray]:
-    """The stream with so many of its first and last samples mirrored before and after it."""
+def _mirror_ends(blocks: Iterable[np.ndarray], count: int) -> Iterator[np.ndarray]:
+    """The stream with its first and last ``count`` samples mirrored before and after it."""
     stream = iter(blocks)
     head = [next(stream)]
     while sum(block.shape[-1] for block in head) <= count and (block := next(stream, None)) is not None:
@@ -182,11 +194,11 @@ def _mirrored(blocks: Iterable[np.ndarray], count: int) -> Iterator[np.ndarray]:
     yield np.pad(tail, ((0, 0), (0, count)), mode="reflect")[:, tail.shape[-1] :]
 
 
-def _cut(blocks: Iterable[np.ndarray], starts: list[int], length: int) -> Iterator[np.ndarray]:
-    """The chunks of that length that begin at ``starts``, zeros where the stream has ended."""
+def _cut_chunks(blocks: Iterable[np.ndarray], starts: list[int], length: int) -> Iterator[np.ndarray]:
+    """The chunks of ``length`` samples that begin at ``starts``, with zeros after the end of the stream."""
     stream = iter(blocks)
     held = next(stream)
-    first = 0  # the place of held[:, 0] in the stream
+    first = 0  # position of held[:, 0] in the stream
     for start in starts:
         pieces = [held[:, start - first :]]
         while sum(piece.shape[-1] for piece in pieces) < length and (block := next(stream, None)) is not None:
@@ -197,19 +209,19 @@ def _cut(blocks: Iterable[np.ndarray], starts: list[int], length: int) -> Iterat
         yield np.pad(chunk, ((0, 0), (0, length - chunk.shape[-1])))
 
 
-class _Sums:
-    """Weighted sums of estimates (stems, c, n) and of the weights, from the first sample not yet given out on."""
+class _WeightedSums:
+    """Weighted sums of estimates (stems, C, n), and of their weights, from the first sample not yet returned on."""
 
     def __init__(self, weights: np.ndarray, samples: int):
-        self.weights, self.samples, self.given = weights, samples, 0
+        self.weights, self.samples, self.returned = weights, samples, 0
         self.estimates: np.ndarray | None = None
         self.weight = np.zeros(0, np.float32)
 
     def add(self, estimate: np.ndarray, start: int) -> None:
-        """Add an estimate whose first sample is number ``start`` of the song; what lies outside of it is left out."""
-        left = max(0, self.given - start)
+        """Add an estimate whose first sample is ``start`` of the song; samples outside the song are left out."""
+        left = max(0, self.returned - start)
         right = min(estimate.shape[-1], self.samples - start)
-        first, end = start + left - self.given, start + right - self.given
+        first, end = start + left - self.returned, start + right - self.returned
         if self.estimates is None:
             self.estimates = np.zeros((*estimate.shape[:-1], 0), np.float32)
         missing = max(0, end - len(self.weight))
@@ -218,10 +230,10 @@ class _Sums:
         self.estimates[..., first:end] += estimate[..., left:right] * self.weights[left:right]
         self.weight[first:end] += self.weights[left:right]
 
-    def finished(self, until: int) -> Iterator[np.ndarray]:
-        """What no chunk that begins at ``until`` or later adds to."""
-        count = until - self.given
+    def pop(self, until: int) -> Iterator[np.ndarray]:
+        """The samples before ``until``, to which no later chunk adds."""
+        count = until - self.returned
         if count > 0 and self.estimates is not None:
             yield self.estimates[..., :count] / self.weight[:count]
             self.estimates, self.weight = self.estimates[..., count:], self.weight[count:]
-            self.given = until
+            self.returned = until

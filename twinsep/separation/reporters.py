@@ -1,4 +1,4 @@
-"""What a batch of songs says while it goes on: bars for people, lines of JSON for machines."""
+"""Progress reporters for a batch of songs: rich bars or JSON lines."""
 
 from __future__ import annotations
 
@@ -17,108 +17,108 @@ from twinsep.utils.progress import ProgressCallback, make_progress
 
 @runtime_checkable
 class Reporter(Protocol):
-    """Is told of every song, in order."""
+    """Receives the events of a batch, in order."""
 
     def message(self, sentence: str) -> None:
-        """A sentence about the batch."""
+        """Show a sentence about the batch."""
 
     def on_start(self, song: Path, number: int, total: int) -> tuple[ProgressCallback, ProgressCallback]:
-        """Gives what reading and separating report to."""
+        """Song ``number`` of ``total`` starts; returns the callbacks for reading and for separating it."""
 
-    def on_written(self, song: Path, outcome: SeparationResult) -> None:
-        """A song is done."""
+    def on_written(self, song: Path, result: SeparationResult) -> None:
+        """The stems of a song are written."""
 
     def on_failed(self, song: Path, sentence: str) -> None:
-        """A song could not be done."""
+        """A song could not be separated."""
 
     def on_interrupted(self, finished: int, total: int) -> None:
-        """A person has had enough."""
+        """Ctrl-C ended the batch."""
 
     def on_end(self, finished: int, total: int) -> None:
-        """There are no more."""
+        """The batch is done."""
 
 
 class ProgressReporter:
-    """A bar for the song and, where there are several, one for all of them, with the time left; words above them."""
+    """Bars: one for the current song and, for several songs, one for the batch; messages above them."""
 
     def __init__(self, progress: Progress):
         self.progress = progress
-        self.all: TaskID | None = None
-        self.one: TaskID | None = None
+        self.batch_task: TaskID | None = None
+        self.song_task: TaskID | None = None
 
     def message(self, sentence: str) -> None:
         self.progress.console.print(display_path(sentence), soft_wrap=True, markup=False, highlight=False)
 
     def on_start(self, song: Path, number: int, total: int) -> tuple[ProgressCallback, ProgressCallback]:
-        if total > 1 and self.all is None:
-            self.all = self.progress.add_task("all songs", total=total)
-        if self.all is not None:
-            self.progress.update(self.all, completed=number - 1)
-        if self.one is not None:
-            self.progress.remove_task(self.one)
+        if total > 1 and self.batch_task is None:
+            self.batch_task = self.progress.add_task("all songs", total=total)
+        if self.batch_task is not None:
+            self.progress.update(self.batch_task, completed=number - 1)
+        if self.song_task is not None:
+            self.progress.remove_task(self.song_task)
         name = display_path(song.name if len(song.name) <= 40 else f"{song.name[:39]}…")
-        self.one = one = self.progress.add_task(f"reading {name}", total=None)
+        self.song_task = task = self.progress.add_task(f"reading {name}", total=None)
 
-        def reading(done: int, of: int) -> None:
-            self.progress.update(one, completed=done, total=of)
+        def reading(done: int, total_frames: int) -> None:
+            self.progress.update(task, completed=done, total=total_frames)
 
-        def separating(done: int, of: int) -> None:
-            self.progress.update(one, completed=done, total=of, description=f"separating {name}")
-            if self.all is not None:
-                self.progress.update(self.all, completed=number - 1 + done / of)
+        def separating(done: int, total_chunks: int) -> None:
+            self.progress.update(task, completed=done, total=total_chunks, description=f"separating {name}")
+            if self.batch_task is not None:
+                self.progress.update(self.batch_task, completed=number - 1 + done / total_chunks)
 
         return reading, separating
 
-    def on_written(self, song: Path, outcome: SeparationResult) -> None:
-        for path in outcome.paths.values():
+    def on_written(self, song: Path, result: SeparationResult) -> None:
+        for path in result.paths.values():
             self.message(f"wrote {path}")
-        for note in outcome.notes:
+        for note in result.notes:
             self.message(f"{song}: {note}")
 
     def on_failed(self, song: Path, sentence: str) -> None:
         self.message(sentence if display_path(song) in sentence else f"{song}: {sentence}")
 
     def on_interrupted(self, finished: int, total: int) -> None:
-        """The sentence at the end says it."""
+        """Show nothing: the sentence that ends the command says it."""
 
     def on_end(self, finished: int, total: int) -> None:
-        if self.all is not None:
-            self.progress.update(self.all, completed=total)
+        if self.batch_task is not None:
+            self.progress.update(self.batch_task, completed=total)
         if total > 1:
             self.message(f"{finished} of {total} songs separated")
 
 
 class JSONReporter:
-    """A JSON object a line on the standard output; ``event`` says what it is."""
+    """One JSON object per line on the standard output; ``event`` names its kind."""
 
     def message(self, sentence: str) -> None:
-        _line("said", sentence=sentence)
+        _print_event("message", sentence=sentence)
 
     def on_start(self, song: Path, number: int, total: int) -> tuple[ProgressCallback, ProgressCallback]:
-        _line("begun", song=str(song), number=number, of=total)
+        _print_event("start", song=str(song), number=number, of=total)
 
-        def report(what: str) -> ProgressCallback:
-            return lambda done, of: _line("progress", song=str(song), what=what, done=done, of=of)
+        def callback(phase: str) -> ProgressCallback:
+            return lambda done, of: _print_event("progress", song=str(song), phase=phase, done=done, of=of)
 
-        return report("reading"), report("separating")
+        return callback("reading"), callback("separating")
 
-    def on_written(self, song: Path, outcome: SeparationResult) -> None:
-        stems = {stem: str(path) for stem, path in outcome.paths.items()}
-        _line("written", song=str(song), stems=stems, seconds=round(outcome.seconds, 3), notes=outcome.notes)
+    def on_written(self, song: Path, result: SeparationResult) -> None:
+        stems = {stem: str(path) for stem, path in result.paths.items()}
+        _print_event("written", song=str(song), stems=stems, seconds=round(result.seconds, 3), notes=result.notes)
 
     def on_failed(self, song: Path, sentence: str) -> None:
-        _line("failed", song=str(song), sentence=sentence)
+        _print_event("failed", song=str(song), sentence=sentence)
 
     def on_interrupted(self, finished: int, total: int) -> None:
-        _line("interrupted", finished=finished, of=total)
+        _print_event("interrupted", finished=finished, of=total)
 
     def on_end(self, finished: int, total: int) -> None:
-        _line("ended", finished=finished, of=total)
+        _print_event("end", finished=finished, of=total)
 
 
 @contextlib.contextmanager
 def open_reporter(*, as_json: bool) -> Iterator[Reporter]:
-    """One of the two, for as long as there is something to tell."""
+    """Within a ``with``, a :class:`JSONReporter` or, by default, a :class:`ProgressReporter`."""
     if as_json:
         yield JSONReporter()
         return
@@ -126,5 +126,5 @@ def open_reporter(*, as_json: bool) -> Iterator[Reporter]:
         yield ProgressReporter(progress)
 
 
-def _line(event: str, **values: Any) -> None:
+def _print_event(event: str, **values: Any) -> None:
     print(json.dumps({"event": event, **values}), flush=True)

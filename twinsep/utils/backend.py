@@ -1,4 +1,4 @@
-"""The twins by name, imported only when one is asked for."""
+"""Import of the twins by framework, and the process settings that must precede it."""
 
 from __future__ import annotations
 
@@ -13,20 +13,19 @@ from types import ModuleType
 
 from twinsep.errors import InputError
 
-#: framework -> the package of its twin.
+#: Package by framework.
 TWINS = {"torch": "torch_impl", "jax": "jax_impl"}
 
 
 def twin(framework: str, module: str = "") -> ModuleType:
-    """The twin's package, or one of its modules.
+    """Import the package that implements ``framework``, or its ``module``.
 
-    Raises :class:`InputError` for an unknown framework or one that is not installed.
+    Raises :class:`InputError` for a framework that is unknown or not installed.
     """
     if framework not in TWINS:
         raise InputError(f"unknown framework {framework!r}; known: {', '.join(TWINS)}")
-    # GNU OpenMP's threads wait for each other in busy loops of millions of turns: with one other busy process on the
-    # machine a training step then takes several times as long. A short loop costs nothing on an idle one. Read when
-    # the framework is loaded.
+    # Threads of GNU OpenMP wait for each other in long busy loops, which slow a training step down several times if
+    # another process is busy. Short loops cost nothing on an idle machine. The variable is read on import.
     os.environ.setdefault("GOMP_SPINCOUNT", "2000")
     keep_freed_memory()
     if framework == "jax":
@@ -39,44 +38,42 @@ def twin(framework: str, module: str = "") -> ModuleType:
         ) from error
 
 
-#: Parameters of glibc's mallopt(3), and what they are set to: no block is mapped by itself, the heap is never trimmed
-#: and grows by 32 MiB.
-SETTINGS = {-4: 0, -1: 2**31 - 1, -2: 32 << 20}  # M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD
+#: Parameters of glibc's mallopt(3): never map a block by itself, never trim the heap, grow it by 32 MiB.
+MALLOC_SETTINGS = {-4: 0, -1: 2**31 - 1, -2: 32 << 20}  # M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD
 
 
 def keep_freed_memory() -> None:
-    """Let this process use again what it has freed, for work that takes the same blocks over and over.
+    """Keep freed memory in this process for reuse, at its peak size. Does nothing without glibc.
 
-    A training step frees its activations and the next one asks for them again; fetched anew, each page of them costs a
-    page fault, which on a virtual machine can take as long as the arithmetic on it. What is resident stays what it was
-    at its peak. Does nothing where the C library is not glibc.
+    A training step frees its activations, and the next step allocates them again. If they are returned to the system,
+    each page costs a page fault, which on a virtual machine can take as long as the arithmetic on it.
     """
     with contextlib.suppress(AttributeError, OSError, TypeError):
         mallopt = ctypes.CDLL(None).mallopt
-        for parameter, value in SETTINGS.items():
+        for parameter, value in MALLOC_SETTINGS.items():
             mallopt(parameter, value)
 
 
 def _prepare_xla() -> None:
-    """Have JAX keep what it compiles, and use the whole of the CPU's vectors, where nothing else was asked for.
+    """Set XLA's CPU vector width and JAX's compilation cache, unless the environment already does.
 
-    Half a minute of compiling a model is most of what a short song takes. Programs for one kind of processor do not run
-    on another, and a home may be shared by several: each has a folder of its own. Read when JAX is loaded.
+    Compiling a model takes half a minute, most of the time of a short song. Programs compiled for one processor do not
+    run on another, and several may share a home directory: each has its own folder. JAX reads the settings on import.
     """
     flags = os.environ.get("XLA_FLAGS", "")
     if "xla_cpu_prefer_vector_width" not in flags:
-        # By default vectors are half as long as AVX-512's, which takes a tenth longer.
+        # XLA's default is half the width of AVX-512, which is 10 % slower.
         os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_prefer_vector_width=512".strip()
-    with contextlib.suppress(OSError, RuntimeError):  # no home, or none that may be looked into: nothing is kept
+    with contextlib.suppress(OSError, RuntimeError):  # no readable home directory: no cache
         home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         existing = next(path for path in (home, *home.parents) if path.exists())
         if os.access(existing, os.W_OK):
-            kept = home / "twinsep" / "xla" / hashlib.sha256(_processor().encode()).hexdigest()[:16]
-            os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(kept))
+            cache = home / "twinsep" / "xla" / hashlib.sha256(_processor().encode()).hexdigest()[:16]
+            os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
 
 
 def _processor() -> str:
-    """Model and abilities of the CPU, in whatever words the system has for them."""
+    """Model and features of the CPU, as the system describes them."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -85,25 +82,24 @@ def _processor() -> str:
 
 
 def use_threads(count: int) -> None:
-    """Have this process compute on so many cores, by either framework; call it before one is loaded.
+    """Limit this process to ``count`` cores, for either framework; call it before importing one.
 
-    Raises :class:`InputError` for more than there are, or fewer than one.
+    Raises :class:`InputError` unless ``count`` is between 1 and the number of cores.
     """
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
     if not 1 <= count <= len(cores):
-        raise InputError(f"--threads {count} is not possible here; give 1 to {len(cores)}")
+        raise InputError(f"--threads {count} is not possible here; choose 1 to {len(cores)}")
     os.environ["OMP_NUM_THREADS"] = os.environ["NUMBA_NUM_THREADS"] = str(count)
-    if hasattr(os, "sched_setaffinity"):  # the way that JAX heeds
+    if hasattr(os, "sched_setaffinity"):  # JAX reads only this
         os.sched_setaffinity(0, cores[:count])
 
 
 def make_deterministic(framework: str) -> None:
-    """Have the framework choose algorithms that repeat to the bit, on an accelerator too.
+    """Make the framework choose deterministic algorithms, on accelerators too; call it before the framework is used.
 
-    Call it before the framework's first use: JAX reads its flags once. PyTorch warns of each operation that has no such
-    algorithm, by name; JAX stops at it. On a CPU all repeat anyway.
+    For an operation without such an algorithm PyTorch warns and JAX fails. CPU results are always deterministic.
     """
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS repeats with this alone
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # required by cuBLAS
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_deterministic_ops=true"
     if framework == "torch":
         twin(framework, "train").make_deterministic()

@@ -1,4 +1,4 @@
-"""Variables of the environment, for a while."""
+"""Temporary environment variables."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 
 @contextlib.contextmanager
 def temporary_env(values: Mapping[str, str]) -> Iterator[None]:
-    """Within a ``with``, variables set to ``values``; processes started inside inherit them."""
+    """Set environment variables within a ``with``; processes started inside inherit them."""
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
     try:

@@ -1,4 +1,4 @@
-"""Where a number comes from: command, commit, device, library versions."""
+"""Provenance of results: command, commit, device, library versions."""
 
 from __future__ import annotations
 
@@ -14,13 +14,19 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+_ROOT = Path(__file__).resolve().parents[2]
+_CODE = ("twinsep", "torch_impl", "jax_impl", "ablations")
 _LIBRARIES = ("twinsep", "numpy", "scipy", "torch", "numba", "jax", "flax", "optax", "grain", "museval")
-#: Named only where something is measured beside them.
+#: Other separation packages, whose versions matter only to the benchmarks that time them.
 PEERS = ("bs-roformer", "demucs", "mambapy", "moises-light")
 
 
 def describe(device: str, libraries: Sequence[str] = ()) -> dict[str, Any]:
-    """What a committed number has to name, as JSON types, the versions of more ``libraries`` where installed."""
+    """Return the provenance to record beside a result, as JSON types.
+
+    ``device`` is what the result was computed on ("cpu" is described further); ``libraries`` names packages whose
+    versions are recorded besides the usual ones. Packages that are not installed are left out.
+    """
     return {
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "commit": commit(),
@@ -32,38 +38,47 @@ def describe(device: str, libraries: Sequence[str] = ()) -> dict[str, Any]:
 
 
 def code_hash(*packages: str) -> str:
-    """16 hexadecimal digits of the source of these packages, which lie beside ``twinsep``."""
-    root, found = Path(__file__).resolve().parent.parent, hashlib.sha256()
-    for path in sorted(path for package in packages for path in (root / package).rglob("*")):
+    """Return 16 hexadecimal digits of SHA-256 over the names and contents of the packages' .py and .csv files.
+
+    ``packages`` are folders relative to the repository's root. Raises :class:`FileNotFoundError` if one is missing.
+    """
+    digest = hashlib.sha256()
+    folders = [(_ROOT / package).resolve(strict=True) for package in packages]
+    for path in sorted(path for folder in folders for path in folder.rglob("*")):
         if path.suffix in (".py", ".csv"):
-            found.update(f"{path.relative_to(root).as_posix()}\0".encode() + path.read_bytes() + b"\0")
-    return found.hexdigest()[:16]
+            digest.update(f"{path.relative_to(_ROOT).as_posix()}\0".encode() + path.read_bytes() + b"\0")
+    return digest.hexdigest()[:16]
 
 
 def commit() -> str:
-    """The commit of the working tree, "+" behind it where code differs from it, "unknown" outside a checkout."""
-    here = Path(__file__).resolve().parent
+    """Return 12 digits of the checked-out commit, with "+" if tracked code differs from it.
+
+    Outside a git checkout (an archive, an installed package) and where git cannot read it, return "archive".
+    """
+    # Another project's repository may enclose an unpacked archive; git would find it.
+    environment = os.environ | {"GIT_CEILING_DIRECTORIES": str(_ROOT.parent)}
 
     def git(*arguments: str) -> str:
-        done = subprocess.run(["git", *arguments], cwd=here, capture_output=True, text=True, check=True)
+        command = ["git", *arguments]
+        done = subprocess.run(command, cwd=_ROOT, env=environment, capture_output=True, text=True, check=True)
         return done.stdout.strip()
 
     try:
-        code = [":/twinsep", ":/torch_impl", ":/jax_impl", ":/ablations"]
-        changed = git("status", "--porcelain", "--untracked-files=no", "--", *code)
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", *_CODE)
         return git("rev-parse", "--short=12", "HEAD") + ("+" if changed else "")
     except (OSError, subprocess.CalledProcessError):
-        return "unknown"
+        return "archive"
 
 
 def peak_memory_mib() -> int:
-    """Largest resident size of this process so far, in MiB (getrusage counts KiB on Linux, bytes on macOS)."""
+    """Return the largest resident size of this process so far, in MiB."""
+    # getrusage counts KiB on Linux, bytes on macOS.
     unit = 1 << 20 if sys.platform == "darwin" else 1 << 10
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // unit
 
 
 def processor() -> str:
-    """The processor's own name, where the system tells."""
+    """Return the processor's model name, or its architecture if the system does not tell."""
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):

@@ -1,4 +1,4 @@
-"""Reading ahead and writing behind: what waits for a disk or a codec, in a thread beside what computes."""
+"""Reading ahead and writing behind: a disk or a codec works in a thread beside the computation."""
 
 from __future__ import annotations
 
@@ -10,58 +10,59 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 _END = object()
+# Seconds after which a waiting thread checks whether it should stop.
+_POLL = 0.05
 
 
 @contextlib.contextmanager
 def prefetch(items: Iterable[T], most: int = 2) -> Iterator[Iterator[T]]:
-    """The items in their order, made by a thread that is at most so many ahead.
+    """Iterate over ``items`` in a thread that is at most ``most`` items ahead; yields them in their order.
 
-    What making them raises is raised where the item was to come. On leaving, whatever the reason, the thread has ended,
-    and what it waited in is closed.
+    An exception of ``items`` is raised in place of the item. On exit the thread has ended.
     """
     ready: queue.Queue[Any] = queue.Queue(most)
-    left = threading.Event()
+    stopped = threading.Event()
     failed: list[BaseException] = []
 
-    def make() -> None:
+    def produce() -> None:
         try:
             for item in items:
-                if not _put(ready, item, left):
+                if not _put(ready, item, stopped):
                     return
-        except BaseException as error:  # whatever it is, whoever waits has to know
+        except BaseException as error:  # the consumer must learn of any
             failed.append(error)
-        _put(ready, _END, left)
+        _put(ready, _END, stopped)
 
-    def come() -> Iterator[T]:
+    def consume() -> Iterator[T]:
         while (item := ready.get()) is not _END:
             yield item
         if failed:
             raise failed[0]
 
-    thread = threading.Thread(target=make, name="twinsep-ahead", daemon=True)
+    thread = threading.Thread(target=produce, name="twinsep-ahead", daemon=True)
     thread.start()
     try:
-        yield come()
+        yield consume()
     finally:
-        left.set()
+        stopped.set()
         thread.join()
 
 
 @contextlib.contextmanager
 def write_behind(take: Callable[[T], None], most: int = 2) -> Iterator[Callable[[T], None]]:
-    """``take`` in a thread, which is at most so many items behind: a function that hands one over and goes on.
+    """Call ``take`` in a thread: yields a function that hands over an item, waiting if ``most`` items wait already.
 
-    What taking one raises is raised at the next, or on leaving; nothing is taken after it. On leaving all have been
-    taken, unless for an exception: then those not begun are dropped.
+    An exception of ``take`` is raised at the next item or on exit, and no item is taken after it. On exit all items
+    have been taken; after an exception inside the ``with``, those still waiting are dropped.
     """
-    given: queue.Queue[Any] = queue.Queue(most)
+    waiting: queue.Queue[Any] = queue.Queue(most)
     stopped = threading.Event()
     failed: list[BaseException] = []
 
-    def work() -> None:
+    def consume() -> None:
         while not stopped.is_set():
             try:
-                item = given.get(timeout=_PATIENCE)
+                item = waiting.get(timeout=_POLL)
             except queue.Empty:
                 continue
             if item is _END:
@@ -73,14 +74,14 @@ def write_behind(take: Callable[[T], None], most: int = 2) -> Iterator[Callable[
                 stopped.set()
 
     def hand_over(item: T) -> None:
-        if not _put(given, item, stopped):
+        if not _put(waiting, item, stopped):
             raise failed[0]
 
-    thread = threading.Thread(target=work, name="twinsep-behind", daemon=True)
+    thread = threading.Thread(target=consume, name="twinsep-behind", daemon=True)
     thread.start()
     try:
         yield hand_over
-        _put(given, _END, stopped)
+        _put(waiting, _END, stopped)
     except BaseException:
         stopped.set()
         raise
@@ -90,14 +91,10 @@ def write_behind(take: Callable[[T], None], most: int = 2) -> Iterator[Callable[
         raise failed[0]
 
 
-#: Seconds after which a thread that waits looks whether it still should.
-_PATIENCE = 0.05
-
-
-def _put(items: queue.Queue[Any], item: Any, left: threading.Event) -> bool:
-    """Whether the item found a place before ``left`` was set."""
-    while not left.is_set():
+def _put(items: queue.Queue[Any], item: Any, stopped: threading.Event) -> bool:
+    """Put ``item`` into the queue; return False if ``stopped`` is set before there is room."""
+    while not stopped.is_set():
         with contextlib.suppress(queue.Full):
-            items.put(item, timeout=_PATIENCE)
+            items.put(item, timeout=_POLL)
             return True
     return False

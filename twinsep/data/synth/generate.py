@@ -26,6 +26,7 @@ from twinsep.data.synth.effects import SAMPLE_RATE, Real
 from twinsep.data.synth.pool import run_jobs
 from twinsep.data.synth.song import SHORTEST, VERSION, Song, song
 from twinsep.errors import InputError
+from twinsep.utils.files import write_atomically
 
 GENERATOR = "twinsep.synth"
 #: Split → (number in the seed, folder). Numbers are never reused, so that no two splits share a song.
@@ -82,8 +83,8 @@ def generate_dataset(
         missing = [job for job in jobs if not job.target.is_dir()]
         run_jobs(write_song, missing, workers=workers or os.cpu_count() or 1, progress=progress)
         records = {job.track: json.loads((job.target / "song.json").read_text()) for job in jobs}
-        _write(root / "dataset.json", _json({**header, "songs": records}))
-        _write(root / "splits.csv", _splits(jobs))
+        write_atomically(root / "dataset.json", _json({**header, "songs": records}))
+        write_atomically(root / "splits.csv", _splits(jobs))
     except OSError as error:
         reason = error.strerror or str(error)
         raise InputError(
@@ -166,7 +167,7 @@ def _prepare(root: Path, header: dict[str, Any]) -> None:
         for track in [*(root / folder).glob("synth-*"), root / folder / real_excerpt.TRACK]:
             if track.is_dir():
                 shutil.rmtree(track)
-    _write(record, _json(header))
+    write_atomically(record, _json(header))
 
 
 def _splits(jobs: list[Job]) -> bytes:
@@ -180,14 +181,3 @@ def _splits(jobs: list[Job]) -> bytes:
 
 def _json(values: Mapping[str, Any]) -> bytes:
     return (json.dumps(values, indent=1, sort_keys=True) + "\n").encode()
-
-
-def _write(path: Path, data: bytes) -> None:
-    """Replaces ``path`` in one step."""
-    partial = path.with_name(f"{_PARTIAL}{path.name}")
-    try:
-        partial.write_bytes(data)
-        partial.replace(path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise

@@ -1,0 +1,170 @@
+"""The operations that the two frameworks spell differently, without parameters: aliases and plain functions."""
+
+from __future__ import annotations
+
+from functools import wraps
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Complex, Float
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from torch_impl.kernels import cpu_kernels, published
+
+EPS = 1e-6
+#: Widest attention head, in features, for which our CPU kernel is used; at 64 features PyTorch's is faster.
+NARROW = 32
+
+concatenate = torch.cat
+cumsum = torch.cumsum
+exp = torch.exp
+flip = torch.flip
+linear = F.linear
+sigmoid = torch.sigmoid
+silu = F.silu
+split = torch.split
+tanh = torch.tanh
+zeros_like = torch.zeros_like
+
+
+def constant(array, like: Tensor) -> Tensor:
+    """Convert a NumPy constant to a tensor with the dtype and device of ``like``."""
+    return torch.as_tensor(array.copy(), dtype=like.dtype, device=like.device)
+
+
+def rematerialised(function, *inputs):
+    """Call ``function(*inputs)`` and recompute its activations in the backward pass instead of saving them."""
+    if not torch.is_grad_enabled():
+        return function(*inputs)
+    return checkpoint(function, *inputs, use_reentrant=False)
+
+
+def full_precision(function):
+    """Make ``function`` compute in float32, or in float64 for float64 inputs, whatever the compute type."""
+
+    @wraps(function)
+    def wide(x: Tensor, *others):
+        dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+        with torch.autocast(x.device.type, enabled=False):
+            return function(*(y.to(dtype) if isinstance(y, Tensor) else y for y in (x, *others)))
+
+    return wide
+
+
+class _Softplus(torch.autograd.Function):
+    """Saves its output for the backward pass, which the consumer saves anyway; PyTorch's own saves its input."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        y = F.softplus(x)
+        ctx.save_for_backward(y)
+        return y
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> Tensor:
+        (y,) = ctx.saved_tensors
+        return -torch.expm1(-y) * dy  # σ(x) = 1 − exp(−softplus(x))
+
+
+def softplus(x: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
+    """log(1 + exp(x)), with only the output saved for the backward pass."""
+    return _Softplus.apply(x)
+
+
+def rms_norm(x: Float[Tensor, "... d"], weight: Float[Tensor, "*w d"], eps: float = EPS) -> Float[Tensor, "... d"]:
+    """x / sqrt(mean(x²) + eps) · weight, the mean over the last axis; ``weight`` broadcasts against ``x``."""
+    kernels = cpu_kernels() if weight.ndim == 1 and _dense(x, weight) else None
+    if kernels is not None:
+        return kernels.rms_norm(x, weight, eps)
+    # Always in float32: a mean of squares overflows float16.
+    wide = x if x.dtype == torch.float64 else x.float()
+    scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
+    return (wide * scale * weight).to(x.dtype)
+
+
+def silu_gate(a: Float[Tensor, "*s"], b: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
+    """Gate of SwiGLU, a ⊙ silu(b)."""
+    kernels = cpu_kernels() if _dense(a, b) else None
+    return a * silu(b) if kernels is None else kernels.silu_gate(a, b)
+
+
+def _dense(x: Tensor, other: Tensor) -> bool:
+    """Return True if our CPU kernels accept these two tensors."""
+    return x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64) and other.dtype == x.dtype
+
+
+@full_precision
+def depthwise(
+    x: Float[Tensor, "b l d"], weight: Float[Tensor, "d 1 k"], bias: Float[Tensor, " d"], left: int
+) -> Float[Tensor, "b l d"]:
+    """Depthwise convolution bias + Σ_j weight_j ⊙ x_{t−left+j}, with zeros outside x."""
+    padded = F.pad(x.mT, (left, weight.shape[2] - 1 - left))
+    return F.conv1d(padded, weight, bias, groups=x.shape[2]).mT
+
+
+def depthwise_silu(
+    x: Float[Tensor, "b l d"], weight: Float[Tensor, "d 1 k"], bias: Float[Tensor, " d"], left: int
+) -> Float[Tensor, "b l d"]:
+    """silu(depthwise(x)), fused on a CPU with Numba and on CUDA with causal-conv1d."""
+    kernel = published.causal_convolution_for(x, weight, left, _depthwise_silu) if x.device.type == "cuda" else None
+    return _depthwise_silu(x, weight, bias, left) if kernel is None else kernel(x, weight, bias)
+
+
+@full_precision
+def _depthwise_silu(x: Tensor, weight: Tensor, bias: Tensor, left: int) -> Tensor:
+    kernels = cpu_kernels() if x.device.type == "cpu" else None
+    if kernels is not None:
+        return kernels.depthwise_silu(x, weight, bias, left)
+    return silu(depthwise(x, weight, bias, left))
+
+
+def batched_linear(
+    x: Float[Tensor, "k n i"], weight: Float[Tensor, "k o i"], bias: Float[Tensor, "k o"]
+) -> Float[Tensor, "k n o"]:
+    """One Linear per band, all bands in one batched product."""
+    return torch.baddbmm(bias[:, None], x, weight.mT)
+
+
+def split_complex(x: Complex[Tensor, "*s"]) -> Float[Tensor, "*s two"]:
+    """Split a complex array into its real and imaginary parts, on a new last axis."""
+    return torch.view_as_real(x)
+
+
+def polar(magnitude: Float[Tensor, "*s"], phase: Float[Tensor, "*s"]) -> Complex[Tensor, "*s"]:
+    """magnitude · exp(i · phase), at least complex64: neither framework has a usable half-precision complex type."""
+    if magnitude.dtype != torch.float64:
+        magnitude, phase = magnitude.float(), phase.float()
+    return torch.complex(magnitude * torch.cos(phase), magnitude * torch.sin(phase))
+
+
+def pad_axis(x: Tensor, axis: int, right: int, value: float = 0.0) -> Tensor:
+    """Append ``right`` entries of ``value`` along ``axis``, a negative index."""
+    return F.pad(x, (0, 0) * (-1 - axis) + (0, right), value=value) if right else x
+
+
+def attention(
+    q: Float[Tensor, "b h l e"], k: Float[Tensor, "b h m e"], v: Float[Tensor, "b h m e"]
+) -> Float[Tensor, "b h l e"]:
+    """Attention softmax(q kᵀ / √e) v (Vaswani et al. 2017, arXiv 1706.03762, equation 1)."""
+    narrow = q.shape[-1] <= NARROW and q.dtype in (torch.float32, torch.float64) and q.dtype == k.dtype == v.dtype
+    kernels = cpu_kernels() if narrow and q.device.type == "cpu" else None
+    if kernels is not None:
+        return kernels.attention(*(x.transpose(1, 2) for x in (q, k, v)))[0].transpose(1, 2)
+    return F.scaled_dot_product_attention(q, k, v)
+
+
+@full_precision
+def lstm(
+    x: Float[Tensor, "b l d"],
+    w_ih: Float[Tensor, "g d"],
+    w_hh: Float[Tensor, "g h"],
+    b_ih: Float[Tensor, " g"],
+    b_hh: Float[Tensor, " g"],
+) -> Float[Tensor, "b l h"]:
+    """Hidden states of a one-layer LSTM that starts from zero; weights stack the gates in the order i, f, g, o."""
+    start = x.new_zeros(1, x.shape[0], w_hh.shape[1])
+    # has_biases, num_layers, dropout, train (required by cuDNN's backward pass), bidirectional, batch_first
+    return torch.lstm(x, (start, start), (w_ih, w_hh, b_ih, b_hh), True, 1, 0.0, True, False, True)[0]

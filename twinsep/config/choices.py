@@ -1,0 +1,37 @@
+"""The fixed choices that configurations and the command line share, each defined once."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+Framework = Literal["torch", "jax"]
+FRAMEWORKS: tuple[Framework, ...] = get_args(Framework)
+
+#: Type of the network's matrix products; norms, scan states and the STFT stay float32, the losses float64.
+Precision = Literal["float32", "bfloat16", "float16"]
+
+#: Samples beyond full scale: clamp them, rescale all stems by one factor, or refuse the song.
+ClipMode = Literal["clamp", "rescale", "none"]
+CLIP_MODES: tuple[ClipMode, ...] = get_args(ClipMode)
+
+#: The levels of the U-Net, in the order they are computed.
+Stage = Literal["enc1", "enc2", "enc3", "bottleneck", "dec3", "dec2", "dec1"]
+STAGES: tuple[Stage, ...] = get_args(Stage)
+
+#: The training losses; :mod:`twinsep.losses` defines each.
+LOSS_NAMES = (
+    "magnitude",
+    "band",
+    "log_magnitude",
+    "si_sdr",
+    "si_sdr_unclipped",
+    "mr_stft",
+    "spectral_sdr",
+    "waveform_l1",
+    "mr_stft_complex",
+    "mixture_phase_l1",
+)
+
+#: The sources of MUSDB18, and the stems a model can estimate: a source, or the sum of all except the vocals.
+SOURCES = ("drums", "bass", "other", "vocals")
+STEMS = (*SOURCES, "instrumental")

@@ -1,0 +1,15 @@
+"""The lookup of a mixer in a twin's registry."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TypeVar
+
+from twinsep.config import ModelConfig
+
+Module = TypeVar("Module")
+
+
+def build_mixer(registry: Mapping[str, Callable[[ModelConfig], Module]], model: ModelConfig) -> Module:
+    """Build the configured mixer, a module (b, l, d) -> (b, l, d), from a twin's ``registry`` (kind -> class)."""
+    return registry[model.mixer.kind](model)
