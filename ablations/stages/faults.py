@@ -189,7 +189,7 @@ class Faults:
             "message": message.replace(str(self.folder), "…"),
             "checkpoint cut": before,
             "ended identical to the bit": same,
-            "held": status == 0 and same and "going on from previous.safetensors" in message,
+            "held": status == 0 and same and "resuming from previous.safetensors" in message,
         }
 
     def restore_songs(self) -> None:
