@@ -259,18 +259,7 @@ def test_two_training_steps_on_pairs_change_the_weights(micro, root, tmp_path):
 
 @pytest.mark.parametrize("system", systems.BASELINES)
 def test_baselines_are_scored_on_pairs(micro, root, tmp_path, system):
-    evaluate.evaluate(
-        system,
-        micro.override({"data": {"root": str(root)}}),
-        out=tmp_path,
-        root=None,
-        splits=None,
-        museval=False,
-        overlap=0.25,
-        segment=None,
-        framework="torch",
-        device="cpu",
-    )
+    evaluate.evaluate_baseline(system, micro.override({"data": {"root": str(root)}}), out=tmp_path)
     records = json.loads((tmp_path / "metrics.json").read_text())
     assert {(r["split"], r["track"]) for r in records} == {("test", "t")}
     assert {r["target"] for r in records} == {"instrumental", "vocals"}

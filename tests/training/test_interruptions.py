@@ -61,18 +61,7 @@ def test_a_killed_run_ends_like_an_uninterrupted_one(micro, tmp_path, framework)
 
 def scores(run, framework):
     """Evaluate the best checkpoint of ``run``; return the bytes of ``metrics.json``."""
-    evaluate.evaluate(
-        str(run / BEST),
-        None,
-        out=run,
-        root=None,
-        splits=["test"],
-        museval=False,
-        overlap=0.25,
-        segment=None,
-        framework=framework,
-        device="cpu",
-    )
+    evaluate.evaluate_checkpoint(run / BEST, out=run, splits=["test"], framework=framework)
     return (run / "metrics.json").read_bytes()
 
 
