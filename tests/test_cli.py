@@ -55,7 +55,7 @@ def test_separate(call, weights, tmp_path, name, channels, rate):
     stems = [audio.read(folder / f"{stem}{song.suffix}") for stem in ("instrumental", "vocals")]
     assert all(audio.info(folder / f"{stem}{song.suffix}") == before for stem in ("instrumental", "vocals"))
     total = stems[0][0] + stems[1][0]
-    # exact but for the rounding of the files: 24 bits, or the loss of an MP3
+    # exact up to the rounding of the files: 24 bits, or the loss of an MP3
     assert np.abs(total - audio.read(song)[0]).max() < (0.3 if name.endswith("mp3") else 3e-7)
 
 
