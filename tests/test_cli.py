@@ -150,7 +150,7 @@ def test_train_and_evaluate(call, micro, songs, tmp_path):
     status, said = call("evaluate", "run/best.safetensors", "--split", "test", "--out", "scores")
     assert status == 0, said
     assert (tmp_path / "work" / "scores" / "metrics.json").exists()
-    floor = ("evaluate", "mixture", "--config", tmp_path / "c.yaml", "--data", songs, "--out", "floor")
+    floor = ("evaluate", "mixture", "--config", tmp_path / "c.yaml", "--data", songs, "--out", "floor", "--overwrite")
     assert call(*floor)[0] == 0
     assert scored(tmp_path / "work" / "floor") == {"test", "real"}
     without = tmp_path / "musdb"
@@ -172,9 +172,12 @@ def test_train_and_evaluate_refuse_bad_input(call, weights, songs, tmp_path):
     (tmp_path / "broken.yaml").write_text("a: [")
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("")
+    for name in ("run/best.safetensors", "scored/metrics.json"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_text("")
     tiny = ("--preset", "tiny", "--data", songs)
     for arguments, sentence in [
-        (("train", "--out", "run"), "choose either --config FILE or --preset NAME"),
+        (("train", "--out", "run"), "choose one of --config FILE, --preset NAME and"),
         (("train", "--preset", "huge", "--out", "run"), "'huge' is not one of"),
         (("train", "--config", tmp_path / "none.yaml", "--out", "run"), "cannot be read"),
         (("train", "--config", tmp_path / "list.yaml", "--out", "run"), "not a configuration"),
@@ -185,9 +188,17 @@ def test_train_and_evaluate_refuse_bad_input(call, weights, songs, tmp_path):
         (("train", *tiny, "--out", tmp_path / "file"), "is a file"),
         (("train", *tiny, "--out", tmp_path / "file" / "run"), "file"),
         (("evaluate", weights, "--data", tmp_path / "nowhere", "--out", "o"), "nowhere"),
-        (("evaluate", weights, "--preset", "tiny", "--out", "o"), "brings its own configuration"),
+        (("evaluate", weights, "--preset", "tiny", "--out", "o"), "contains its own configuration"),
         (("evaluate", weights, "--split", "tset", "--out", "o"), "tset"),
-        (("evaluate", "magic", "--out", "o"), "magic"),
+        (("evaluate", "magic", "--out", "o"), "neither a checkpoint nor one of the presets"),
+        (("evaluate", "band_gain", "--out", "o"), "choose one of --config FILE or --preset NAME"),
+        (
+            ("evaluate", "mixture", "--preset", "tiny", "--data", tmp_path / "file", "--out", "o"),
+            "is a file, not a folder",
+        ),
+        (("evaluate", tmp_path / "run", "--out", "o"), "run/best.safetensors"),
+        (("evaluate", weights, "--out", tmp_path / "scored"), "scored holds scores"),
+        (("evaluate", "mixture", *tiny, "--out", tmp_path / "scored"), "scored holds scores"),
         (("evaluate", weights, "--out", tmp_path / "file", "--split", "test"), "is a file"),
     ]:
         status, said = call(*arguments)

@@ -119,7 +119,7 @@ def separate(
     float32: Annotated[bool, typer.Option("--float32", help="Floating-point samples in WAV.")] = False,
     clip_mode: Annotated[
         ClipMode,
-        typer.Option(help="Samples beyond full scale: clamp them, rescale all stems alike, or none (refuse the song)."),
+        typer.Option(help="Samples beyond full scale: clamp them, rescale all stems alike, or none: refuse the song."),
     ] = "clamp",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing files.")] = False,
     recursive: Annotated[
@@ -231,7 +231,8 @@ def train(
     """Train a model; an unfinished run of the same configuration continues where it stopped."""
     repeated = _read_record(record) if record else {}
     recorded = {"framework": repeated.get("framework"), **repeated.get("options", {})}
-    chosen = _choose_config(config, preset, settings, data, repeated.get("configuration"))
+    choices = "--config FILE, --preset NAME and, to repeat a run, --from run.json"
+    chosen = _choose_config(config, preset, settings, data, repeated.get("configuration"), choices)
     if precision is not None:
         chosen = chosen.override({"training": {"precision": precision}})
     if exclude is not None:
@@ -285,17 +286,20 @@ def evaluate(
     segment: Segment = None,
     framework: FrameworkOption = "torch",
     device: Device = "cpu",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing scores.")] = False,
 ) -> None:
-    """Score a checkpoint or a baseline on whole songs. A checkpoint brings its configuration."""
+    """Score a checkpoint or a baseline on whole songs. A checkpoint contains its own configuration."""
     from twinsep.evaluation.evaluate import evaluate_baseline, evaluate_checkpoint
     from twinsep.evaluation.systems import BASELINES
 
     if system in BASELINES:
         chosen = _choose_config(config, preset, None, data)
-        evaluate_baseline(system, chosen, out=out, splits=split, museval=museval)
+        evaluate_baseline(system, chosen, out=out, splits=split, museval=museval, overwrite=overwrite)
         return
     if config or preset:
-        raise InputError(f"{system} brings its own configuration: --config and --preset are for {', '.join(BASELINES)}")
+        raise InputError(
+            f"{system} contains its own configuration: --config and --preset are for {', '.join(BASELINES)}"
+        )
     evaluate_checkpoint(
         system,
         out=out,
@@ -305,6 +309,7 @@ def evaluate(
         chunking=Chunking(segment, overlap),
         framework=framework,
         device=device,
+        overwrite=overwrite,
     )
 
 
@@ -356,12 +361,16 @@ def _choose_config(
     settings: list[str] | None,
     data: Path | None,
     repeated: dict[str, Any] | None = None,
+    choices: str = "--config FILE or --preset NAME",
 ) -> Config:
-    """The configuration of a file, a preset or a recorded run, with the overrides of the options."""
+    """The configuration of a file, a preset or a recorded run, with the overrides of the options.
+
+    ``choices`` names the options of the command that choose it.
+    """
     from twinsep import config
 
     if (file is not None) + (preset is not None) + (repeated is not None) != 1:
-        raise InputError("choose either --config FILE or --preset NAME or, to repeat a run, --from run.json")
+        raise InputError(f"choose one of {choices}")
     if preset is not None:
         chosen = config.preset(str(preset))
     else:

@@ -13,6 +13,7 @@ def main() -> None:
         return
     from twinsep.data.synth.generate import generate_dataset
 
+    settings.profile()  # raises for an unknown one
     params = settings.params()
     songs = dict(params["songs"][params["profile"]])
     seconds = songs.pop("seconds")

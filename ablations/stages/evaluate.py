@@ -19,7 +19,7 @@ def main(name: str) -> None:
     if name in BASELINES:
         config = from_dict(json.loads((settings.CONFIGS / f"{settings.BASE_RUN}.json").read_text()))
         out = settings.RUNS / f"baseline-{name}"
-        evaluate_baseline(name, config, out=out, museval=profile["museval"])
+        evaluate_baseline(name, config, out=out, museval=profile["museval"], overwrite=True)
         write_json(out / "run.json", {"configuration": config.to_dict(), **provenance.describe("cpu")})
         return
     run = settings.runs()[name]
@@ -29,6 +29,7 @@ def main(name: str) -> None:
         museval=profile["museval"] and run.row == "base",
         framework=run.framework,
         device=profile["device"],
+        overwrite=True,
     )
 
 

@@ -159,10 +159,10 @@ def test_bad_arguments_are_refused_before_anything_is_measured(call, asked, tmp_
     (tmp_path / "file").write_text("")
     for arguments, sentence in [
         (("pace",), "unknown benchmark 'pace'; known: scan, block, step"),
-        (("--repetitions", 0), "0 repetitions"),
-        (("--warmups=-1",), "-1 warm-ups"),
+        (("--repetitions", 0), "--repetitions 0: use at least"),
+        (("--warmups=-1",), "--warmups -1"),
         (("--preset", "huge"), "'huge' is not one of"),
-        (("--preset", "tiny", "--config", "c.yaml"), "choose either"),
+        (("--preset", "tiny", "--config", "c.yaml"), "choose one of"),
         (("--out", tmp_path / "file"), "is not a writable folder"),
         (("--out", tmp_path / "file" / "below"), "is not a writable folder"),
     ]:

@@ -137,9 +137,11 @@ def test_a_song_list_is_read_as_written_and_refuses_other_names(tmp_path):
     for name in ("#1", " a", "a\nb"):
         with pytest.raises(InputError, match="cannot hold the name"):
             checks.write_song_list(file, [name])
-    for path in (tmp_path / "none", tmp_path):
-        with pytest.raises(InputError, match=r"cannot be read as UTF-8 text: choose a list of songs"):
-            checks.read_song_list(path)
+    (tmp_path / "sound").write_bytes(b"\xff\xfe\xfd")
+    reasons = {"none": "No such file or directory", "": "Is a directory", "sound": "not UTF-8 text"}
+    for name, reason in reasons.items():
+        with pytest.raises(InputError, match=f"{reason}; choose a list of songs"):
+            checks.read_song_list(tmp_path / name)
 
 
 # ---------------------------------------------------------------------------- unreadable files

@@ -154,7 +154,7 @@ def test_bad_options_are_refused(file):
         twinsep.load(file, "numpy")
     with pytest.raises(InputError, match="device 'abacus'"):
         twinsep.load(file, device="abacus")
-    with pytest.raises(InputError, match="huge does not exist; choose"):
+    with pytest.raises(InputError, match="huge is neither a checkpoint nor one of the presets reference"):
         twinsep.load("huge")
 
 

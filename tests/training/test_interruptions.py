@@ -61,7 +61,7 @@ def test_a_killed_run_ends_like_an_uninterrupted_one(micro, tmp_path, framework)
 
 def scores(run, framework):
     """Evaluate the best checkpoint of ``run``; return the bytes of ``metrics.json``."""
-    evaluate.evaluate_checkpoint(run / BEST, out=run, splits=["test"], framework=framework)
+    evaluate.evaluate_checkpoint(run / BEST, out=run, splits=["test"], framework=framework, overwrite=True)
     return (run / "metrics.json").read_bytes()
 
 

@@ -43,7 +43,7 @@ def run_benchmarks(names: Sequence[str], options: BenchmarkOptions, out: Path) -
             raise InputError(f"unknown benchmark {name!r}; known: {', '.join(BENCHMARKS)}")
     if options.warmups < 0 or options.repetitions < 1:
         raise InputError(
-            f"{options.warmups} warm-ups and {options.repetitions} repetitions are too few: use at least 0 and 1"
+            f"--warmups {options.warmups} --repetitions {options.repetitions}: use at least 0 warm-ups and 1 repetition"
         )
     existing = next(path for path in (out.absolute(), *out.absolute().parents) if path.exists())
     if not (existing.is_dir() and os.access(existing, os.W_OK)):  # before minutes of measuring

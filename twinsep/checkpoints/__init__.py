@@ -7,6 +7,7 @@ from pathlib import Path
 from twinsep.checkpoints import hub
 from twinsep.checkpoints.native import RECORD, Checkpoint, Tensors, check_names, read_file, strip, write
 from twinsep.config import PRESETS, Config, preset
+from twinsep.errors import InputError
 
 __all__ = ["RECORD", "Checkpoint", "Tensors", "check_names", "config_and_weights", "read", "strip", "write"]
 
@@ -17,9 +18,11 @@ def read(path: str | Path, *, prefixes: tuple[str, ...] | None = None) -> Checkp
     ``prefixes`` ("model/", "ema/", …) selects tensors by the start of their names; by default all are read.
 
     Raises :class:`twinsep.errors.InputError` as :func:`twinsep.checkpoints.native.read_file` and
-    :func:`twinsep.checkpoints.hub.read` do.
+    :func:`twinsep.checkpoints.hub.read` do, and for a missing path without an extension (a mistyped preset).
     """
     path = Path(path)
+    if not path.suffix and not path.exists():
+        raise InputError(f"{path} is neither a checkpoint nor one of the presets {', '.join(PRESETS)}")
     if path.is_dir():
         return hub.read(path, weights=prefixes is None or "model/" in prefixes)
     return read_file(path, prefixes=prefixes)

@@ -145,7 +145,9 @@ def fetch(folder_or_repository: str | Path) -> Path:
 
 def _read_config(path: Path) -> dict[str, Any]:
     if not path.exists():
-        raise InputError(f"{display_path(path.parent)} holds no {CONFIG}; {_HINT}, or a checkpoint file")
+        runs = path.parent / "best.safetensors"
+        advice = f"choose {display_path(runs)}" if runs.is_file() else f"{_HINT}, or a checkpoint file"
+        raise InputError(f"{display_path(path.parent)} holds no {CONFIG}; {advice}")
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:

@@ -256,7 +256,6 @@ def read_song_list(file: Path) -> list[str]:
     try:
         lines = file.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(
-            f"{file} cannot be read as UTF-8 text: choose a list of songs with one name per line"
-        ) from error
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise InputError(f"cannot read {file}: {reason}; choose a list of songs with one name per line") from error
     return [name for line in lines if (name := line.strip()) and not name.startswith("#")]

@@ -205,7 +205,8 @@ def list_track_folders(root: str | os.PathLike[str]) -> dict[str, list[Path]]:
     """
     root = Path(root)
     if not root.is_dir():
-        raise InputError(f"data folder {root} does not exist: {_REMEDY}")
+        fault = "is a file, not a folder of songs" if root.exists() else "does not exist"
+        raise InputError(f"data folder {root} {fault}: {_REMEDY}")
     if paired.is_paired_dataset(root):
         return {split: paired.list_song_folders(root, split) for split in SPLITS}
     table = root / "splits.csv"

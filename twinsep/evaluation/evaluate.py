@@ -32,6 +32,8 @@ from twinsep.utils.progress import ProgressCallback, progress_bar
 
 Record = dict[str, Any]
 UNITS = {"leakage": "dB re mixture"}
+#: What an evaluation writes: every record, and the summary over tracks.
+_FILES = ("metrics.json", "summary.json")
 
 
 def score_songs(
@@ -160,12 +162,15 @@ def evaluate_checkpoint(
     chunking: Chunking | None = None,
     framework: str = "torch",
     device: str = "cpu",
+    overwrite: bool = False,
 ) -> None:
     """Score a checkpoint on whole songs and write the results into ``out``; see :func:`_write_scores`.
 
     The songs are those of the folder ``root``, by default of the configuration in the checkpoint. Raises
-    :class:`InputError` as :func:`twinsep.load` and :func:`score_songs` do.
+    :class:`InputError` as :func:`twinsep.load` and :func:`score_songs` do, and before any work for results in ``out``
+    unless ``overwrite`` is True.
     """
+    _check_folder(out, overwrite)
     loaded = separator.load(checkpoint, framework, device=device, chunking=chunking)
     config = loaded.config
     system = systems.model_system(loaded.model, config.model, loaded.grid)
@@ -173,12 +178,26 @@ def evaluate_checkpoint(
 
 
 def evaluate_baseline(
-    name: str, config: Config, *, out: Path, splits: list[str] | None = None, museval: bool = False
+    name: str,
+    config: Config,
+    *,
+    out: Path,
+    splits: list[str] | None = None,
+    museval: bool = False,
+    overwrite: bool = False,
 ) -> None:
-    """Score one of :data:`twinsep.evaluation.systems.BASELINES` under ``config``; see :func:`_write_scores`."""
+    """Score one of :data:`twinsep.evaluation.systems.BASELINES` under ``config``; see :func:`evaluate_checkpoint`."""
+    _check_folder(out, overwrite)
     with progress_bar("fitting" if name == "band_gain" else "preparing") as report:
         system = systems.baseline_system(name, config.model, config.data.root, report)
     _write_scores(system, config, config.data.root, out, splits, museval)
+
+
+def _check_folder(out: Path, overwrite: bool) -> None:
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out} is a file where a folder is needed; choose another --out")
+    if not overwrite and any((out / name).exists() for name in _FILES):
+        raise InputError(f"{out} holds scores: choose another --out, or pass --overwrite to replace them")
 
 
 def _write_scores(
@@ -192,8 +211,8 @@ def _write_scores(
         chosen = splits or dataset.scored_splits(root)
         records = score_songs(system, config.model, root, chosen, museval=museval, report=report)
     summary = summarise(records)
-    write_json(out / "metrics.json", records)
-    write_json(out / "summary.json", summary)
+    for name, content in zip(_FILES, (records, summary), strict=True):
+        write_json(out / name, content)
     _print_summary(summary)
 
 
