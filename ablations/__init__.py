@@ -1,1 +1,1 @@
-"""The ablations: their rows, profiles and statistics, and the stages that run them."""
+"""The ablations: rows, profiles, statistics, and the stages of the pipeline."""

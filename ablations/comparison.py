@@ -1,7 +1,7 @@
-"""Distances between the twins: small models with the same weights and inputs, module by module and as networks.
+"""Distances between the twins: small models with equal weights and inputs, compared by module and as networks.
 
-The stage :mod:`ablations.stages.parity` records the distances; the tests hold them to :data:`TOLERANCE`. A distance is
-‖a − b‖ / ‖b‖ with b PyTorch's. Inputs are white noise, which fills every bin.
+Stage :mod:`ablations.stages.parity` records the distances; the tests hold them to :data:`TOLERANCE`. A distance is
+‖a − b‖ / ‖b‖ with b from PyTorch. Inputs are white noise, which fills every bin.
 """
 
 from __future__ import annotations
@@ -28,29 +28,31 @@ from twinsep.model import initializers
 Arrays = dict[str, Any]
 Draws = Sequence[tuple[float, int]]
 
+#: Largest relative distance, by kind of comparison and type.
 TOLERANCE = {
     "block": {"float64": 1e-12, "float32": 2e-6},
     "network": {"float64": 1e-10, "float32": 1e-5},
     "gradients": {"float64": 1e-9, "float32": 1e-4},
     "steps": {"float64": 1e-8, "float32": 1e-3},
 }
+#: Smallest level of a separated song relative to the difference between the twins, dB.
 SONG_SNR_DB = 90.0
-#: Level of the noise at which gradients are held to the table. The derivative of log(|X| + ε) reaches 1/ε at a spectral
-#: null; the further noise lies above ε = 1e-3, the more of the gradient single nulls carry, and with it the rounding of
-#: float32 estimates.
+#: Rms of the noise at which gradients must meet the tolerance. The derivative of log(|X| + ε) reaches 1/ε at a spectral
+#: null. The louder the noise relative to ε = 1e-3, the larger the share of single nulls in the gradient, and with it
+#: that of rounding in float32.
 QUIET = 0.01
 DTYPES = ("float64", "float32")
 
-# ---------------------------------------------------------------------------- what is compared
+# ---------------------------------------------------------------------------- configurations and distances
 
-#: Small, as the time goes into compiling: what a twin could do wrong, it does wrong at this size.
+#: Options of a small model: most of the time is spent compiling, and a wrong twin is wrong at any size.
 MICRO: dict[str, Any] = {
     "d_model": 8,
     "n_heads": 2,
     "bands": "vocal18",
     "memory_tokens": [16, 12, 8, 4],
 }
-#: What cases are made of, one of each. Every kind of mixer in the registry joins the first with its own defaults.
+#: The factors of the cases. Mixers of the registry that are missing in the first join it with their defaults.
 _MIXERS: dict[str, dict[str, Any]] = {
     "mamba": {"kind": "mamba", "d_state": 4},
     "mamba2": {"kind": "mamba2", "d_state": 4, "head_dim": 8},
@@ -65,7 +67,7 @@ _STEMS: dict[str, dict[str, Any]] = {
     "two stems and the rest": {"targets": ["drums", "bass"], "residual": True},
 }
 _SIDES: dict[str, dict[str, Any]] = {"left/right": {}, "mid/side": {"mid_side": True}}
-#: Beside them, what changes the shape of the network.
+#: Further cases, which change the shape of the network.
 _OTHERS: dict[str, dict[str, Any]] = {
     "mamba, one direction; no memory": {
         "mixer": {"kind": "mamba", "d_state": 4, "directions": 1},
@@ -80,15 +82,15 @@ _OTHERS: dict[str, dict[str, Any]] = {
 
 
 def configuration(model: Mapping[str, Any]) -> Config:
-    """The small model with these options."""
+    """Configuration of the small model with these options."""
     training = {"segment_seconds": 0.5, "warmup_steps": 4}
     return preset("tiny").override({"model": MICRO, "training": training}).override({"model": model})
 
 
 def cases() -> dict[str, dict[str, Any]]:
-    """Name → options of the model: every two options of different kinds meet in some case.
+    """Name → options of the model; any two options of different factors meet in at least one case.
 
-    Chosen greedily from the full product; mixers that join the registry are among them.
+    The cases are chosen greedily from the full product and include every mixer of the registry.
     """
     mixers = {kind: _MIXERS.get(kind, {"kind": kind}) for kind in MIXERS}
     factors = [mixers, _ALIGNMENT, _STEMS, _SIDES]
@@ -104,7 +106,7 @@ def cases() -> dict[str, dict[str, Any]]:
 
 
 def pairs(options: Sequence[str]) -> set[tuple[tuple[int, str], ...]]:
-    """Every two of them, each with its place."""
+    """All pairs of options, each option with its position."""
     return set(itertools.combinations(enumerate(options), 2))
 
 
@@ -112,7 +114,8 @@ def _features(model: Any, *, frames: int = 19) -> tuple[int, ...]:
     return 2, model.n_bands, frames, model.d_model
 
 
-#: Module → (where it stands in a separator, shapes of its inputs). A last number is an argument of its own.
+#: Module → (its path in the network, function from ModelConfig to the shapes of its inputs). A number among the shapes
+#: is a further argument.
 MODULES: dict[str, tuple[str, Callable[[Any], list[Any]]]] = {
     "BandSplit": ("band_split", lambda m: [(2, 2, m.n_bins, 5, 2)]),
     "Mixer": ("enc3.0.dual_path.time.{mixer}", lambda m: [(3, 70, m.d_model)]),
@@ -136,7 +139,7 @@ MODULES: dict[str, tuple[str, Callable[[Any], list[Any]]]] = {
 
 
 def distance(found: Mapping[str, Any], wanted: Mapping[str, Any], prefix: str = "") -> float:
-    """‖found − wanted‖ / ‖wanted‖ over all arrays whose name begins with ``prefix``; infinite where names differ."""
+    """‖found − wanted‖ / ‖wanted‖ over arrays whose name starts with ``prefix``; infinite if names or shapes differ."""
     if found.keys() != wanted.keys():
         return float("inf")
     both = [
@@ -149,7 +152,7 @@ def distance(found: Mapping[str, Any], wanted: Mapping[str, Any], prefix: str = 
 
 
 def worst_leaf(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> tuple[str, float]:
-    """(name, distance) of the gradient that is furthest off, of those that are more than rounding of nothing."""
+    """(name, distance) of the gradient with the largest distance, ignoring gradients of negligible norm."""
     whole = np.sqrt(sum(float(np.sum(np.square(g))) for name, g in wanted.items() if name.startswith("d ")))
     leaves = {name: g for name, g in wanted.items() if name.startswith("d ") and np.linalg.norm(g) > 1e-6 * whole}
     distances = {name: distance({name: found[name]}, {name: g}) for name, g in leaves.items()}
@@ -158,13 +161,13 @@ def worst_leaf(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> tuple[str
 
 
 def noise(*shape: int, seed: int = 0, rms: float = 0.1) -> np.ndarray:
-    """White noise in float64 whose values float32 has too, so that both types have one exact result."""
+    """White noise in float64 with values that float32 can represent, so that both types have the same exact result."""
     drawn = rms * np.random.default_rng(seed).standard_normal(shape)
     return drawn.astype(np.float32).astype(np.float64)
 
 
 def weights_of(config: Config, seed: int = 0) -> Arrays:
-    """Starting weights, each moved a little: no bias is zero and no norm one."""
+    """Initial weights with a little noise, so that no bias is zero and no norm one."""
     with torch.device("meta"):
         own = torch_impl.layers.named_parameters(torch_impl.unet.BandSplitUNet(config))
     draws = {name: initializers.draw(name, w.shape, w.initialiser, seed) for name, w in own.items()}
@@ -175,25 +178,25 @@ def weights_of(config: Config, seed: int = 0) -> Arrays:
 
 
 def modules(config: Config) -> list[str]:
-    """The modules that a model of ``config`` has."""
+    """Names of the modules in a model of ``config``."""
     return [name for name in MODULES if config.model.has_memory or name not in ("memory_bank", "MemoryAttention")]
 
 
 def module_in_torch(name: str, config: Config, dtype: str) -> Arrays:
-    """Outputs of one module and its gradients, by name."""
+    """Output ``y`` of one module in PyTorch and its gradients ``d <name>``, as NumPy arrays."""
     model = torch_separator(config, dtype)
     path, inputs, extra = _set_up(name, config, dtype)
     tensors = [torch.from_numpy(x).requires_grad_() for x in inputs]
     own = {n: w for n, w in torch_impl.layers.named_parameters(model).items() if path and n.startswith(f"{path}.")}
     y = _call(torch_impl, name, model, config, path, tensors, extra, torch)
     dy = torch.from_numpy(_cotangent(y.shape, dtype))
-    # What the result does not depend on has the gradient 0, as in JAX.
+    # Inputs that the result does not depend on get the gradient 0, as in JAX.
     found = torch.autograd.grad(y, [*own.values(), *tensors], dy, allow_unused=True, materialize_grads=True)
     return {"y": y.detach().numpy()} | _named([g.numpy() for g in found], own)
 
 
 def modules_in_jax(config: Config, dtype: str, names: Sequence[str] | None = None) -> dict[str, Arrays]:
-    """The same for all modules, compiled together."""
+    """Module → its output and gradients in JAX; all modules are compiled together."""
     model = jax_impl.unet.BandSplitUNet(config)
     functional = jax_impl.train.Functional(model)
     weights = {name: jnp.asarray(w, dtype) for name, w in weights_of(config).items()}
@@ -229,7 +232,7 @@ def _call(twin: Any, name: str, model: Any, config: Config, path: str, arrays: A
     if name == "memory_bank":
         return twin.blocks.memory_bank(arrays, config.model.memory_tokens)
     module = reduce(lambda m, key: m[int(key)] if key.isdigit() else getattr(m, key), path.split("."), model)
-    if name == "BandSplit":  # real numbers in and out, as frameworks differ in what a complex gradient is
+    if name == "BandSplit":  # real arrays, because the frameworks define complex gradients differently
         arrays = [arrays[0][..., 0] + 1j * arrays[0][..., 1]]
     if name == "DecoderBlock" and not config.model.has_memory:
         arrays = [arrays[0], None, arrays[1]]
@@ -242,7 +245,7 @@ def _cotangent(shape: Sequence[int], dtype: str) -> np.ndarray:
 
 
 def _named(found: Sequence[Any], own: Mapping[str, Any]) -> Arrays:
-    """{"d …": gradient} of the weights by name and of the inputs by number."""
+    """``d <name>`` → gradient, for weights by name and for inputs by number."""
     names = [*own, *(f"input {i}" for i in range(len(found) - len(own)))]
     return {f"d {name}": g for name, g in zip(names, found, strict=True)}
 
@@ -251,21 +254,21 @@ def _named(found: Sequence[Any], own: Mapping[str, Any]) -> Arrays:
 
 
 def torch_separator(config: Config, dtype: str) -> Any:
-    """A separator of :func:`weights_of`."""
+    """A network with the weights of :func:`weights_of`."""
     model = torch_impl.unet.BandSplitUNet(config).to(getattr(torch, dtype))
     torch_impl.train.load_weights(model, {n: w.astype(dtype) for n, w in weights_of(config).items()}, "parity")
     return model
 
 
 def signals(config: Config, dtype: str, *, rms: float, samples: int = 17_000, seed: int = 0) -> list[np.ndarray]:
-    """[mixture, target]: white noise, the target half the mixture and half its own."""
+    """[mixture (2, 2, s), target (2, stems, 2, s)] of white noise; half of the target is the mixture."""
     mixture = noise(2, 2, samples, rms=rms, seed=seed)
     own = noise(2, len(config.model.targets), 2, samples, rms=rms, seed=seed + 1000)
     return [mixture.astype(dtype), (0.5 * mixture[:, None] + 0.5 * own).astype(dtype)]
 
 
 def network_in_torch(config: Config, dtype: str, draws: Draws = ((QUIET, 0),)) -> list[Arrays]:
-    """For noise of each (level, seed): estimate, loss, its gradients with regard to all weights and the mixture."""
+    """Estimate, loss and its gradients by all weights and the mixture, for noise of each (rms, seed) in ``draws``."""
     model = torch_separator(config, dtype)
     own = torch_impl.layers.named_parameters(model)
     out = []
@@ -283,7 +286,7 @@ def network_in_torch(config: Config, dtype: str, draws: Draws = ((QUIET, 0),)) -
 
 
 def network_in_jax(config: Config, dtype: str, draws: Draws = ((QUIET, 0),), *, kernels: bool = True) -> list[Arrays]:
-    """The same; without ``kernels`` by JAX's own operations, as the loops of those for a CPU are PyTorch's too."""
+    """As :func:`network_in_torch`, in JAX; without ``kernels``, the loops shared on a CPU, by JAX's own operations."""
     functional = jax_impl.train.Functional(jax_impl.unet.BandSplitUNet(config))
     weights = {name: jnp.asarray(w, dtype) for name, w in weights_of(config).items()}
 

@@ -1,4 +1,4 @@
-"""Songs and processes to do harm to: shared by the stages ``faults`` and ``kills`` and by the tests."""
+"""Small songs, and training processes to kill: shared by the stages ``faults`` and ``kills`` and by the tests."""
 
 import contextlib
 import json
@@ -20,7 +20,7 @@ from twinsep.checkpoints import Checkpoint, read
 from twinsep.config import Config
 from twinsep.training import run_dir
 
-#: Says when the first step begins; then the command as a person types it.
+#: The command line, which also prints TRAINING when the first step begins.
 PROGRAM = """
 from twinsep import cli
 from twinsep.training import loop
@@ -35,7 +35,7 @@ RATE = 44_100  # Hz
 
 
 def music(channels: int = 2, samples: int = 9_000, rate: int = RATE) -> np.ndarray:
-    """(c, s) float64: a chord that differs from channel to channel, and a little noise."""
+    """A chord that differs between channels, with a little noise: (c, s) in float64."""
     t = np.arange(samples) / rate
     rng = np.random.default_rng(samples)
     tones = [sum(0.1 * np.sin(2 * np.pi * f * (c + 1) * t + f) for f in (220, 277, 330)) for c in range(channels)]
@@ -43,7 +43,7 @@ def music(channels: int = 2, samples: int = 9_000, rate: int = RATE) -> np.ndarr
 
 
 def write_song(folder: Path, seconds: float = 2.0, seed: int = 0, silent: Sequence[str] = ()) -> None:
-    """Write the stems and the mixture of a song: the voice a gliding tone, the instruments noise, beats and a bass."""
+    """Write the stems and the mixture of a song whose voice is a gliding tone; stems in ``silent`` are zero."""
     rng = np.random.default_rng(seed)
     t = np.arange(round(seconds * RATE)) / RATE
     pitch = np.cumsum(500 + 80 * np.sin(2 * np.pi * 3 * t)) / RATE
@@ -62,9 +62,9 @@ def write_song(folder: Path, seconds: float = 2.0, seed: int = 0, silent: Sequen
 
 
 class Process:
-    """``twinsep train --config … --out`` ``out`` in a process; a context, which kills it if it still runs at the end.
+    """A process that runs ``twinsep train --config … --out <out>``; as a context manager it is killed at the end.
 
-    ``prelude`` is code that it runs first, ``environment`` what it finds set beside what is set here.
+    ``prelude`` is Python source that it runs first, ``environment`` holds further environment variables.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class Process:
         arguments = ["train", "--config", str(file), "--out", str(out), "--framework", framework, *options]
         self.said = out.parent / f"{out.name}.said"
         with self.said.open("w") as said:
-            # A session of its own, so that the processes that feed it can be ended with it.
+            # In its own session, so that its child processes are killed with it.
             self.process = subprocess.Popen(
                 [sys.executable, str(script), *arguments],
                 stderr=said,
@@ -101,39 +101,39 @@ class Process:
         self.kill()
 
     def kill(self) -> None:
-        """SIGKILL to the process and those it started."""
+        """Send SIGKILL to the process and its children."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
 
     def wait(self, seconds: float = 300) -> int:
-        """Its exit status, at the end."""
+        """Wait for the end and return the exit status. Raises subprocess.TimeoutExpired after ``seconds``."""
         return self.process.wait(seconds)
 
     def wait_for(self, condition, seconds: float = 300) -> bool:
-        """Wait until ``condition()`` holds; False where the process has ended before."""
+        """Wait until ``condition()`` holds; return False if the process ends before that. Raises TimeoutError."""
         end = time.monotonic() + seconds
         while not condition():
             if self.process.poll() is not None:
                 return condition()
             if time.monotonic() > end:
-                raise TimeoutError(f"{self.out}: waited {seconds} s; it said: {self.message()}")
+                raise TimeoutError(f"{self.out}: waited {seconds} s; output: {self.message()}")
             time.sleep(0.005)
         return True
 
     def training(self) -> bool:
-        """Whether its steps have begun."""
+        """True if the first step has begun."""
         return "TRAINING" in self.said.read_text(errors="replace")
 
     def message(self) -> str:
-        """What it said so far, without the progress line and Python's own remark on the memory of killed processes."""
+        """Output so far, without progress lines and Python's remarks about the shared memory of killed processes."""
         lines = self.said.read_text(errors="replace").splitlines()
         kept = [line for line in lines if line.strip() and not line.startswith(("train ", "TRAINING"))]
         return "\n".join(x for x in kept if "resource_tracker" not in x)
 
 
 def step_of(folder: Path) -> int:
-    """The step of the last checkpoint of a run that may be writing one, 0 where there is none."""
+    """The step of a run's last checkpoint, 0 if there is none; the run may be writing one."""
     for name in (run_dir.LAST, run_dir.PREVIOUS):
         try:
             return read(folder / name, prefixes=("none",)).step
@@ -143,16 +143,16 @@ def step_of(folder: Path) -> int:
 
 
 def killed(config: Config, out: Path, kills: int, seed: int, *, longest: float, **options) -> list[dict]:
-    """A run killed so many times, each after a random time up to ``longest`` seconds, every other one counted from the
-    first step and the others from a new checkpoint, so that there is something to go on from.
+    """Start a run and kill it ``kills`` times, each after a random time of at most ``longest`` seconds.
 
-    Gives for each kill the step that the last checkpoint had and what the folder held.
+    The time counts in turn from a new checkpoint, so that the run makes progress, and from the first step. Returns for
+    each kill the step of the last checkpoint before and after it and the files in the folder.
     """
     rng, ends = random.Random(seed), []
     for number in range(kills):
         before = step_of(out)
         with Process(config, out, **options) as run:
-            # Once it trains: until then there is nothing to lose, and importing takes most of the time.
+            # Importing takes most of the time, and a kill during it would test nothing.
             run.wait_for(run.training)
             if number % 2 == 0:
                 run.wait_for(lambda before=before: step_of(out) > before)
@@ -163,7 +163,7 @@ def killed(config: Config, out: Path, kills: int, seed: int, *, longest: float, 
 
 
 def difference(a: Checkpoint, b: Checkpoint) -> list[str]:
-    """The names of what two checkpoints do not share to the bit, times aside."""
+    """Names of the parts in which two checkpoints differ by at least one bit, except times."""
     names = [n for n in a.tensors.keys() | b.tensors.keys() if not _equal(a.tensors.get(n), b.tensors.get(n))]
     kept = [{k: v for k, v in x.provenance.get("progression", {}).items() if k != "seconds"} for x in (a, b)]
     if kept[0] != kept[1]:

@@ -1,4 +1,4 @@
-"""What the parameter file says, resolved: the profile, the data's root, the configuration of each run."""
+"""The rows, runs and parameters of the pipeline: ``params.yaml``, ``rows.yaml`` and ``dvc.yaml`` resolved."""
 
 from __future__ import annotations
 
@@ -18,66 +18,72 @@ ROOT = HERE.parent
 GENERATED = Path("results/data/generated")
 CONFIGS = Path("results/work/configs")
 RUNS = Path("results/runs")
+#: Run whose checkpoint the command line uses by default.
+BASE_RUN = "torch-base-0"
 
 
 @cache
 def params() -> dict[str, Any]:
-    """``params.yaml`` as it stands."""
+    """Content of ``params.yaml``."""
     return yaml.safe_load((HERE / "params.yaml").read_text())
 
 
 @cache
-def table() -> dict[str, Any]:
-    """``rows.yaml`` as it stands: ``axes``, and ``runs``, run -> framework and, with a row's first run, the row."""
+def row_table() -> dict[str, Any]:
+    """Content of ``rows.yaml``: ``axes``, and ``runs``, which maps a run to its framework and may define its row."""
     return yaml.safe_load((HERE / "rows.yaml").read_text())
 
 
 class RunName(NamedTuple):
-    """What the name of a run says."""
+    """The three parts of a run's name."""
 
     framework: str
     row: str
     seed: int
 
     @classmethod
-    def named(cls, name: str) -> RunName:
-        """Raises :class:`InputError` where the name is not <framework>-<row>-<seed>, or not the entry's framework."""
+    def parse(cls, name: str) -> RunName:
+        """Split ``<framework>-<row>-<seed>``.
+
+        Raises :class:`InputError` if the name has another form or its entry in ``rows.yaml`` another framework.
+        """
         match = re.fullmatch(r"(torch|jax)-(.+)-(\d+)", name)
         if not match:
-            raise InputError(f"rows.yaml: {name!r} is not <framework>-<row>-<seed>, framework torch or jax")
+            raise InputError(f"rows.yaml: run {name!r} is not named <framework>-<row>-<seed>, framework torch or jax")
         framework, row, seed = match.groups()
-        if table()["runs"].get(name, {}).get("framework") != framework:
+        if row_table()["runs"].get(name, {}).get("framework") != framework:
             raise InputError(f"rows.yaml: run {name} must have the entry 'framework: {framework}'")
         return cls(framework, row, int(seed))
 
 
 def runs() -> dict[str, RunName]:
-    """Every run, the base row's first."""
-    return {name: RunName.named(name) for name in table()["runs"]}
+    """Every run in the order of ``rows.yaml``; the first is the base row's."""
+    return {name: RunName.parse(name) for name in row_table()["runs"]}
 
 
 def rows() -> dict[str, dict[str, Any]]:
-    """Every row: question, axis, override and, where it is not the profile's, preset.
+    """Every row: ``question``, ``axis``, ``override`` and, if it differs from the profile's, ``preset``.
 
-    Raises :class:`InputError` where a row's first run does not say what it is, or another does, or says something else.
+    Raises :class:`InputError` if the first run of a row does not define it, if a later run defines it again, or if the
+    definition has missing or unknown keys or an unknown axis.
     """
     found: dict[str, dict[str, Any]] = {}
     for name, run in runs().items():
-        entry = {key: value for key, value in table()["runs"][name].items() if key != "framework"}
+        entry = {key: value for key, value in row_table()["runs"][name].items() if key != "framework"}
         if entry and run.row in found:
-            raise InputError(f"rows.yaml: run {name} says again what row {run.row!r} is; only its first run may")
+            raise InputError(f"rows.yaml: run {name} defines row {run.row!r} again; only its first run may")
         if not entry and run.row not in found:
-            raise InputError(f"rows.yaml: run {name} is the first of row {run.row!r} and must say what that is")
+            raise InputError(f"rows.yaml: run {name} is the first of row {run.row!r} and must define it")
         if entry and not {"question", "axis", "override"} <= set(entry) <= {"question", "axis", "override", "preset"}:
             raise InputError(f"rows.yaml: run {name} must have question, axis and override, and may have preset")
-        if entry and entry["axis"] not in ("base", "all", *table()["axes"]):
-            raise InputError(f"rows.yaml: run {name} stands in the table {entry['axis']!r}, which is not one of 'axes'")
+        if entry and entry["axis"] not in ("base", "all", *row_table()["axes"]):
+            raise InputError(f"rows.yaml: run {name} has the axis {entry['axis']!r}, which is not one of 'axes'")
         found.setdefault(run.row, entry)
     return found
 
 
 def profile() -> dict[str, Any]:
-    """The chosen profile; raises :class:`InputError` for an unknown one."""
+    """The chosen profile. Raises :class:`InputError` if it does not exist."""
     p = params()
     if p["profile"] not in p["profiles"]:
         raise InputError(f"params.yaml: unknown profile {p['profile']!r}; known: {', '.join(p['profiles'])}")
@@ -85,15 +91,24 @@ def profile() -> dict[str, Any]:
 
 
 def data_root() -> Path:
-    """Where the songs are: the given folder, or the generated set."""
-    given = params()["data"]["root"]
-    return Path(given) if given else GENERATED
+    """Folder of the songs."""
+    return Path(params()["data"]["root"])
+
+
+def uses_generated_songs() -> bool:
+    """True if the songs are the generated set."""
+    return data_root() == GENERATED
+
+
+def splits() -> list[str]:
+    """The splits to score; the generated set has both even before it is made."""
+    return ["test", "real"] if uses_generated_songs() else dataset.scored_splits(str(data_root()))
 
 
 def configuration(name: str) -> Config:
     """The configuration of one run: preset, then profile, then row, then seed.
 
-    Raises :class:`InputError` where there is no such run or something in it is not valid.
+    Raises :class:`InputError` if there is no such run or its configuration is invalid.
     """
     if name not in runs():
         raise InputError(f"rows.yaml has no run {name!r}; known: {', '.join(runs())}")
@@ -103,20 +118,20 @@ def configuration(name: str) -> Config:
     chosen = chosen.override({"training": profile()["training"], "data": {"root": str(data_root())}})
     if row["axis"] != "base":
         chosen = chosen.override({"training": profile()["rows"]})
-    return _with_frames(chosen.override(row["override"]).override({"training": {"seed": run.seed}}))
+    return _with_enough_frames(chosen.override(row["override"]).override({"training": {"seed": run.seed}}))
 
 
-def _with_frames(config: Config) -> Config:
-    """``config`` with segments twice as long and half as many steps, until no level has fewer frames than tokens."""
+def _with_enough_frames(config: Config) -> Config:
+    """Double the segments and halve the steps until every level has at least as many frames as memory tokens."""
     frames = 1 + config.segment_samples // config.model.hop
     if all(tokens <= frames >> level for level, tokens in enumerate(config.model.memory_tokens)):
         return config
     t = config.training
     longer = {"segment_seconds": 2 * t.segment_seconds, "steps": t.steps // 2, "validate_every": t.validate_every // 2}
-    return _with_frames(config.override({"training": longer}))
+    return _with_enough_frames(config.override({"training": longer}))
 
 
-def splits() -> list[str]:
-    """What is scored, as :func:`twinsep.data.scored_splits` has it; the generated set has both, made already or not."""
-    given = params()["data"]["root"]
-    return dataset.scored_splits(given) if given else ["test", "real"]
+def code_dependencies(stage: str, framework: str) -> list[str]:
+    """Files and folders of code that ``dvc.yaml`` lists for a stage with an entry per run, relative to the root."""
+    listed = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"][stage]["do"]["deps"]
+    return [path.replace("${item.framework}", framework) for path in listed if not path.startswith("results/")]

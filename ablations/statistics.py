@@ -1,4 +1,4 @@
-"""When a row differs from the default row: a paired bootstrap over songs, and the deviation between its seeds."""
+"""Significance of a row's difference from the default row: paired bootstrap over songs, deviation between seeds."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import numpy as np
 from jaxtyping import Float
 from scipy.stats import bootstrap
 
-#: A row's scores, one line a seed, one column a song; NaN where undefined.
+#: A row's scores in dB; NaN where undefined.
 Scores = Float[np.ndarray, "seeds songs"]
 RESAMPLES = 9_999
 CONFIDENCE = 0.95
 
 
 class Difference(NamedTuple):
-    """The mean over songs of what a row scores above the default row, its interval, and what is to be made of it."""
+    """Mean over songs of a row's score minus the default row's, its confidence interval in dB, and the verdict."""
 
     mean: float
     low: float
@@ -24,13 +24,12 @@ class Difference(NamedTuple):
 
 
 def difference(row: Scores, default: Scores, deviation: float) -> Difference:
-    """``row`` against ``default``, whose seeds lie apart by the standard ``deviation``.
+    """Compare ``row`` with ``default``, whose seeds have the standard ``deviation`` in dB.
 
-    Songs are drawn with replacement, pairs kept, the same draws for every row (Efron and Tibshirani 1993, An
-    Introduction to the Bootstrap, percentile interval). A difference counts as "better" or "worse" where the
-    interval excludes zero *and* it exceeds twice ``deviation``; else it is "within noise". With one seed of the default
-    row nothing is known of that noise, ``deviation`` is NaN: "one seed". Raises ValueError where no song is scored in
-    both.
+    Pairs of songs are drawn with replacement, the same draws for every row (Efron and Tibshirani 1993, An Introduction
+    to the Bootstrap, percentile interval). The verdict is "better" or "worse" if the interval excludes zero *and* the
+    difference exceeds twice ``deviation``, else "within noise". With a single seed of the default row ``deviation`` is
+    NaN and the verdict "one seed". Raises ValueError if no song has a score in both rows.
     """
     apart = row.mean(0) - default.mean(0)
     apart = apart[np.isfinite(apart)]
@@ -47,12 +46,12 @@ def difference(row: Scores, default: Scores, deviation: float) -> Difference:
 
 
 def between_seeds(scores: Scores) -> float:
-    """The standard deviation (n − 1) over seeds of the mean over songs; NaN for a single seed."""
+    """Standard deviation (n − 1) over seeds of the mean over songs; NaN for a single seed."""
     return float(np.nanmean(scores, 1).std(ddof=1)) if len(scores) > 1 else float("nan")
 
 
 def between_songs(scores: Scores) -> float:
-    """The standard deviation (n − 1) over songs of the mean over seeds; NaN for a single song."""
+    """Standard deviation (n − 1) over songs of the mean over seeds; NaN for a single song."""
     songs = scores.mean(0)
     songs = songs[np.isfinite(songs)]
     return float(songs.std(ddof=1)) if len(songs) > 1 else float("nan")

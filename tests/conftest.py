@@ -1,4 +1,4 @@
-"""Fixtures that several test files share."""
+"""Shared fixtures, and the environment in which all tests run."""
 
 import atexit
 import contextlib
@@ -7,24 +7,24 @@ import shutil
 import signal
 import tempfile
 
-# Most of the time of JAX's tests goes into compiling. Without these emitters and most passes XLA compiles in a third of
-# it, and what one process or test has compiled the others find; the programs are slower, and compute the same. Read
-# when JAX starts, in the processes that tests start too.
+# JAX's tests spend most of their time compiling. Without these emitters and most passes, XLA compiles in a third of the
+# time, and the cache lets processes and tests share compiled programs; these are slower but compute the same. JAX reads
+# the variables when it starts, also in processes that tests start.
 if "PYTEST_XDIST_WORKER" not in os.environ:
-    # Vectors as long as twinsep asks for: what is imported first decides, and all processes are to compute the same.
+    # The vector width that twinsep sets: the first import decides, and all processes must compute the same.
     flags = "--xla_cpu_use_fusion_emitters=false --xla_cpu_prefer_vector_width=512"
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}"
     os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="twinsep-xla-")
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
     atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
-# Without a GPU its kernels are interpreted: read when Triton is imported, which PyTorch does on its own.
-if not os.path.exists("/dev/nvidiactl"):  # noqa: PTH110 - what is imported here is to be little
+# Without a GPU Triton interprets its kernels. It reads the variable when PyTorch imports it.
+if not os.path.exists("/dev/nvidiactl"):  # noqa: PTH110 - few imports here
     os.environ["TRITON_INTERPRET"] = "1"
-# A shell that has the tests run in the background has them ignore Ctrl-C, which some of them press.
+# A shell that runs the tests in the background makes them ignore Ctrl-C, which some of them send.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
-# Tests run in a process for each of two cores, so one thread in each; the tests about threads ask for more.
+# One test process per core, hence one thread each; the tests about threads set their own number.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
@@ -72,7 +72,7 @@ def xp(request):
 
 @pytest.fixture(scope="session")
 def songs(tmp_path_factory):
-    """A set in MUSDB18-HQ layout: two songs to train on, one each to validate on, to test on and "real"."""
+    """A data set in MUSDB18-HQ layout: two training songs, one validation song, one test song and one real song."""
     root = tmp_path_factory.mktemp("set")
     lines = ["track,split"]
     for seed, (name, split) in enumerate(
@@ -86,7 +86,7 @@ def songs(tmp_path_factory):
 
 @pytest.fixture
 def micro(songs):
-    """A model of thousands of weights on that set: a step takes a few hundredths of a second."""
+    """A model of some thousand weights on that data set: a step takes a few hundredths of a second."""
     return preset("tiny").override(
         {
             "model": {"d_model": 8, "n_heads": 2, "bands": "vocal18", "mixer": {"kind": "mamba", "d_state": 4}},
@@ -105,7 +105,7 @@ def micro(songs):
 
 @pytest.fixture
 def stopping():
-    """stopping(trainer, n): a context whose run is interrupted as it begins its n-th step, as by Ctrl-C."""
+    """stopping(trainer, n): a context whose run is interrupted at the start of its n-th step, as by Ctrl-C."""
 
     @contextlib.contextmanager
     def stopping(trainer, step):
@@ -127,7 +127,7 @@ def stopping():
 
 @pytest.fixture
 def dtype(request):
-    """ "float64", which JAX has only inside this fixture, or "float32"; parametrize it indirectly."""
+    """ "float32", or "float64", which JAX has only inside this fixture; parametrize it indirectly."""
     import jax
 
     jax.config.update("jax_enable_x64", request.param == "float64")
@@ -137,7 +137,7 @@ def dtype(request):
 
 @pytest.fixture
 def one_thread():
-    """Small tensors are fastest on one thread; the tests about threads ask for more."""
+    """Compute on one thread, which is fastest for small tensors."""
     import torch
 
     before = torch.get_num_threads()

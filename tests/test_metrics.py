@@ -234,7 +234,7 @@ def test_shapes_that_differ_are_rejected():
             function(e[..., :-1], x)
     with pytest.raises(InputError, match="one shape"):
         metrics.leakage(e, x, x[0], sample_rate=RATE)
-    with pytest.raises(InputError, match="at least a sample"):
+    with pytest.raises(InputError, match="at least one sample"):
         metrics.framewise_sdr(e, x, sample_rate=RATE, window_seconds=1e-9)
     with pytest.raises(InputError, match="holds no sample"):
         metrics.leakage(e, x, x, sample_rate=RATE, frame_seconds=1e-9)

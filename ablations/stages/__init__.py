@@ -1,1 +1,1 @@
-"""The stages of the pipeline: thin code between ``dvc.yaml`` and the functions of ``twinsep``."""
+"""Stages of the pipeline: thin code between ``dvc.yaml`` and the functions of ``twinsep``."""

@@ -1,9 +1,8 @@
-"""Stage ``agreement``: how far the losses of the frameworks lie apart, on noise and on songs.
+"""Stage ``agreement``: measure the distances between the frameworks' losses, on noise and on songs.
 
-On full-band noise the tests hold the frameworks to each other. On band-limited songs a logarithm of
-empty bins is rounding noise, the more so the lower its floor: there the distance is measured and
-written down, without a bar. Reported, relative, float32 against NumPy's (values) or PyTorch's
-(gradients, by norm) float64, and PyTorch against JAX.
+The tests hold the frameworks to a tolerance on full-band noise. In band-limited songs the logarithm of an empty bin is
+rounding noise, the more so the lower its floor, so the distance there is recorded without a tolerance. Distances are
+relative: float32 against float64 (NumPy's for values, PyTorch's for gradients, by norm), and PyTorch against JAX.
 """
 
 from __future__ import annotations
@@ -29,6 +28,7 @@ SECONDS = 3
 
 
 def main() -> None:
+    """Write ``results/agreement.json``."""
     jax.config.update("jax_enable_x64", True)
     config = preset(settings.profile()["preset"])
     distances = {
@@ -38,7 +38,7 @@ def main() -> None:
 
 
 def _signals() -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Estimate, target and mixture (1, 2, s) in float64: noise; and songs, whose mixture is the estimate."""
+    """Name -> (estimate, target, mixture), each (1, 2, s) in float64: noise, and songs with the mixture as estimate."""
     rng = np.random.default_rng(0)
     target, rest = 0.1 * rng.standard_normal((2, 1, 2, SECONDS * 44_100))
     signals = {"noise, 0.1 rms": (target + rest, target, target + rest)}

@@ -168,7 +168,7 @@ def _legend(axes: Axes) -> None:
 
 
 def _features(model: ModelConfig, level: int) -> str:
-    """The shape of the features below so many halvings of time."""
+    """The shape of the features after a number of halvings of time."""
     frames = "T" if level == 0 else f"T/{2**level}"
     return f"({model.n_bands}, {frames}, {model.d_model})"
 

@@ -1,5 +1,7 @@
-"""Stage ``configure``: a configuration file for each run, so that a run depends on its own row only; and for the same
-reason one for the rows whose cost is measured."""
+"""Stage ``configure``: write one configuration file per run, and one for the rows whose cost is measured.
+
+A stage that depends on such a file runs again only when its own row changes.
+"""
 
 from ablations import settings
 from twinsep.errors import guarded
@@ -7,15 +9,16 @@ from twinsep.utils.files import write_json
 
 
 def main() -> None:
+    """Write ``results/work/configs/<run>.json`` and ``cost.json`` beside them."""
     found = {run: settings.configuration(run).to_dict() for run in settings.runs()}
     for run, configuration in found.items():
         write_json(settings.CONFIGS / f"{run}.json", configuration)
-    costly = {
+    measured = {
         run.row: found[name]
         for name, run in settings.runs().items()
         if run.framework == "torch" and settings.rows()[run.row]["axis"] in ("all", "mixer")
     }
-    write_json(settings.CONFIGS / "cost.json", costly)
+    write_json(settings.CONFIGS / "cost.json", measured)
 
 
 if __name__ == "__main__":

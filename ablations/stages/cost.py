@@ -1,7 +1,6 @@
-"""Stage ``cost``: what the rows of the mixer table cost in PyTorch, operations, time and memory; and what the presets
-for GPUs would, as far as that can be counted.
+"""Stage ``cost``: operations, time and memory of the mixer table's rows in PyTorch; operations of the presets for GPUs.
 
-Each row has a process of its own, and they take steps in turn, so that what disturbs one disturbs all.
+Each row runs in its own process, and the processes take steps in turn, so that a disturbance affects all of them.
 """
 
 from __future__ import annotations
@@ -25,6 +24,7 @@ WARMUPS, REPETITIONS = 2, 15
 
 
 def main() -> None:
+    """Write ``results/cost.json``."""
     configurations = json.loads((settings.CONFIGS / "cost.json").read_text())
     device, load = settings.profile()["device"], [round(x, 2) for x in os.getloadavg()]
     with contextlib.ExitStack() as stack, progress.progress_bar("steps") as report:

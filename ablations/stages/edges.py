@@ -1,7 +1,7 @@
-"""Stage ``edges``: whether a song's first and last second are separated as well as any other.
+"""Stage ``edges``: measure how well a song's first and last second are separated.
 
-An excerpt of a test song is separated by itself, as ``twinsep separate`` does, and as a part of its song. The scores of
-its first, middle and last second are compared: what an excerpt loses there is what a song loses at its ends.
+An excerpt of a test song is separated alone, as ``twinsep separate`` does, and as part of its song. The difference
+between the scores of its first, middle and last second is the loss at the ends of a song.
 """
 
 from __future__ import annotations
@@ -22,13 +22,14 @@ from twinsep.utils import progress, provenance
 from twinsep.utils.files import write_json
 
 OUT = Path("results/edges.json")
-SECONDS = 7  # of an excerpt, at most; there is a second of the song before it and after it
-EXCERPTS = 3  # of a song
+SECONDS = 7  # longest excerpt; the song continues for a second before and after it
+EXCERPTS = 3  # per song
 PLACES = ("first second", "middle second", "last second")
 
 
 def main() -> None:
-    checkpoint = settings.RUNS / "torch-base-0" / BEST
+    """Write ``results/edges.json``."""
+    checkpoint = settings.RUNS / settings.BASE_RUN / BEST
     device = settings.profile()["device"]
     separator = twinsep.load(checkpoint, device=device)
     model, chunking, rate = separator.model, separator.grid, separator.sample_rate
@@ -48,7 +49,7 @@ def main() -> None:
                     lost[place].append(scores[1] - scores[0])
             report(done, len(songs))
     record = {
-        "what": "uSDR of the instrumental, in dB, that a second of an excerpt loses against the same within its song",
+        "what": "uSDR of the instrumental within the song minus that of the excerpt alone, per second of audio, in dB",
         "excerpts": {"songs": len(songs), "of each": EXCERPTS, "seconds, at most": SECONDS},
         "chunks": {"segment": chunking.segment, "overlap": chunking.overlap, "context": chunking.context},
         "lost": {place: _summary(values) for place, values in lost.items()},

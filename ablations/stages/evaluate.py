@@ -14,11 +14,10 @@ from twinsep.utils.files import write_json
 
 
 def main(name: str) -> None:
-    """Score a run's best checkpoint, or a baseline under the configuration of the first run."""
+    """Score a run's best checkpoint, or a baseline under the configuration of the base run."""
     profile = settings.profile()
     if name in BASELINES:
-        first = next(iter(settings.runs()))
-        config = from_dict(json.loads((settings.CONFIGS / f"{first}.json").read_text()))
+        config = from_dict(json.loads((settings.CONFIGS / f"{settings.BASE_RUN}.json").read_text()))
         out = settings.RUNS / f"baseline-{name}"
         evaluate_baseline(name, config, out=out, museval=profile["museval"])
         write_json(out / "run.json", {"configuration": config.to_dict(), **provenance.describe("cpu")})

@@ -1,13 +1,13 @@
-"""Stage ``faults``: what happens to a run when everything goes wrong. ``python -m ablations.stages.faults``.
+"""Stage ``faults``: kill training runs, starve them and feed them damaged files.
 
-Small runs of both frameworks, in processes of their own, are killed, starved and fed with damaged files. Of each it is
-written down how the process ended, what it said, which checkpoint was left, and whether the run, taken up again with
-the fault gone, ended with the bits of one that nothing had happened to.
+Small runs of both frameworks train in their own processes. For each fault the record holds the exit status, the
+message, the last checkpoint, and whether the run, resumed without the fault, ended with the bits of an undisturbed run.
 """
 
 from __future__ import annotations
 
 import shutil
+import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
@@ -24,15 +24,15 @@ from twinsep.utils import progress, provenance
 from twinsep.utils.files import write_json
 
 OUT = Path("results/faults.json")
-KILLS, RUNS = 15, 3  # of each framework: so many kills, spread over so many runs
-SECONDS = 120  # within which a run must notice that it cannot go on
+KILLS, RUNS = 15, 3  # per framework; the kills are spread over the runs
+SECONDS = 120  # within which a run must notice that it cannot continue
 FRAMEWORKS = ("torch", "jax")
-#: The first step that fails; the last checkpoint is then at step 8.
+#: First step that fails; the last checkpoint is at step 8.
 FAILING = 11
 
 
 def configuration(songs: Path) -> Config:
-    """Thousands of weights, thirty steps, a checkpoint every fourth."""
+    """A model of some thousand weights, thirty steps, a checkpoint every fourth step."""
     model = {"d_model": 8, "n_heads": 2, "bands": "vocal18", "mixer": {"kind": "mamba", "d_state": 4}}
     training = {
         "steps": 30,
@@ -46,7 +46,7 @@ def configuration(songs: Path) -> Config:
 
 
 class Faults:
-    """One folder with songs, the runs that nothing happened to, and what is done to others."""
+    """A folder with songs, an undisturbed run of each framework, and the faults that other runs suffer."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -58,28 +58,29 @@ class Faults:
         }
 
     def whole(self, framework: str) -> None:
-        """The run that nothing happens to."""
+        """Train the undisturbed run."""
         with self.process(framework, "whole") as run:
             status = run.wait(600)
             if status:
-                raise RuntimeError(f"the {framework} run that nothing happened to ended with {status}: {run.message()}")
+                raise RuntimeError(f"the undisturbed {framework} run exited with status {status}: {run.message()}")
 
     def process(self, framework: str, name: str, *, prelude: str = "", config: Config | None = None) -> Process:
-        """A run of ``framework`` into the folder of that name."""
+        """Start a run of ``framework`` in the folder of that name."""
         return Process(config or self.config, self.out(framework, name), prelude=prelude, **self.options[framework])
 
     def out(self, framework: str, name: str) -> Path:
+        """Folder of a run."""
         return self.folder / f"{framework}-{name}"
 
     def identical(self, framework: str, name: str) -> bool:
-        """Whether that run's last checkpoint is, to the bit, the one of the run that nothing happened to."""
+        """True if that run's last checkpoint equals the undisturbed run's to the bit."""
         whole, found = (checkpoints.read(self.out(framework, run) / LAST) for run in ("whole", name))
         return difference(whole, found) == []
 
     # ------------------------------------------------------------------------ faults
 
     def kills(self, framework: str) -> dict[str, Any]:
-        """SIGKILL at random times while it trains, validates and writes."""
+        """SIGKILL at random times while the run trains, validates and writes."""
         ends, same = [], []
         for number in range(RUNS):
             name = f"killed-{number}"
@@ -90,22 +91,24 @@ class Faults:
             same.append(self.identical(framework, name))
         return {
             "kills": len(ends),
-            "steps of the last checkpoint, before and after each": [[e["step before"], e["step after"]] for e in ends],
-            "runs that ended as if never killed, to the bit": f"{sum(same)} of {len(same)}",
+            "step of the last checkpoint before and after each kill": [
+                [e["step before"], e["step after"]] for e in ends
+            ],
+            "runs that ended identical to the bit": f"{sum(same)} of {len(same)}",
             "held": all(same) and all(e["step after"] >= e["step before"] for e in ends),
         }
 
     def ended(
         self, framework: str, name: str, during: Callable[[Process], None] | None = None, **options: Any
     ) -> dict[str, Any]:
-        """A fault that ends the run: its status, its words, what was left; then the run is taken up without it."""
+        """Record a fault that ends the run, then resume the run without it."""
         with self.process(framework, name, **options) as run:
             if during:
                 run.wait_for(run.training)
                 during(run)
             try:
                 status: int | None = run.wait(SECONDS)
-            except TimeoutError:
+            except subprocess.TimeoutExpired:
                 status = None
             message = run.message()
         left = step_of(self.out(framework, name))
@@ -117,12 +120,12 @@ class Faults:
             "status": status,
             "message": message.replace(str(self.folder), "…"),
             "last checkpoint left": left,
-            "taken up, it ended as if nothing had happened, to the bit": same,
+            "resumed, ended identical to the bit": same,
             "held": bool(status) and same and "Traceback" not in message,
         }
 
     def disk_full(self, framework: str) -> dict[str, Any]:
-        """No file may grow beyond 100 kB from step FAILING − 1 on: the next checkpoint cannot be written."""
+        """No file may exceed 100 kB from step 10 on, so that the next checkpoint cannot be written."""
         limit = "import resource\nresource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))"
         return self.ended(framework, "disk-full", prelude=at_step(FAILING - 1, limit))
 
@@ -132,7 +135,7 @@ class Faults:
         return self.ended(framework, "nan-batch", prelude=at_step(FAILING, poison))
 
     def no_memory(self, framework: str) -> dict[str, Any]:
-        """No more address space than the process has at step FAILING, and a batch a hundred times as long."""
+        """From step 11 on the process gets no further address space, and the batch is a hundred times as long."""
         starve = (
             "import resource\n"
             "pages = int(open('/proc/self/statm').read().split()[0])\n"
@@ -153,7 +156,7 @@ class Faults:
         return self.ended(framework, "file-vanishes", during=vanish)
 
     def worker_killed(self, framework: str) -> dict[str, Any]:
-        """The process that reads the songs gets SIGKILL."""
+        """The process that reads the songs is killed."""
         config = self.config.override({"data": {"workers": 1}})
         with self.process(framework, "worker-killed", config=config) as run:
             run.wait_for(lambda: step_of(run.out) >= 4)
@@ -167,7 +170,7 @@ class Faults:
             "killed": len(found),
             "status": status,
             "message": message.replace(str(self.folder), "…"),
-            "it ended as if nothing had happened, to the bit": same,
+            "ended identical to the bit": same,
             "held": bool(found) and status == 0 and same and "starting it again" in message,
         }
 
@@ -185,16 +188,17 @@ class Faults:
             "status": status,
             "message": message.replace(str(self.folder), "…"),
             "checkpoint cut": before,
-            "it ended as if nothing had happened, to the bit": same,
-            "held": status == 0 and same and "going on from previous.safetensors" in message,
+            "ended identical to the bit": same,
+            "held": status == 0 and same and "resuming from previous.safetensors" in message,
         }
 
     def restore_songs(self) -> None:
+        """Write the songs again as they were."""
         make_songs(self.songs)
 
 
 def at_step(step: int, code: str) -> str:
-    """Python that runs ``code`` before that step; ``stream`` is where the step's batch comes from."""
+    """Python source that runs ``code`` before that step; ``code`` may replace ``stream``, the iterator of batches."""
     indented = "\n".join(f"        {line}" for line in code.splitlines())
     return (
         "import numpy as np\nfrom twinsep.training.loop import _TrainingLoop\nbefore = _TrainingLoop.step\n"
@@ -204,7 +208,7 @@ def at_step(step: int, code: str) -> str:
 
 
 def make_songs(root: Path) -> Path:
-    """Two songs to train on and one to validate on."""
+    """Write two training songs and one validation song."""
     shutil.rmtree(root, ignore_errors=True)
     for seed, name in enumerate("abv"):
         write_song(root / "train" / name, seed=seed)
@@ -213,7 +217,7 @@ def make_songs(root: Path) -> Path:
 
 
 def children(pid: int) -> list[Any]:
-    """The processes that Grain started for a run to read songs in."""
+    """The processes that Grain started to read songs for a run."""
     import psutil
 
     found = psutil.Process(pid).children(recursive=True)
@@ -221,6 +225,7 @@ def children(pid: int) -> list[Any]:
 
 
 def main() -> None:
+    """Write ``results/faults.json``, or the file that the first argument names."""
     out = Path(sys.argv[1]) if len(sys.argv) > 1 else OUT
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder, progress.progress_bar("faults") as report:
@@ -246,6 +251,7 @@ def main() -> None:
 
 
 def record(found: dict[str, Any], fault: Callable[[str], dict[str, Any]], framework: str) -> None:
+    """Try ``fault`` on ``framework`` and add the outcome to ``found``; the fault's docstring describes it there."""
     name = fault.__name__.replace("_", " ")
     entry = found.setdefault(name, {"what": " ".join((fault.__doc__ or "").split())})
     entry[framework] = fault(framework)

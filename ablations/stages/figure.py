@@ -1,4 +1,4 @@
-"""Stage ``figure``: spectrograms of the song that the stage ``separate`` took apart, for the README."""
+"""Stage ``figure``: draw spectrograms of the song that stage ``separate`` separated, for the README."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FLOOR_DB = -80
 
 
 def main() -> None:
-    """Mixture, estimated instrumental and vocals, and the true ones, on one scale."""
+    """Draw mixture, estimates and true stems on one scale."""
     song = separate.song()
     folder = separate.OUT / "mixture"
     shown = {
@@ -33,7 +33,7 @@ def main() -> None:
         "instrumental, true": song.read("instrumental"),
         "vocals, true": song.read("vocals"),
     }
-    run = json.loads((settings.RUNS / "torch-base-0" / "run.json").read_text())
+    run = json.loads((settings.RUNS / settings.BASE_RUN / "run.json").read_text())
     figure, grid = plt.subplots(2, 3, figsize=(10, 5), sharex=True, sharey=True, layout="constrained")
     places = (grid[0, 0], grid[0, 1], grid[0, 2], grid[1, 1], grid[1, 2])
     top = np.abs(_spectrum(shown["mixture"])).max()

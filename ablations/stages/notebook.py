@@ -1,6 +1,6 @@
-"""The stages of notebooks: ``python -m ablations.notebook <name>`` runs one, which writes figures of the paper.
+"""Stages of the notebooks: ``python -m ablations.stages.notebook <name>`` runs one, which writes figures of the paper.
 
-What it shows besides is not kept: an executed notebook differs from run to run.
+The executed notebook is discarded because it differs from run to run.
 """
 
 import os
@@ -15,9 +15,10 @@ from twinsep.errors import TwinsepError, guarded
 
 
 def main(name: str) -> None:
+    """Run ``notebooks/<name>.ipynb``. Raises :class:`TwinsepError` if a cell fails."""
     path = settings.ROOT / "notebooks" / f"{name}.ipynb"
     (settings.RUNS.parent / "figures").mkdir(parents=True, exist_ok=True)
-    os.environ["PYTHONPATH"] = str(settings.ROOT)  # for the package of the stages
+    os.environ["PYTHONPATH"] = str(settings.ROOT)  # the notebooks import the stages
     client = NotebookClient(nbformat.read(path, 4), timeout=600, resources={"metadata": {"path": str(settings.ROOT)}})
     try:
         client.execute()

@@ -1,4 +1,6 @@
-"""Stage ``paper``: ``paper/paper.typ`` with the tables and figures as they stand, to ``paper/paper.pdf``."""
+"""Stage ``paper``: compile ``paper/paper.typ`` with the current tables and figures to ``paper/paper.pdf``."""
+
+from pathlib import Path
 
 import typst
 
@@ -6,19 +8,20 @@ from ablations import settings
 from twinsep.errors import TwinsepError, guarded
 from twinsep.utils.files import write_atomically
 
-SOURCE = settings.ROOT / "paper" / "paper.typ"
+SOURCE = Path("paper/paper.typ")
 
 
-def compiled() -> bytes:
-    """The paper; ``timestamp`` 0, so that the same sources give the same bytes."""
+def compile_paper(root: Path = settings.ROOT) -> bytes:
+    """The PDF of the paper below ``root``. With ``timestamp`` 0 the same sources give the same bytes."""
     try:
-        return typst.compile(SOURCE, root=settings.ROOT, timestamp=0)
+        return typst.compile(root / SOURCE, root=root, timestamp=0)
     except typst.TypstError as error:
         raise TwinsepError(f"{SOURCE.name}: {error}") from error
 
 
 def main() -> None:
-    write_atomically(SOURCE.with_suffix(".pdf"), compiled())
+    """Write the PDF beside its source."""
+    write_atomically(settings.ROOT / SOURCE.with_suffix(".pdf"), compile_paper())
 
 
 if __name__ == "__main__":

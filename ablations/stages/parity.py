@@ -1,6 +1,6 @@
-"""Stage ``parity``: the distances between the twins, module by module, as networks, in training and over a song.
+"""Stage ``parity``: measure the distances between the twins by module and network, in training and over a song.
 
-:mod:`ablations.comparison` defines the measurements; the tests hold the same ones to the same table.
+:mod:`ablations.comparison` defines the measurements and their tolerances; the tests apply both.
 """
 
 from __future__ import annotations
@@ -25,16 +25,17 @@ from twinsep.utils import progress, provenance
 from twinsep.utils.files import write_json
 
 OUT = Path("results/parity.json")
-LOUD = 0.1  # noise at which gradients are measured too, and held to nothing
-DRAWS = 5  # of noise at each level, of which the worst is written down
+LOUD = 0.1  # rms of further noise; its gradients are recorded without a tolerance
+DRAWS = 5  # of noise at each level; the worst is recorded
 STEPS = 10
 CURVE_STEPS = 100
-#: Mixers whose networks are compared once more without JAX's kernels: with these, scan and attention on a CPU are
-#: PyTorch's loops.
+#: Mixers whose networks are compared again without JAX's kernels. On a CPU these kernels run scan and attention by the
+#: same loops as PyTorch.
 SHARED = ("mamba", "transformer")
 
 
 def main() -> None:
+    """Write ``results/parity.json``."""
     cases = comparison.cases()
     modules: dict[str, Any] = defaultdict(lambda: defaultdict(dict))
     networks: dict[str, Any] = {}
@@ -77,8 +78,8 @@ def main() -> None:
 
 
 def compute_in(dtype: str) -> None:
-    """Have JAX compute in this type. In float64, which nobody trains in, it compiles without most optimisations, in a
-    third of the time: what is compared there is the meaning, in float32 what users run."""
+    """Make JAX compute in ``dtype``. In float64 it compiles without most optimisations, in a third of the time: nobody
+    trains in float64, which only serves to compare definitions. Float32 is compiled as for users."""
     jax.config.update("jax_enable_x64", dtype == "float64")
     jax.config.update("jax_disable_most_optimizations", dtype == "float64")
 
@@ -103,7 +104,7 @@ def _network(config: Config, dtype: str, *, kernels: bool = True) -> dict[str, A
 
 
 def trainers(config: Config, dtype: str) -> tuple[Any, Any]:
-    """(PyTorch's, JAX's) trainer from one start, all that they hold in ``dtype``."""
+    """(PyTorch's, JAX's) trainer with the same initial state in ``dtype``."""
     ours, theirs = torch_impl.train.Trainer(config), jax_impl.train.Trainer(config)
     if dtype == "float64":
         ours.model.double(), ours.average.double()
@@ -111,20 +112,20 @@ def trainers(config: Config, dtype: str) -> tuple[Any, Any]:
             moments.update({key: moments[key].double() for key in ("exp_avg", "exp_avg_sq")})
         wide = jax.tree.map(lambda w: w.astype(jnp.float64), (theirs.weights, theirs.average))
         theirs.weights, theirs.average = wide
-        # On the device already, as the weights are, or the first step is compiled twice.
+        # Like the weights, moments must start on the device, or the first step is compiled twice.
         theirs.moments = jax.device_put(theirs.adam.init(theirs.weights), theirs.device)
     return ours, theirs
 
 
 def batches(config: Config, dtype: str, step: int, *, rms: float = QUIET) -> list[dict[str, np.ndarray]]:
-    """What step number ``step`` accumulates: every fifth step two batches, else one."""
+    """The batches that step number ``step`` accumulates: two at every fifth step, else one."""
     seeds = (step, step + 500) if step % 5 == 4 else (step,)
     drawn = [comparison.signals(config, dtype, rms=rms, samples=config.segment_samples, seed=seed) for seed in seeds]
     return [{"mixture": mixture, "target": target} for mixture, target in drawn]
 
 
 def trained(trainer: Any, config: Config, dtype: str, *, steps: int = STEPS, rms: float = QUIET) -> tuple[Any, Any]:
-    """(what a trainer keeps after so many steps by the preset's schedule, its loss at each)."""
+    """(trainer's state after ``steps`` steps of the configured schedule, loss of each step)."""
     losses = []
     for step in range(steps):
         rate, decay = schedule.learning_rate(step, config.training), schedule.ema_decay(step, config.training)
@@ -133,7 +134,7 @@ def trained(trainer: Any, config: Config, dtype: str, *, steps: int = STEPS, rms
 
 
 def training_distance(config: Config, dtype: str) -> dict[str, float]:
-    """Ten optimiser steps on identical batches, then how far all that is kept lies apart."""
+    """Distances between the trainers' states after ten optimiser steps on identical batches."""
     (wanted, curve), (found, other) = (trained(trainer, config, dtype) for trainer in trainers(config, dtype))
     names = {"parameters": "model/", "average": "ema/", "first moments": "adam_m/", "second moments": "adam_v/"}
     out = {name: distance(found, wanted, prefix) for name, prefix in names.items()}
@@ -141,7 +142,7 @@ def training_distance(config: Config, dtype: str) -> dict[str, float]:
 
 
 def training_curves(config: Config, steps: int) -> dict[str, Any]:
-    """The losses of both over ``steps`` steps in float32 on the same noise, ten times as loud."""
+    """Losses of both trainers over ``steps`` steps in float32 on the same noise of LOUD rms."""
     runs = [trained(pair, config, "float32", steps=steps, rms=LOUD) for pair in trainers(config, "float32")]
     ours, theirs = (np.array(curve) for _, curve in runs)
     apart = np.abs(theirs / ours - 1).max()
@@ -153,7 +154,7 @@ def training_curves(config: Config, steps: int) -> dict[str, Any]:
 
 
 def song_snr(config: Config, seconds: float = 3.0) -> float:
-    """Decibels by which the difference of the two separated songs lies below one of them."""
+    """Level of one separated song relative to the difference between the two, in dB."""
     outputs = []
     song = comparison.noise(2, round(seconds * config.model.sample_rate)).astype(np.float32)
     weights = {name: w.astype(np.float32) for name, w in comparison.weights_of(config).items()}

@@ -1,4 +1,4 @@
-"""Stage ``separate``: the base run separates a song, as ``twinsep separate --two-stems vocals`` does."""
+"""Stage ``separate``: separate a song with the base run, as ``twinsep separate --two-stems vocals`` does."""
 
 import tempfile
 from pathlib import Path
@@ -15,19 +15,19 @@ OUT = Path("results/work/separated")
 
 
 def song() -> dataset.Track:
-    """The real excerpt; of a set without one its first test song."""
+    """The real excerpt, or the first test song of a set without one."""
     return dataset.tracks(settings.data_root(), settings.splits()[-1])[0]
 
 
 def main() -> None:
-    """Into ``mixture/``, whatever the song's files: stems may lie without their mixture, and a pair's is ``in.wav``."""
-    taken = song()
+    """Write the stems into ``mixture/``. A song in stems may have no mixture file, and that of a pair is ``in.wav``."""
+    chosen = song()
     with tempfile.TemporaryDirectory() as folder:
         mixture = Path(folder) / "mixture.wav"
-        audio.write(mixture, taken.read("mixture"), taken.sample_rate, subtype="FLOAT")
+        audio.write(mixture, chosen.read("mixture"), chosen.sample_rate, subtype="FLOAT")
         options = batch.SeparationOptions(
             out=OUT,
-            checkpoint=settings.RUNS / "torch-base-0" / BEST,
+            checkpoint=settings.RUNS / settings.BASE_RUN / BEST,
             two_stems="vocals",
             encoding=Encoding("PCM_24"),
             overwrite=True,

@@ -1,9 +1,8 @@
-"""Stages ``base`` and ``tabulate``: ``python -m ablations.tabulate <axis>`` writes one table three ways.
+"""Stages ``base`` and ``tabulate``: ``python -m ablations.stages.tabulate <axis>`` writes one table in three formats.
 
-A table holds its rows between the floors and the ceiling. Scores are of the instrumental, but for the
-leakage, which is what the estimated vocals hold while nobody sings: that much of the music was taken
-away. A row's figure is the mean over its seeds; whether it differs from the default row's of its framework is
-judged by :mod:`ablations.statistics`. The caption says profile, data, training and where it ran.
+The rows of a table stand between two floors and a ceiling. Scores are of the instrumental, except leakage, which is the
+energy of the estimated vocals while nobody sings. A row's score is the mean over its seeds; :mod:`ablations.statistics`
+compares it with the default row of its framework. The caption states profile, data, training, device and versions.
 """
 
 from __future__ import annotations
@@ -25,8 +24,10 @@ from twinsep.utils.files import write_atomically
 
 TABLES = Path("results/tables")
 COST = Path("results/cost.json")
-NAMES = {"mixture": "mixture (no processing)", "band_gain": "fixed gain per band", "ideal_mask": "ideal ratio mask"}
-#: Heading -> (split, stem, metric, over tracks).
+#: Baseline -> its row.
+FLOORS = {"mixture": "mixture", "band_gain": "fixed gain per band"}
+CEILING = {"ideal_mask": "ideal ratio mask"}
+#: Heading -> (split, stem, metric, mean or median over songs).
 Columns = dict[str, tuple[str, str, str, str]]
 COLUMNS: Columns = {
     "uSDR mean": ("test", "instrumental", "usdr", "mean"),
@@ -38,48 +39,44 @@ COLUMNS: Columns = {
     "real uSDR": ("real", "instrumental", "usdr", "mean"),
     "real cSDR": ("real", "instrumental", "csdr", "mean"),
 }
-#: museval's, medians over tracks of medians over frames: in the table of the base row only.
+#: Medians over songs of museval's medians over frames, in the table of the base row only.
 MUSEVAL: Columns = {
     f"museval {name.upper()}": ("test", "instrumental", f"museval_{name}", "median")
     for name in ("sdr", "isr", "sir", "sar")
 }
+#: The score by which rows are compared.
+JUDGED = ("test", "instrumental", "usdr")
 
-
-REAL = "one excerpt of 6 s"
-REAL_GIVEN = "the songs that the set calls real"
+REAL_EXCERPT = "one excerpt of 6 s"
+REAL_SONGS = "the songs in the split real"
 JUDGEMENT = (
-    "Difference: the uSDR above the default row's of the same framework, with a 95 % interval by a paired bootstrap "
-    "over songs; better or worse where the interval excludes zero and the difference exceeds twice the standard "
-    "deviation between the default row's seeds, in the framework where it is larger, else within noise. sd: standard "
-    "deviations of the uSDR over songs and over seeds."
+    "Difference: uSDR minus that of the default row of the same framework, with a 95 % interval by a paired bootstrap "
+    "over songs; better or worse if the interval excludes zero and the difference exceeds twice the standard deviation "
+    "between the default row's seeds (that of the framework in which it is larger), otherwise within noise. sd: "
+    "standard deviations of the uSDR over songs and over seeds."
 )
 COSTS = (
     "GFLOP / s: floating-point operations per second of audio, forward; step and MiB: median time and peak memory of a "
-    "training step, all rows in turn in one measurement; at equal time: the uSDR of the validation songs when the "
-    "quickest row had finished."
+    "training step, all rows in turn in one measurement; at equal time: uSDR of the validation songs when the "
+    "fastest row had finished."
 )
-#: What a difference is judged on.
-JUDGED = ("test", "instrumental", "usdr")
 
 
 def main(axis: str) -> None:
-    """The table of ``axis``: the default row first, then the axis's own; or the base row's, with museval's scores."""
+    """Write the table of ``axis``: default row and own rows, or for ``base`` the base row with museval's scores."""
     columns = COLUMNS | (MUSEVAL if axis == "base" else {})
     if "real" not in settings.splits():
         columns = {heading: c for heading, c in columns.items() if c[0] != "real"}
     groups = _groups(axis)
     deviation = _deviation(groups)
-    lines = [
-        _line(NAMES["mixture"], ["baseline-mixture"], columns),
-        _line(NAMES["band_gain"], ["baseline-band_gain"], columns),
-    ]
+    lines = [_baseline(name, row, columns) for name, row in FLOORS.items()]
     for (row, framework), runs in groups.items():
-        line = _line(f"{row} ({framework})", runs, columns)
+        line = _line(row, framework, runs, columns)
         lines.append(line if axis == "base" else line | _judged(runs, _default(groups, row, framework), deviation))
-    lines.append(_line(NAMES["ideal_mask"], ["baseline-ideal_mask"], columns))
+    lines += [_baseline(name, row, columns) for name, row in CEILING.items()]
     if axis == "mixer":
         _add_costs(lines)
-    _write(axis, pd.DataFrame(lines).set_index("system"), _caption(axis, [runs[0] for runs in groups.values()]))
+    _write(axis, pd.DataFrame(lines), _caption(axis, [runs[0] for runs in groups.values()]))
 
 
 def _groups(axis: str) -> dict[tuple[str, str], list[str]]:
@@ -93,7 +90,8 @@ def _groups(axis: str) -> dict[tuple[str, str], list[str]]:
 
 
 def _default(groups: dict[tuple[str, str], list[str]], row: str, framework: str) -> list[str] | None:
-    """The runs that a row is compared with: the default row's of its framework; of that row itself the first's."""
+    """The runs to compare a row with: the default row's of its framework. The default row itself is compared with its
+    runs in the first framework."""
     (default, first), *_ = groups
     if row == default:
         return None if framework == first else groups[default, first]
@@ -101,14 +99,14 @@ def _default(groups: dict[tuple[str, str], list[str]], row: str, framework: str)
 
 
 def _deviation(groups: dict[tuple[str, str], list[str]]) -> float:
-    """Between the default row's seeds, in the framework where it is larger: of two seeds alone it says little."""
+    """Standard deviation between the default row's seeds, the larger of the frameworks': two seeds alone say little."""
     ((default, _), *_) = groups
     found = [between_seeds(_scores(runs)) for (row, _), runs in groups.items() if row == default]
     return max((d for d in found if np.isfinite(d)), default=math.nan)
 
 
 def _judged(runs: list[str], default: list[str] | None, deviation: float) -> dict[str, Any]:
-    """Spreads of the judged score and, where there is something to compare with, the difference."""
+    """Spreads of the judged score and, if there is a ``default`` to compare with, the difference."""
     own = _scores(runs)
     line: dict[str, Any] = {"sd songs": between_songs(own), "sd seeds": between_seeds(own)}
     if default:
@@ -124,17 +122,17 @@ def _scores(runs: list[str]) -> Scores:
 
 
 def _add_costs(lines: list[dict[str, Any]]) -> None:
-    """To the lines of rows in PyTorch what stage ``cost`` measured, and their validation score at equal time.
+    """Add the measurements of stage ``cost`` to rows in PyTorch, and their validation score at equal time.
 
-    That time is what the quickest of them took for all its steps; a row's score there is its last validation by then,
-    in the middle of its schedule, so that it is a little below what a run planned for that time would reach.
+    That time is what the fastest row took for all its steps. A row's score is its last validation by then, in the
+    middle of its schedule, so it is a little below what a run planned for that time would reach.
     """
     costs = json.loads(COST.read_text())["rows"]
     steps = {row: _run(f"torch-{row}-0")["configuration"]["training"]["steps"] for row in costs}
     seconds = min(cost["step_s"] * steps[row] for row, cost in costs.items())
     for line in lines:
-        row = line["system"].removesuffix(" (torch)")
-        if row in costs and row != line["system"]:
+        row = line["row"]
+        if row in costs and line["framework"] == "torch":
             by_then = seconds / costs[row]["step_s"]
             curves = [_validation(run) for run, r in settings.runs().items() if (r.row, r.framework) == (row, "torch")]
             line |= {
@@ -146,28 +144,44 @@ def _add_costs(lines: list[dict[str, Any]]) -> None:
 
 
 def _validation(run: str) -> dict[int, float]:
+    """Step -> validation uSDR in dB."""
     table = pd.read_csv(settings.RUNS / run / "live" / "plots" / "metrics" / "valid" / "usdr.tsv", sep="\t")
     return dict(zip(table["step"], table["usdr"], strict=True))
 
 
 def _last_by(curve: dict[int, float], step: float) -> float:
-    """The last value at or before ``step``; NaN where there is none."""
+    """The last value at or before ``step``; NaN if there is none."""
     return next((value for at, value in sorted(curve.items(), reverse=True) if at <= round(step)), math.nan)
 
 
-def _line(name: str, runs: list[str], columns: Columns) -> dict[str, Any]:
-    """One row: the mean over ``runs`` of each column; no seeds and parameters for a baseline."""
-    line: dict[str, Any] = {"system": name}
-    if not runs[0].startswith("baseline-"):
-        line |= {"parameters": _run(runs[0])["parameters"], "seeds": len(runs)}
+def _baseline(name: str, row: str, columns: Columns) -> dict[str, Any]:
+    """The line of a floor or ceiling, which has neither framework nor seeds nor parameters."""
+    return {"row": row, "framework": None, "seeds": None, "parameters": None, **_means([f"baseline-{name}"], columns)}
+
+
+def _line(row: str, framework: str, runs: list[str], columns: Columns) -> dict[str, Any]:
+    """The line of a row in one framework."""
+    parameters = _run(runs[0])["parameters"]
+    return {
+        "row": row,
+        "framework": framework,
+        "seeds": len(runs),
+        "parameters": parameters,
+        **_means(runs, columns),
+    }
+
+
+def _means(runs: list[str], columns: Columns) -> dict[str, float]:
+    """Each column as the mean over ``runs``."""
+    found = {}
     for heading, (split, stem, metric, over) in columns.items():
         values = [aggregate(_by_song(run, split, stem, metric).values())[over] for run in runs]
-        line[heading] = sum(values) / len(values)
-    return line
+        found[heading] = sum(values) / len(values)
+    return found
 
 
 def _by_song(run: str, split: str, stem: str, metric: str) -> dict[str, float]:
-    """A stem's metric on every track of a split; an undefined one is NaN."""
+    """A stem's metric on every song of a split; NaN if undefined."""
     records = json.loads((settings.RUNS / run / "metrics.json").read_text())
     return {
         r["track"]: math.nan if r["value"] is None else r["value"]
@@ -181,19 +195,20 @@ def _run(run: str) -> dict[str, Any]:
 
 
 def _caption(axis: str, runs: list[str]) -> str:
-    """What the table shows, and how its first run was made; of the others what was different."""
+    """Scores and songs of the table, how its first run was made, and which runs were trained otherwise."""
     first = _run(runs[0])
     tracks = len(_by_song(runs[0], *JUDGED))
-    given = settings.params()["data"]["root"]
-    songs = f"{tracks} test songs of {Path(given).name}" if given else f"{tracks} held-out generated songs"
+    generated = settings.uses_generated_songs()
+    songs = f"{tracks} held-out generated songs" if generated else f"{tracks} test songs of {settings.data_root().name}"
     libraries = ", ".join(f"{name} {version}" for name, version in first["versions"].items())
     sentences = [
-        f"Axis {axis}, profile {settings.params()['profile']}: the instrumental of {songs}, dB; cSDR is the median "
-        "over 1-s frames, leakage what the estimated vocals hold while nobody sings, relative to the mixture; – is "
-        "undefined."
+        f"Axis {axis}, profile {settings.params()['profile']}: scores of the instrumental of {songs}, dB. cSDR is the "
+        "median over 1-s frames, leakage the energy of the estimated vocals while nobody sings, relative to the "
+        "mixture; – is undefined."
     ]
     if "real" in settings.splits():
-        sentences.append(f"Real: {REAL_GIVEN if given else REAL}, a probe on which nothing is selected.")
+        real = REAL_EXCERPT if generated else REAL_SONGS
+        sentences.append(f"Real: {real}, a probe on which nothing is selected.")
     if axis != "base":
         sentences.append(JUDGEMENT)
     if axis == "mixer":
@@ -203,7 +218,9 @@ def _caption(axis: str, runs: list[str]) -> str:
     )
     for run in runs:
         if _training(_run(run)) != _training(first):
-            sentences.append(f"Of {run} it was {_training(_run(run))}, for it to have as many frames as tokens.")
+            sentences.append(
+                f"{run} was trained for {_training(_run(run))}, so that it has as many frames as memory tokens."
+            )
     return " ".join(sentences)
 
 
@@ -214,18 +231,17 @@ def _training(run: dict[str, Any]) -> str:
 
 def _write(axis: str, table: pd.DataFrame, caption: str) -> None:
     table = table.astype({"parameters": "Int64", "seeds": "Int64"})
-    write_atomically(TABLES / f"{axis}.csv", table.to_csv(float_format="%.4f").encode())
+    write_atomically(TABLES / f"{axis}.csv", table.to_csv(index=False, float_format="%.4f").encode())
     shown = _shown(table)
-    write_atomically(TABLES / f"{axis}.md", f"{caption}\n\n{shown.to_markdown(disable_numparse=True)}\n".encode())
-    align = "l" + "r" * shown.shape[1]
-    tex = shown.reset_index().to_latex(
-        index=False, escape=True, caption=caption, label=f"tab:{axis}", column_format=align
-    )
+    markdown = shown.to_markdown(index=False, disable_numparse=True)
+    write_atomically(TABLES / f"{axis}.md", f"{caption}\n\n{markdown}\n".encode())
+    align = "ll" + "r" * (shown.shape[1] - 2)
+    tex = shown.to_latex(index=False, escape=True, caption=caption, label=f"tab:{axis}", column_format=align)
     write_atomically(TABLES / f"{axis}.tex", tex.encode())
 
 
 def _shown(table: pd.DataFrame) -> pd.DataFrame:
-    """As a person reads it: the numbers of a difference in one cell."""
+    """The table for readers: a difference and its interval in one cell."""
     shown = table.map(_cell)
     if "difference" in table:
         interval = table["difference"].map("{:+.2f}".format) + table["low"].map(" [{:+.2f}".format)

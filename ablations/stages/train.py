@@ -1,7 +1,7 @@
-"""Stage ``train``: ``python -m ablations.train <run>``, the command ``twinsep train`` on that run's configuration.
+"""Stage ``train``: ``python -m ablations.stages.train <run>`` trains a run as ``twinsep train`` does.
 
-DVC runs a stage again because its code, its configuration or its data changed, or because it was interrupted: a
-finished run is out of date then, and an unfinished one goes on if it rested on the same code and data.
+DVC runs this stage if code, configuration or songs have changed, or if the stage was interrupted. An unfinished run
+resumes if it was started with the same code and songs; any other run starts anew.
 """
 
 import hashlib
@@ -9,7 +9,7 @@ import json
 import sys
 
 from ablations import settings
-from ablations.stages import data
+from ablations.stages import inventory
 from twinsep.config import from_dict
 from twinsep.errors import guarded
 from twinsep.training import loop
@@ -17,16 +17,20 @@ from twinsep.utils import provenance
 
 
 def main(run: str) -> None:
+    """Train ``run`` with its configuration file into ``results/runs/<run>``."""
     config = from_dict(json.loads((settings.CONFIGS / f"{run}.json").read_text()))
     framework = settings.runs()[run].framework
-    songs = hashlib.sha256(data.INVENTORY.read_bytes()).hexdigest()[:16]
-    how = loop.RunOptions(
-        framework=framework,
-        device=settings.profile()["device"],
-        overwrite=True,
-        basis=f"code {provenance.code_hash('twinsep', f'{framework}_impl')}, songs {songs}",
+    options = loop.RunOptions(
+        framework=framework, device=settings.profile()["device"], overwrite=True, basis=basis(framework)
     )
-    loop.train(config, settings.RUNS / run, how)
+    loop.train(config, settings.RUNS / run, options)
+
+
+def basis(framework: str) -> str:
+    """Digests of the code that ``dvc.yaml`` lists for this stage and of the songs: a run resumes only on the same."""
+    code = provenance.code_hash(*settings.code_dependencies("train", framework))
+    songs = hashlib.sha256(inventory.OUT.read_bytes()).hexdigest()[:16]
+    return f"code {code}, songs {songs}"
 
 
 if __name__ == "__main__":

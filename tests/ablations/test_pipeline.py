@@ -1,6 +1,7 @@
-"""What the pipeline runs again: the stages are the real ones, but for what they compute."""
+"""Stages that DVC runs again after a change; all but ``configure`` and ``inventory`` are stubs."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -9,8 +10,11 @@ from pathlib import Path
 import pytest
 import yaml
 
+from ablations import settings
+from ablations.stages import inventory, train
+
 ROOT = Path(__file__).parents[2]
-#: Writes each of the paths it is given: a file, or a folder with one in it.
+#: Writes each of the given paths: a file, or a folder with one file in it.
 STUB = """
 import sys
 from pathlib import Path
@@ -22,8 +26,21 @@ for path in map(Path, sys.argv[1:]):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("content")
 """
-#: Enough to tell rows apart: two of one table, and of the default row a run in each framework.
+#: Copies a set of songs in place of generating one.
+STUB_DATA = """
+import shutil
+from pathlib import Path
+
+folder = Path("results/data/generated")
+shutil.copytree("made", folder, dirs_exist_ok=True)
+(folder / "dataset.json").write_text('{"version": 1, "songs": {}}')
+"""
+#: Two rows of one table, and a run of the default row in each framework.
 RUNS = ("torch-default-0", "jax-default-0", "torch-lstm-0", "torch-conv-0")
+TRAINED = {f"train@{run}" for run in RUNS}
+STAGES = ("data", "inventory", "train", "evaluate")
+#: Modules that training imports and that change no number it computes.
+WITHOUT_NUMBERS = ("twinsep.audio", "twinsep.checkpoints.hub", "twinsep.errors", "twinsep.utils")
 
 
 def dvc(folder, *arguments):
@@ -33,36 +50,37 @@ def dvc(folder, *arguments):
     return done.stdout
 
 
-def outdated(folder):
-    return set(json.loads(dvc(folder, "status", "--json", "train", "evaluate")))
+def outdated(folder, *stages):
+    return set(json.loads(dvc(folder, "status", "--json", *(stages or STAGES))))
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """A workspace in which these runs have been trained and evaluated, stage `configure` as it is, the others stubs."""
+def finished(tmp_path_factory, songs):
+    """A workspace in which these runs have been trained and evaluated."""
     folder = tmp_path_factory.mktemp("pipeline")
     for package in ("ablations", "twinsep", "torch_impl", "jax_impl"):
         shutil.copytree(ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(songs, folder / "made")
     pipeline = yaml.safe_load((ROOT / "dvc.yaml").read_text())
+    python = f'"{sys.executable}"'
     for name, stage in pipeline["stages"].items():
         body = stage.get("do", stage)
-        outs = [
-            o if isinstance(o, str) else next(iter(o))
-            for key in ("outs", "metrics", "plots")
-            for o in body.get(key, [])
-        ]
-        python = f'"{sys.executable}"'
-        body["cmd"] = (
-            f"{python} -m ablations.stages.configure" if name == "configure" else f"{python} stub.py {' '.join(outs)}"
-        )
+        listed = [out for key in ("outs", "metrics") for out in body.get(key, [])]
+        outs = [out if isinstance(out, str) else next(iter(out)) for out in listed]
+        body["cmd"] = f"{python} stub.py {' '.join(outs)}"
+        if name in ("configure", "inventory"):
+            body["cmd"] = f"{python} -m ablations.stages.{name}"
+        if name == "data":
+            body["cmd"] = f"{python} stub_data.py"
     (folder / "dvc.yaml").write_text(yaml.safe_dump(pipeline))
     (folder / "stub.py").write_text(STUB)
+    (folder / "stub_data.py").write_text(STUB_DATA)
     rows = yaml.safe_load((ROOT / "ablations" / "rows.yaml").read_text())
     rows["runs"] = {run: rows["runs"][run] for run in RUNS}
     (folder / "ablations" / "rows.yaml").write_text(yaml.safe_dump(rows, sort_keys=False))
     dvc(folder, "init", "--no-scm", "--quiet")
     dvc(folder, "config", "core.analytics", "false")
-    dvc(folder, "repro", "--quiet", "train", "evaluate")
+    dvc(folder, "repro", "--quiet", *STAGES)
     assert outdated(folder) == set()
     return folder
 
@@ -78,7 +96,12 @@ def edit(path, change):
     path.write_text(yaml.safe_dump(content, sort_keys=False))
 
 
-def test_a_touched_row_is_trained_again_and_no_other(workspace):
+def append(path, line="# another line\n"):
+    with path.open("a") as file:
+        file.write(line)
+
+
+def test_only_a_changed_row_is_trained_again(workspace):
     edit(
         workspace / "ablations" / "rows.yaml",
         lambda c: c["runs"]["torch-conv-0"]["override"].update(loss={"log_floor": 1e-4}),
@@ -89,7 +112,7 @@ def test_a_touched_row_is_trained_again_and_no_other(workspace):
     assert outdated(workspace) == set()
 
 
-def test_a_new_row_is_trained_and_a_question_reworded_trains_nothing(workspace):
+def test_a_new_row_is_trained_and_a_reworded_question_trains_nothing(workspace):
     new = {"framework": "torch", "axis": "mixer", "question": "Two?", "override": {"model": {"n_enc": 2}}}
 
     def change(content):
@@ -102,9 +125,81 @@ def test_a_new_row_is_trained_and_a_question_reworded_trains_nothing(workspace):
 
 
 def test_all_runs_follow_the_profile_and_those_of_one_framework_its_code(workspace):
-    with (workspace / "jax_impl" / "unet.py").open("a") as file:
-        file.write("# another line\n")
-    assert outdated(workspace) == {"train@jax-default-0"}
+    append(workspace / "jax_impl" / "unet.py")
+    assert outdated(workspace) == {"train@jax-default-0", "evaluate@jax-default-0"}
     edit(workspace / "ablations" / "params.yaml", lambda c: c.update(profile="smoke"))
     dvc(workspace, "repro", "--quiet", "configure")
-    assert outdated(workspace) >= {f"train@{run}" for run in RUNS}
+    assert outdated(workspace) >= TRAINED | {"data"}
+
+
+def test_training_depends_on_the_metrics_and_on_no_page_check_or_document(workspace):
+    for path in ("twinsep/demo/app.py", "twinsep/data/checks.py", "twinsep/cli.py"):
+        append(workspace / path)
+    (workspace / "twinsep" / "README.md").write_text("A document.")
+    assert outdated(workspace) == set()
+    append(workspace / "twinsep" / "metrics.py")
+    assert outdated(workspace) >= TRAINED
+
+
+def test_the_generated_songs_depend_on_their_sizes_and_on_no_training_number(workspace):
+    params = workspace / "ablations" / "params.yaml"
+    edit(params, lambda c: c["profiles"]["cpu"]["training"].update(steps=17))
+    assert outdated(workspace) == set()
+    edit(params, lambda c: c["songs"]["cpu"].update(test=17))
+    assert outdated(workspace) == {"data"}
+
+
+def test_dvc_notices_a_changed_file_in_an_external_folder(workspace, songs, tmp_path):
+    own = Path(shutil.copytree(songs, tmp_path / "own"))
+    edit(workspace / "ablations" / "params.yaml", lambda c: c["data"].update(root=str(own)))
+    dvc(workspace, "repro", "--quiet", *STAGES)
+    assert outdated(workspace) == set()
+    (stem,) = own.glob("train/a/vocals.wav")
+    listed = json.loads((workspace / inventory.OUT).read_text())
+    assert listed["root"] == str(own)
+    assert listed["splits"]["train"]["a"]["files"]["vocals.wav"]["modified_ns"] == stem.stat().st_mtime_ns
+    os.utime(stem, (0, 0))
+    assert outdated(workspace) == set()  # touched, but of the same content
+    stem.write_bytes(stem.read_bytes()[:-2] + b"ab")
+    assert outdated(workspace) == {"inventory"}
+    dvc(workspace, "repro", "--quiet", "inventory")
+    assert outdated(workspace) >= TRAINED
+
+
+# ---------------------------------------------------------------------------- the lists in dvc.yaml
+
+
+def test_every_dependency_on_code_exists():
+    for stage in yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"].values():
+        for path in stage.get("do", stage)["deps"]:
+            if not path.startswith(("results/", "${data.root}")):
+                assert (ROOT / path.replace("${item.framework}", "torch")).exists(), path
+
+
+@pytest.mark.parametrize("framework", ["torch", "jax"])
+def test_training_depends_on_every_module_that_can_change_its_numbers(framework):
+    code = (
+        f"import sys, {framework}_impl.train, twinsep.training.loop\n"
+        "for name, module in sys.modules.items():\n    if name.split('.')[0] == 'twinsep': print(name, module.__file__)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    listed = [ROOT / path for path in settings.code_dependencies("train", framework)]
+    assert ROOT / f"{framework}_impl" in listed
+    for name, file in (line.split() for line in done.stdout.splitlines()):
+        path = Path(file)
+        if path.name == "__init__.py" or name.startswith(WITHOUT_NUMBERS):
+            continue
+        assert any(path.is_relative_to(dep) for dep in listed), name
+
+
+def test_a_run_resumes_only_with_the_listed_code_and_the_same_songs(monkeypatch, tmp_path):
+    monkeypatch.setattr(inventory, "OUT", tmp_path / "data.json")
+    inventory.OUT.write_text("{}")
+    first = train.basis("torch")
+    assert train.basis("torch") == first != train.basis("jax")
+    inventory.OUT.write_text("[]")
+    assert train.basis("torch") != first
+    inventory.OUT.write_text("{}")
+    fewer = settings.code_dependencies("train", "torch")[1:]
+    monkeypatch.setattr(settings, "code_dependencies", lambda *_: fewer)
+    assert train.basis("torch") != first

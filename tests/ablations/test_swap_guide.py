@@ -1,4 +1,4 @@
-"""The mixer that ``ablations/README.md`` adds, taken from that page to the letter: what it promises of one holds."""
+"""The mixer that ``ablations/README.md`` adds, with the code taken from that page."""
 
 import __future__
 
@@ -25,7 +25,7 @@ CHOICES, IN_TORCH, IN_JAX, LINE = re.findall(r"```python\n(.*?)```", GUIDE, re.D
 
 @pytest.fixture
 def add(monkeypatch):
-    """A function that follows the guide, with its JAX file or another, until the test is over."""
+    """A function that follows the guide until the test ends, with the guide's JAX file or another."""
 
     def register(package, mean):
         for kind, found in eval(f"{{{LINE}}}", {"Mean": mean}).items():
@@ -57,7 +57,7 @@ def check_parity():
 
 @pytest.mark.parametrize("dtype", ["float64"], indirect=True)
 @pytest.mark.usefixtures("dtype")
-def test_the_guides_mixer_is_one_of_the_cases_and_agrees_in_both_twins(add):
+def test_the_guides_mixer_joins_the_cases_and_agrees_in_both_twins(add):
     add()
     check_parity()
 
@@ -84,12 +84,12 @@ def test_the_guides_files_mirror_each_other(tmp_path, monkeypatch):
     assert torch == jax == [("Mean", [("__init__", ["self", "model"]), ("__call__", ["self", "x"])])]
 
 
-def test_the_configuration_and_a_row_take_the_kind(add, monkeypatch):
+def test_the_configuration_and_a_row_accept_the_kind(add, monkeypatch):
     with pytest.raises(InputError, match="unknown mixer kind 'mean'"):
         preset("tiny").override({"model": {"mixer": {"kind": "mean"}}})
     add()
     chosen = preset("tiny").override({"model": {"mixer": {"kind": "mean"}}})
     assert chosen.model.mixer == mixers.MIXERS["mean"](directions=2)
     for name, run in yaml.safe_load(ROW).items():
-        monkeypatch.setitem(settings.table()["runs"], name, run)
+        monkeypatch.setitem(settings.row_table()["runs"], name, run)
     assert settings.configuration("torch-mean-0").model.mixer == chosen.model.mixer

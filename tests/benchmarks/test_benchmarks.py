@@ -1,4 +1,4 @@
-"""What ``twinsep bench`` writes, refuses and leaves running. Nothing is timed; sizes are those of a toy."""
+"""``twinsep bench``: records, refusals and processes, at toy sizes; no test depends on measured times."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from twinsep.config import preset
 from twinsep.errors import InputError, TwinsepError
 from twinsep.utils.backend import twin
 
-#: A model of thousands of weights on a third of a second.
+#: Model of some thousand weights on segments of a third of a second.
 MICRO = {
     "model": {"d_model": 8, "bands": "vocal18", "mixer": {"kind": "mamba", "d_state": 4}},
     "training": {"segment_seconds": 0.3},
@@ -27,14 +27,14 @@ TOY = {"sequences": 2, "length": 16, "d_model": 8, "d_state": 4, "expand": 2}
 
 @pytest.fixture
 def worker():
-    """PyTorch with a small trainer, in this process."""
+    """A PyTorch worker with a small trainer, in this process."""
     worker = Worker("torch")
     assert worker.open(preset("tiny").override(MICRO).to_dict())["threads"] >= 1
     return worker
 
 
-class Scripted:
-    """Stands for a worker: notes every question, answers with the number of questions so far."""
+class Scripted(WorkerProcess):
+    """Stands in for a worker process: notes every request and answers with the number of requests so far."""
 
     asked: list[tuple[str, str]]
 
@@ -66,14 +66,14 @@ class Scripted:
 
 @pytest.fixture
 def asked(monkeypatch):
-    """The questions put to workers that only note them."""
+    """The requests sent to scripted workers."""
     monkeypatch.setattr(Scripted, "asked", [], raising=False)
     for module in (block, feeding, growth, memory, scan, separate, step):
         monkeypatch.setattr(module, "WorkerProcess", Scripted)
     monkeypatch.setattr(length, "SECONDS", (1, 2))
     monkeypatch.setattr(growth, "SONGS", (1,))
     monkeypatch.setattr(length, "BARS", {(2, 1): 1.5})
-    monkeypatch.setattr(length, "separated", lambda *_: {"wall_s": 2.0, "peak_mib": 100.0})
+    monkeypatch.setattr(length, "separate_in_process", lambda *_: {"wall_s": 2.0, "peak_mib": 100.0})
     for name, value in {"SONGS": 1, "SECONDS": 1, "EXAMPLES": 2}.items():
         monkeypatch.setattr(feeding, name, value)
     return Scripted.asked
@@ -81,7 +81,7 @@ def asked(monkeypatch):
 
 @pytest.fixture
 def call(monkeypatch, capsys, tmp_path):
-    """Run ``twinsep bench`` with these arguments in an empty folder; gives (exit status, output, standard error)."""
+    """Run ``twinsep bench`` with these arguments in an empty folder; returns (exit status, output, standard error)."""
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
 
@@ -102,7 +102,7 @@ def test_frameworks_alternate_and_first_calls_and_warm_ups_do_not_count(asked):
     both = ["torch", "jax"]
     sequence = ["open", *2 * ["step"], *2 * ["separate"], "peak", *3 * ["step"], *3 * ["separate"], "peak", "last_loss"]
     assert asked == [(f, work) for work in sequence for f in both] + [("jax", "killed"), ("torch", "killed")]
-    # The answers are 1, 2, 3 … in the order of the questions.
+    # The answers are 1, 2, 3 … in the order of the requests.
     assert record["step"]["torch"] == {
         "first_call_s": 3.0,
         "median_s": 15.0,
@@ -125,7 +125,7 @@ def test_frameworks_alternate_and_first_calls_and_warm_ups_do_not_count(asked):
     ]
 
 
-def test_memory_stands_beside_the_bar_and_the_state(asked):
+def test_memory_is_compared_with_its_bound_and_the_size_of_the_state(asked):
     record = memory.measure(BenchmarkOptions({}, 0, 1), lambda *_: None)
     assert asked == [(f, what) for f in ("torch", "jax") for what in ("layer", "killed")]
     assert record["below_bar"] == {"torch": True, "jax": False}
@@ -134,7 +134,7 @@ def test_memory_stands_beside_the_bar_and_the_state(asked):
 
 
 @pytest.mark.usefixtures("asked")
-def test_the_command_writes_a_record_each_and_prints_them(call, tmp_path):
+def test_the_command_writes_and_prints_a_record_per_benchmark(call, tmp_path):
     status, printed, said = call("--repetitions", 2, "--set", "training.segment_seconds=0.5")
     assert status == 0, said
     written = {path.stem: json.loads(path.read_text()) for path in (tmp_path / "work/results/bench").iterdir()}
@@ -150,21 +150,21 @@ def test_the_command_writes_a_record_each_and_prints_them(call, tmp_path):
 
 
 @pytest.mark.usefixtures("asked")
-def test_one_benchmark_by_name(call, tmp_path):
+def test_a_single_benchmark_can_be_named(call, tmp_path):
     assert call("memory", "memory", "--out", "here")[0] == 0
     assert [path.name for path in (tmp_path / "work/here").iterdir()] == ["memory.json"]
 
 
-def test_bad_arguments_end_in_a_sentence_before_anything_is_measured(call, asked, tmp_path):
+def test_bad_arguments_are_refused_before_anything_is_measured(call, asked, tmp_path):
     (tmp_path / "file").write_text("")
     for arguments, sentence in [
         (("pace",), "unknown benchmark 'pace'; known: scan, block, step"),
         (("--repetitions", 0), "0 repetitions"),
         (("--warmups=-1",), "-1 warm-ups"),
-        (("--preset", "huge"), "unknown preset 'huge'"),
-        (("--preset", "tiny", "--config", "c.yaml"), "give either"),
-        (("--out", tmp_path / "file"), "no folder that may be written"),
-        (("--out", tmp_path / "file" / "below"), "no folder that may be written"),
+        (("--preset", "huge"), "'huge' is not one of"),
+        (("--preset", "tiny", "--config", "c.yaml"), "choose either"),
+        (("--out", tmp_path / "file"), "is not a writable folder"),
+        (("--out", tmp_path / "file" / "below"), "is not a writable folder"),
     ]:
         status, printed, said = call(*arguments)
         assert status == 2, arguments
@@ -176,7 +176,7 @@ def test_bad_arguments_end_in_a_sentence_before_anything_is_measured(call, asked
     assert list((tmp_path / "work").iterdir()) == []
 
 
-def test_a_worker_tells_what_the_twins_refuse():
+def test_a_worker_passes_on_the_errors_of_the_twins():
     with (
         WorkerProcess("abacus") as worker,
         pytest.raises(InputError, match="unknown framework 'abacus'; known: torch, jax"),
@@ -184,8 +184,8 @@ def test_a_worker_tells_what_the_twins_refuse():
         worker.ask("layer", sizes=TOY)
 
 
-def test_a_missing_framework_ends_in_a_sentence(call, monkeypatch, tmp_path):
-    """In the workers Python looks here first, and this JAX cannot be imported."""
+def test_a_missing_framework_is_reported_in_one_sentence(call, monkeypatch, tmp_path):
+    """The workers find a ``jax`` that cannot be imported first on their path."""
     (tmp_path / "jax.py").write_text("raise ModuleNotFoundError('no JAX', name='jax')")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, (tmp_path, Path(__file__).parents[2]))))
     monkeypatch.setattr(memory, "TWINS", {"jax": "jax_impl"})
@@ -199,7 +199,7 @@ def test_a_worker_that_dies_is_named_with_its_signal():
     with WorkerProcess("torch") as worker:
         worker.process.kill()
         worker.process.wait()
-        with pytest.raises(TwinsepError, match=r"process of torch ended during 'peak' \(signal 9, perhaps"):
+        with pytest.raises(TwinsepError, match=r"torch process ended during 'peak' \(signal 9, perhaps"):
             worker.ask("peak")
 
 
@@ -210,7 +210,7 @@ def test_an_interruption_kills_the_workers():
         with WorkerProcess("torch") as worker, WorkerProcess("jax") as other:
             processes.extend([worker.process, other.process])
             assert worker.ask("peak") > 0
-            # A signal to the group of the asking process, as the terminal sends it, does not reach them.
+            # They are outside the process group to which the terminal sends Ctrl-C.
             assert all(os.getpgid(process.pid) != os.getpgid(0) for process in processes)
             raise KeyboardInterrupt
 
@@ -219,7 +219,7 @@ def test_an_interruption_kills_the_workers():
     assert [process.returncode for process in processes] == [-9, -9]
 
 
-def test_a_subject_steps_and_separates(worker):
+def test_a_worker_steps_and_separates(worker):
     before = worker.trainer.state()
     assert worker.step() > 0
     assert any((before[name] != after).any() for name, after in worker.trainer.state().items())
@@ -233,16 +233,16 @@ def test_a_loss_that_is_not_finite_is_refused(worker):
         worker.step()
 
 
-def test_memory_of_a_layer_in_a_worker():
+def test_a_worker_measures_the_memory_of_a_layer():
     with WorkerProcess("jax") as worker:
         found = worker.ask("layer", sizes=TOY)
     assert found.keys() == {"peak_mib", "compiler_peak_mib", "resident_before_mib", "source", "setting"}
-    # The layer at this size takes kilobytes: pages at most, of a process of hundreds of megabytes.
+    # At this size the layer takes kilobytes, in a process of hundreds of megabytes.
     assert 0 <= found["peak_mib"] < 50 < found["resident_before_mib"]
 
 
 def test_both_twins_compute_the_same_layer():
-    """Outputs and gradients of what ``memory`` measures: first for the input, then for the weights."""
+    """Outputs, input gradients and shapes of weight gradients of the layer that ``memory`` measures."""
     import jax
 
     x, dy = workloads.noise(2, 16, 8, seed=0), workloads.noise(2, 16, 8, seed=1)
@@ -260,7 +260,7 @@ def test_both_twins_compute_the_same_layer():
     assert sorted(w.shape for w in jax.tree.leaves(jax_dweights)) == sorted(tuple(w.shape) for w in dweights)
 
 
-def test_a_watch_sees_a_peak_that_is_over():
+def test_a_memory_watch_sees_a_past_peak():
     watch = MemoryWatch()
     block = np.ones(64 * MIB // 8)
     del block
@@ -273,7 +273,7 @@ def test_a_watch_sees_a_peak_that_is_over():
 
 @pytest.mark.parametrize("framework", ["torch", "jax"])
 @pytest.mark.parametrize("backward", [False, True])
-def test_every_way_to_scan_gives_the_same(framework, backward):
+def test_all_implementations_of_the_scan_agree(framework, backward):
     ways = ["default", "definition"] + ["sequential", "associative"] * (framework == "jax")
     results = [workloads.scan(framework, [2, 12, 3, 2], way, backward)() for way in ways]
     for other in results[1:]:
@@ -283,8 +283,8 @@ def test_every_way_to_scan_gives_the_same(framework, backward):
 
 @pytest.mark.parametrize("framework", ["torch", "jax"])
 @pytest.mark.parametrize("backward", [False, True])
-def test_a_block_is_that_of_the_network(framework, backward):
-    """With every mixer; frame after frame Mamba gives what its kernel does."""
+def test_the_block_has_the_shape_of_the_network_and_loops_agree_with_kernels(framework, backward):
+    """Mamba computed frame by frame agrees with its kernel."""
     config = preset("tiny").override(MICRO)
     for kind in ("mamba", "conv"):
         chosen = config.override({"model": {"mixer": {"kind": kind}}}).to_dict()
@@ -301,7 +301,7 @@ def test_a_block_is_that_of_the_network(framework, backward):
         np.testing.assert_allclose(looped.numpy(), by_kernel.numpy(), rtol=1e-4, atol=1e-5)
 
 
-def test_what_is_prepared_is_called_and_watched():
+def test_a_prepared_workload_is_called_and_its_memory_measured():
     worker = Worker("torch")
     assert worker.prepare("scan", "scan", shape=[2, 12, 3, 2], way="default", backward=True) > 0
     assert worker.call("scan") > 0
@@ -311,14 +311,14 @@ def test_what_is_prepared_is_called_and_watched():
         worker.call("scan")
 
 
-def test_scans_are_in_turns_and_beside_their_exponentials(asked):
+def test_scans_are_called_in_turns_and_compared_with_their_exponentials(asked):
     record = scan.measure(BenchmarkOptions({}, 0, 1), lambda *_: None)
-    questions = [what for _, what in asked]
-    # Four shapes; five rounds each of the machine's rate and of all ways.
-    small, large = len(scan.asked(scan.SMALL, ["mambapy"])), len(scan.asked(scan.LARGE, ["mambapy"]))
-    assert (small, large) == (13, 10)  # at the large one nothing that keeps every state
-    assert questions[: 1 + small + 1 + 2 * small] == ["scans", *small * ["prepare"], "rates", *2 * small * ["call"]]
-    assert questions.count("rates") == 4 * scan.REPETITIONS
+    requests = [method for _, method in asked]
+    # Four shapes; five rounds each of the machine's rates and of all implementations.
+    small, large = (len(scan.measured_keys(shape, ["mambapy"])) for shape in (scan.SMALL, scan.LARGE))
+    assert (small, large) == (13, 10)  # the large shape excludes what stores every state
+    assert requests[: 1 + small + 1 + 2 * small] == ["scans", *small * ["prepare"], "rates", *2 * small * ["call"]]
+    assert requests.count("rates") == 4 * scan.REPETITIONS
     assert record["left_out"].endswith("more than 1 GiB")
     first = record["times"][0]
     assert (first["shape"], first["framework"], first["way"], first["backward"]) == (
@@ -327,7 +327,7 @@ def test_scans_are_in_turns_and_beside_their_exponentials(asked):
         "default",
         False,
     )
-    # 5 exponentials a second, the scripted machine's rate; the answers are the numbers of the questions.
+    # The scripted machine computes 5 exponentials per second; the answers are the numbers of the requests.
     assert first["exponentials_s"] == 72 * 259 * 32 * 8 / 5
     assert first["times_s"] == [17.0, 44.0, 71.0, 98.0, 125.0]
     assert first["median_s"] == 71.0
@@ -338,7 +338,7 @@ def test_scans_are_in_turns_and_beside_their_exponentials(asked):
     assert len(scan.rows(record)) == len(record["times"]) + 3 + 8
 
 
-def test_the_figures_of_the_scan():
+def test_the_requirements_of_the_scan():
     key = {"median_s": 1.0, "times_the_exponentials": 1.9}
     times = [
         {"shape": scan.LARGE, "framework": framework, "way": way, "backward": backward, **key}
@@ -351,19 +351,19 @@ def test_the_figures_of_the_scan():
         for way, seconds in (("default", 0.5), ("definition", 1.9))
     ]
     memory_found = [{"framework": "torch", "what": "as it is", "shape": [68, 690, 512, 32], "peak_mib": 667.0}]
-    found = scan.figures(times, memory_found)
+    found = scan.requirements(times, memory_found)
     assert [(f["value"], f["reached"]) for f in found] == [
         (1.9, True),
         (1.9, True),
         (1.9, True),
         (15.1, False),
-        (3.8, False),  # no mambapy, no figure
+        (3.8, False),  # mambapy is missing, and with it its requirement
         (699.4, True),
     ]
 
 
-def test_another_packages_scan_gives_what_ours_does(monkeypatch, tmp_path):
-    """A function as mamba_ssm's file has one, among what cannot be imported."""
+def test_the_scan_of_another_package_agrees_with_ours(monkeypatch, tmp_path):
+    """The function is taken from a file like mamba_ssm's, whose other imports fail."""
     scans = twin("torch", "baselines.scans")
     with pytest.raises(InputError, match="unknown scan 'pace'; known: default, definition, mambapy, mamba_ssm"):
         scans.load_scan("pace")
@@ -388,7 +388,7 @@ def test_another_packages_scan_gives_what_ours_does(monkeypatch, tmp_path):
         np.testing.assert_allclose(y.numpy(), x.numpy(), rtol=1e-4, atol=1e-6)
 
 
-def test_a_mambapy_that_is_missing_is_named_with_the_command_that_installs_it(monkeypatch):
+def test_a_missing_mambapy_is_named_with_its_install_command(monkeypatch):
     monkeypatch.setitem(sys.modules, "mambapy", None)
     monkeypatch.setitem(sys.modules, "mambapy.mamba", None)
     with pytest.raises(
@@ -397,14 +397,14 @@ def test_a_mambapy_that_is_missing_is_named_with_the_command_that_installs_it(mo
         twin("torch", "baselines.scans").load_scan("mambapy")
 
 
-def test_mambapys_scan_is_ours():
+def test_the_scan_of_mambapy_agrees_with_ours():
     pytest.importorskip("mambapy")
     theirs, ours = (workloads.scan("torch", [2, 16, 3, 2], way, True)() for way in ("mambapy", "default"))
     for x, y in zip(theirs, ours, strict=True):
         np.testing.assert_allclose(y.numpy(), x.numpy(), rtol=1e-4, atol=1e-5)
 
 
-def test_blocks_of_every_mixer_are_in_turns(asked):
+def test_blocks_of_all_mixers_are_called_in_turns(asked):
     record = block.measure(BenchmarkOptions({}, 0, 1), lambda *_: None)
     kinds = [t["mixer"] for t in record["times"]]
     assert set(kinds) == {"mamba", "mamba2", "transformer", "lstm", "conv", block.LOOP}
@@ -414,7 +414,7 @@ def test_blocks_of_every_mixer_are_in_turns(asked):
     assert len(block.rows(record)) == 6 * 2
 
 
-def test_what_grows_is_all_that_changes(asked, monkeypatch):
+def test_only_the_growing_axis_changes(asked, monkeypatch):
     configurations = []
 
     class Noting(Scripted):
@@ -440,7 +440,7 @@ def test_what_grows_is_all_that_changes(asked, monkeypatch):
     assert all(killed == "killed" for _, killed in asked[6::7])
 
 
-def test_the_network_of_a_configuration():
+def test_a_worker_makes_the_network_of_a_configuration():
     worker = Worker("torch")
     opened = worker.network(preset("tiny").override(MICRO).to_dict(), 0.2)
     assert opened["first_call_s"] > 0
@@ -451,7 +451,7 @@ def test_the_network_of_a_configuration():
 # ---------------------------------------------------------------------------- lengths and speed
 
 
-def test_the_cost_of_a_length_is_that_of_a_real_separation(monkeypatch):
+def test_the_cost_of_a_length_comes_from_a_real_separation(monkeypatch):
     for name, value in {"SECONDS": (1, 2), "BARS": {(2, 1): 1.2}, "TWINS": ("torch",)}.items():
         monkeypatch.setattr(length, name, value)
     record = length.measure(BenchmarkOptions({}, 0, 1), lambda *_: None)
@@ -463,7 +463,7 @@ def test_the_cost_of_a_length_is_that_of_a_real_separation(monkeypatch):
     assert ratio["torch"] == round(record["songs"][1]["peak_mib"] / record["songs"][0]["peak_mib"], 4)
 
 
-def test_the_figures_of_separation():
+def test_the_requirements_of_separation():
     seconds = {"tiny": 0.1, "small": 1.0, "paper": 7.0, **dict.fromkeys(separate.OTHERS, 2.0)}
     systems = [
         {
@@ -475,14 +475,14 @@ def test_the_figures_of_separation():
         for f, name, kept in separate.SYSTEMS
     ]
     counts = {"flop_per_audio_second": 20.0, "exponentials_per_audio_second": 15.0}
-    found = separate.figures(systems, {"matrix_flop_per_s": 10.0, "exponentials_per_s": 5.0}, {"paper": counts})
-    # 20/10 + 15/5 seconds at the machine's best, against 7; the others 2, or 8 as they come; JAX twice PyTorch.
+    found = separate.requirements(systems, {"matrix_flop_per_s": 10.0, "exponentials_per_s": 5.0}, {"paper": counts})
+    # The limit is 20/10 + 15/5 s, paper takes 7 s; others take 2 s, or 8 s unmodified; JAX takes twice PyTorch's time.
     assert [f["value"] for f in found] == [1.4, 0.875, 3.5, 0.125, 0.5, 0.125, 0.5, 0.1, 2.0, 2.0]
     assert [f["reached"] for f in found] == [True, False, False, *5 * [True], False, False]
     assert [f["framework"] for f in found] == [*8 * ["torch"], *2 * ["jax"]]
 
 
-def test_the_counts_and_limits_of_a_real_machine(monkeypatch):
+def test_operations_and_rates_are_measured_on_this_machine(monkeypatch):
     worker = Worker("torch")
     opened = worker.system("tiny")
     assert opened["parameters"] == 235_444
@@ -491,7 +491,7 @@ def test_the_counts_and_limits_of_a_real_machine(monkeypatch):
     assert rates["matrix_flop_per_s"] > 1e9
     assert 1e7 < rates["exponentials_per_s"] < rates["matrix_flop_per_s"]
     assert rates["copied_bytes_per_s"] > 1e8
-    with WorkerProcess("torch") as process:  # whose types are not checked: it counts on tensors that are none
+    with WorkerProcess("torch") as process:  # a process without type checks, as it counts on placeholder tensors
         counted = process.ask("operations", name="tiny")
     assert 0 < counted["exponentials_per_audio_second"] < counted["flop_per_audio_second"]
     monkeypatch.setitem(sys.modules, "bs_roformer", None)
@@ -499,7 +499,7 @@ def test_the_counts_and_limits_of_a_real_machine(monkeypatch):
         worker.system("bs-roformer")
 
 
-def test_a_package_that_is_missing_is_left_out_and_named(asked):
+def test_a_missing_package_is_skipped_and_named(asked):
     record = separate.measure(BenchmarkOptions({}, 0, 1), lambda *_: None)
     assert record["not_installed"] == ["htdemucs"]
     assert "htdemucs" not in {s["system"] for s in record["systems"]}
@@ -507,7 +507,7 @@ def test_a_package_that_is_missing_is_left_out_and_named(asked):
     assert asked.count(("torch", "chunk")) == (3 + 3 * 2) * 2 * separate.REPETITIONS
 
 
-def test_missing_packages_are_those_that_cannot_be_imported(monkeypatch):
+def test_packages_that_cannot_be_imported_are_missing(monkeypatch):
     packages = twin("torch", "baselines.packages")
     for name in ("bs_roformer", "moises_light", "demucs"):
         monkeypatch.setitem(sys.modules, name, None)

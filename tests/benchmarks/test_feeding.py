@@ -1,4 +1,4 @@
-"""What ``twinsep bench feeding`` records, with small songs and workers that only answer. Nothing is judged by time."""
+"""Record of ``twinsep bench feeding``, with small songs and scripted workers; no test depends on real time."""
 
 from types import SimpleNamespace
 
@@ -13,7 +13,7 @@ SIZES = {"SONGS": 2, "SECONDS": 1, "EXAMPLES": 3}
 
 
 class Worker:
-    """Stands for one of a framework: a step takes 0.1 s in torch, 0.2 s in jax."""
+    """Stands in for a worker process: a step takes 0.1 s in torch, 0.2 s in jax."""
 
     def __init__(self, framework):
         self.framework = framework
@@ -36,11 +36,11 @@ def small(monkeypatch):
 
 
 @pytest.mark.usefixtures("small")
-def test_loader_and_steps_stand_beside_each_other(monkeypatch):
+def test_the_speeds_of_loader_and_steps_are_compared(monkeypatch):
     made, asked, clock, seconds = [], [], [0.0], iter([1.0, 2.0, 4.0, 10.0, 20.0, 40.0])
 
     def perf_counter():
-        """Asked by turns when a repetition of three examples begins, and when it ends."""
+        """Called in turns at the start and at the end of a repetition of three examples."""
         asked.append(0)
         if len(asked) % 2 == 0:
             clock[0] += next(seconds)
@@ -57,7 +57,7 @@ def test_loader_and_steps_stand_beside_each_other(monkeypatch):
     )
     assert record["configuration"]["training"]["batch_size"] == 1
     assert record["step_audio_s_per_s"] == {"torch": 5.0, "jax": 2.5}
-    assert record["loader_audio_s_per_s"] == {"wav": 0.375, "flac": 0.037}  # the last of three counts
+    assert record["loader_audio_s_per_s"] == {"wav": 0.375, "flac": 0.037}  # only the last of three repetitions counts
     assert record["loader_over_step"]["wav"] == {"torch": 0.075, "jax": 0.15}
     assert record["reaches_target"]["wav"] == {"torch": False, "jax": False}
     assert record["target"] == 5
@@ -69,11 +69,11 @@ def test_loader_and_steps_stand_beside_each_other(monkeypatch):
     assert rows[0] == ("training step (audio s/s)", {"torch": 5.0, "jax": 2.5})
     assert rows[1] == ("loader, wav (audio s/s)", {"torch": 0.375, "jax": 0.375})
     assert rows[3] == ("loader, wav / step (at least 5)", {"torch": 0.075, "jax": 0.15})
-    suite._print("feeding", rows)
+    suite._print_table("feeding", rows)
 
 
 @pytest.mark.usefixtures("small")
-def test_either_format_is_fed_quickly_enough_to_tell(monkeypatch):
+def test_either_file_format_has_a_positive_speed(monkeypatch):
     monkeypatch.setattr(feeding, "TARGET", 0)
     config = preset("tiny").override({"training": {"segment_seconds": 0.1}})
     record = feeding.measure(BenchmarkOptions({"this": config}, 0, 2), lambda *_: None)

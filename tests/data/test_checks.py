@@ -1,4 +1,4 @@
-"""Every fault that ``twinsep check-data`` is to find, made on purpose and found by name; and a clean set."""
+"""``twinsep check-data``: every fault, made on purpose, is found by name; a clean set passes."""
 
 import os
 import shutil
@@ -23,7 +23,7 @@ STEMS = (*SOURCES, "mixture")
 
 @pytest.fixture
 def root(tmp_path):
-    """Two songs to train on, one each to validate on, to test on and "real"; nothing is wrong with them."""
+    """A faultless set: two training songs, one validation song, one test song and one real song."""
     root = tmp_path / "set"
     lines = ["track,split"]
     for seed, (name, split) in enumerate(
@@ -37,7 +37,7 @@ def root(tmp_path):
 
 @pytest.fixture
 def call(monkeypatch, capsys):
-    """Run ``twinsep`` with these arguments; gives (exit status, output, standard error)."""
+    """Run ``twinsep`` with these arguments; returns (exit status, output, standard error)."""
     monkeypatch.setenv("COLUMNS", "300")
 
     def run(*arguments):
@@ -50,11 +50,11 @@ def call(monkeypatch, capsys):
 
 
 def found(root):
-    """What is found in the set: {(song, file): [(unusable, what)]}."""
-    songs, astray = checks.find_faults(root, RATE, SEGMENT, lambda *_: None)
+    """The findings in the set: {(song, file): [(unusable, message)]}."""
+    songs, stray = checks.find_faults(root, RATE, SEGMENT, lambda *_: None)
     collected = {}
-    for name, file, what, unusable in [*astray, *(finding for song in songs for finding in song.findings)]:
-        collected.setdefault((name, file), []).append((unusable, what))
+    for name, file, message, unusable in [*stray, *(finding for song in songs for finding in song.findings)]:
+        collected.setdefault((name, file), []).append((unusable, message))
     return collected
 
 
@@ -68,11 +68,11 @@ def with_sample(path, value):
     return sound
 
 
-# ---------------------------------------------------------------------------- what makes a song unusable
+# ---------------------------------------------------------------------------- findings that make a song unusable
 
 
 @pytest.mark.parametrize(
-    ("spoil", "what"),
+    ("spoil", "message"),
     [
         (lambda path: os.truncate(path, 9_000), "is damaged or cut short (8956 of 24000 bytes"),
         (lambda path: path.write_bytes(b""), "is empty (0 bytes)"),
@@ -83,21 +83,21 @@ def with_sample(path, value):
         (lambda path: rewrite(path, soundfile.read(path)[0], 48_000), "is at 48000 Hz but the model is at 44100 Hz"),
         (lambda path: rewrite(path, np.zeros((FRAMES, 3))), "has 3 channels"),
         (lambda path: path.unlink(), "is missing"),
-        (lambda path: shutil.copy(path, path.with_suffix(".flac")), "is there as bass.flac too"),
+        (lambda path: shutil.copy(path, path.with_suffix(".flac")), "exists as bass.flac too"),
     ],
 )
-def test_a_song_that_cannot_be_trained_on(root, call, tmp_path, spoil, what):
+def test_a_fault_that_stops_training_makes_the_song_unusable(root, call, tmp_path, spoil, message):
     song = root / "train" / "b [live]"
     spoil(song / "bass.wav")
     with pytest.raises(InputError, match=r"bass\.wav"):
         [track.read("bass") for track in tracks(root, "train")]
     everything = found(root)
     assert {place for place in everything if any(u for u, _ in everything[place])} == {("train/b [live]", "bass.wav")}
-    assert any(u and w.startswith(what) for u, w in everything["train/b [live]", "bass.wav"])
-    assert not any("stems' sum" in w for place in everything.values() for _, w in place)  # of what was not heard
+    assert any(u and m.startswith(message) for u, m in everything["train/b [live]", "bass.wav"])
+    assert not any("sum of the stems" in m for place in everything.values() for _, m in place)  # not all was decoded
     status, printed, _ = call("check-data", root, "--list", tmp_path / "list", "--set", "training.segment_seconds=0.1")
     assert status == 1
-    row = next(line for line in printed.splitlines() if f"unusable: {what}" in line)
+    row = next(line for line in printed.splitlines() if f"unusable: {message}" in line)
     assert "train/b [live]" in row
     assert "bass.wav" in row
     assert printed.splitlines()[-1].startswith("5 songs, 2")
@@ -105,15 +105,15 @@ def test_a_song_that_cannot_be_trained_on(root, call, tmp_path, spoil, what):
     assert (tmp_path / "list").read_text() == "b [live]\n"
 
 
-def test_unequal_lengths(root):
+def test_unequal_lengths_make_a_song_unusable(root):
     path = root / "test" / "t" / "drums.wav"
     rewrite(path, np.pad(soundfile.read(path)[0], ((0, 10), (0, 0))))
     ((place, findings),) = found(root).items()
     assert place[0] == "test/t"
-    assert findings == [(True, "has 6000 samples but drums.wav 6010: cut or pad the song's files to one length")]
+    assert findings == [(True, "has 6000 samples but drums.wav has 6010: cut or pad the song's files to one length")]
 
 
-def test_a_broken_flac(root):
+def test_a_damaged_flac_makes_a_song_unusable(root):
     song = root / "train" / "a"
     sound, rate = audio.read(song / "other.wav")
     (song / "other.wav").unlink()
@@ -122,37 +122,37 @@ def test_a_broken_flac(root):
     content = bytearray((song / "other.flac").read_bytes())
     content[len(content) // 2] ^= 0x55
     (song / "other.flac").write_bytes(content)
-    (((unusable, what),),) = found(root).values()
+    (((unusable, message),),) = found(root).values()
     assert unusable
-    assert what.startswith("is damaged or cut short (decoding")
+    assert message.startswith("is damaged or cut short (decoding")
 
 
 @pytest.mark.parametrize(
     ("name", "guess"),
     [("vocal.wav", "vocals.wav"), ("VOCALS.WAV", "vocals.wav"), ("vocals.mp3", "vocals.wav"), ("zzz.ogg", "")],
 )
-def test_a_misnamed_stem(root, name, guess):
+def test_a_misnamed_stem_is_reported_with_a_guess(root, name, guess):
     song = root / "train" / "a"
     (song / "vocals.wav").rename(song / name)
     (song / "._vocals.wav").write_bytes(b"a shadow of another system")
     (song / "song.json").write_text("{}")
-    perhaps = f", perhaps for {guess}" if guess else ""
+    suggestion = f", perhaps meant as {guess}" if guess else ""
     assert found(root) == {
         ("train/a", "vocals.wav"): [(True, "is missing")],
-        ("train/a", name): [(bool(guess), f"is of no known name{perhaps}: not used")],
+        ("train/a", name): [(bool(guess), f"has an unknown name{suggestion}: not used")],
     }
 
 
-def test_a_file_too_many_does_no_harm(root):
+def test_an_extra_file_is_only_a_note(root):
     shutil.copy(root / "train" / "a" / "drums.wav", root / "train" / "a" / "drum.wav")
     shutil.copy(root / "train" / "a" / "drums.wav", root / "train" / "lone.wav")
     assert found(root) == {
-        ("train/a", "drum.wav"): [(False, "is of no known name, perhaps for drums.wav: not used")],
-        ("", "train/lone.wav"): [(False, "lies in no song's folder: it is not used")],
+        ("train/a", "drum.wav"): [(False, "has an unknown name, perhaps meant as drums.wav: not used")],
+        ("", "train/lone.wav"): [(False, "lies outside the songs' folders: not used")],
     }
 
 
-def test_folders_that_are_empty_or_not_there(root):
+def test_empty_and_missing_folders_are_unusable_songs(root):
     for stem in STEMS:
         (root / "train" / "a" / f"{stem}.wav").unlink()
     shutil.rmtree(root / "test" / "r")
@@ -162,8 +162,8 @@ def test_folders_that_are_empty_or_not_there(root):
     }
 
 
-def test_a_song_in_two_splits(root):
-    """The one to train on goes, that to test on stays; only the mixture has to be the same, and not its format."""
+def test_a_song_in_two_splits_stays_in_the_test_split(root):
+    """The training copy is unusable. Only the samples of the mixture are compared, not its format."""
     shutil.rmtree(root / "train" / "a")
     shutil.copytree(root / "test" / "t", root / "train" / "a")
     sound, rate = audio.read(root / "train" / "a" / "mixture.wav")
@@ -172,7 +172,7 @@ def test_a_song_in_two_splits(root):
     assert found(root) == {("train/a", ""): [(True, "is a duplicate: it sounds the same as test/t")]}
 
 
-def test_a_song_twice_in_a_split_and_a_stem_in_two_songs(root):
+def test_duplicates_within_a_split_and_a_stem_in_two_songs_are_notes(root):
     for song in ("a", "b [live]"):
         (root / "train" / song / "mixture.wav").unlink()
     shutil.copy(root / "train" / "a" / "bass.wav", root / "test" / "t" / "other.wav")
@@ -186,10 +186,10 @@ def test_a_song_twice_in_a_split_and_a_stem_in_two_songs(root):
     assert found(root)["train/b [live]", ""] == [(False, "is a duplicate: it sounds the same as train/a")]
 
 
-# ---------------------------------------------------------------------------- what is only worth knowing
+# ---------------------------------------------------------------------------- notes
 
 
-def test_silence_is_a_note_and_no_duplicate(root, call):
+def test_silence_is_a_note_and_not_a_duplicate(root, call):
     for song in ("a", "b [live]"):
         rewrite(root / "train" / song / "vocals.wav", np.full((FRAMES, 2), 2.0**-16), subtype="PCM_24")
         (root / "train" / song / "mixture.wav").unlink()
@@ -217,33 +217,33 @@ def test_clipped_runs_are_counted_across_blocks(root, monkeypatch):
     }
 
 
-def test_too_short(root):
+def test_a_song_shorter_than_a_segment_is_a_note(root):
     shutil.rmtree(root / "train" / "a")
     make_song(root / "train" / "a", 4_409, 9)
     (finding,) = found(root)["train/a", ""]
-    assert finding == (False, "is too short: 0.10 s, and zeros up to a training segment's 0.1 s")
+    assert finding == (False, "lasts only 0.10 s: zeros fill the training segment of 0.1 s")
     shutil.rmtree(root / "train" / "a")
     make_song(root / "train" / "a", 4_410, 9)
     assert found(root) == {}
 
 
-@pytest.mark.parametrize(("decibels", "told"), [(-38, True), (-42, False)])
-def test_stems_that_do_not_sum_to_the_mixture(root, monkeypatch, decibels, told):
+@pytest.mark.parametrize(("decibels", "reported"), [(-38, True), (-42, False)])
+def test_stems_that_do_not_sum_to_the_mixture_are_a_note(root, monkeypatch, decibels, reported):
     monkeypatch.setattr(audio, "BLOCK", 1_024)
     path = root / "train" / "a" / "mixture.wav"
     rewrite(path, soundfile.read(path)[0] * (1 + 10 ** (decibels / 20)), subtype="PCM_24")
     findings = found(root)
-    assert bool(findings) == told
-    if told:
-        ((unusable, what),) = findings["train/a", "mixture.wav"]
+    assert bool(findings) == reported
+    if reported:
+        ((unusable, message),) = findings["train/a", "mixture.wav"]
         assert not unusable
-        assert what.startswith("is not the stems' sum: the difference is at -38.1 dB")
+        assert message.startswith("is not the sum of the stems: the difference is at -38.1 dB of the mixture")
 
 
-# ---------------------------------------------------------------------------- the set and the command
+# ---------------------------------------------------------------------------- the data set and the command
 
 
-def test_pairs_by_folders_and_by_hash(tmp_path):
+def test_pairs_are_checked_in_split_folders_and_in_a_flat_folder(tmp_path):
     for seed, song in enumerate(("train/a", "train/b", "val/v", "test/t")):
         make_pair(tmp_path / "sorted" / song, FRAMES, seed)
     assert found(tmp_path / "sorted") == {}
@@ -252,7 +252,7 @@ def test_pairs_by_folders_and_by_hash(tmp_path):
     assert found(tmp_path / "sorted") == {
         ("train/a", ""): [(True, "is a duplicate: it sounds the same as valid/v")],
         ("train/b", "out.wav"): [(True, "is missing")],
-        ("train/b", "output.wav"): [(True, "is of no known name, perhaps for out.wav: not used")],
+        ("train/b", "output.wav"): [(True, "has an unknown name, perhaps meant as out.wav: not used")],
     }
     for seed, song in enumerate(("Abend", "Gale", "Duna")):
         make_pair(tmp_path / "flat" / song, FRAMES, seed)
@@ -271,21 +271,21 @@ def test_a_clean_set_passes_and_a_list_is_not_overwritten(root, call, tmp_path):
     (tmp_path / "list").write_text("mine\n")
     status, printed, said = call(*arguments)
     assert (status, printed) == (2, "")
-    assert "list exists; give --overwrite" in said
+    assert "list exists: choose another file, or give --overwrite" in said
     assert (tmp_path / "list").read_text() == "mine\n"
     assert call(*arguments, "--overwrite")[0] == 0
     assert (tmp_path / "list").read_text() == ""
 
 
-def test_sets_that_are_none(call, tmp_path):
-    for root, sentence in ((tmp_path / "none", "there is no data folder"), (tmp_path, "no songs in")):
+def test_a_missing_folder_and_one_without_songs_are_refused(call, tmp_path):
+    for root, sentence in ((tmp_path / "none", "none does not exist"), (tmp_path, "holds no songs")):
         status, _, said = call("check-data", root)
         assert status == 2
         assert sentence in said
         assert "Traceback" not in said
 
 
-def test_train_leaves_out_what_a_list_names(root, call, tmp_path, monkeypatch):
+def test_train_excludes_the_songs_of_a_list(root, call, tmp_path, monkeypatch):
     from twinsep.training import loop
 
     seen = []

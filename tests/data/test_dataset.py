@@ -1,4 +1,4 @@
-"""Songs in folders and the batches made of them: same seed, same batches; every refusal one sentence."""
+"""Data sets in stems and their training batches: equal seeds give equal batches, every refusal is one sentence."""
 
 import json
 import os
@@ -20,15 +20,15 @@ from twinsep.data.dataset import (
     scored_splits,
     sources_of,
     tracks,
-    validation_segments,
 )
 from twinsep.data.loader import BatchIterator, TrainingBatches
+from twinsep.data.validation import validation_segments
 from twinsep.errors import InputError
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    """Three training songs (one shorter than a segment), two to validate on, one to test on, one real."""
+    """Three training songs (one shorter than a segment), two validation songs, one test song and one real song."""
     root = tmp_path_factory.mktemp("songs")
     lines = ["track,split"]
     songs = [("long", "train", 20_000), ("middle", "train", 10_000), ("short", "train", 1_500)]
@@ -50,7 +50,7 @@ def config(root):
 # ---------------------------------------------------------------------------- songs and splits
 
 
-def test_table_decides_the_split(root):
+def test_the_table_decides_the_split(root):
     assert {split: [track.name for track in tracks(root, split)] for split in ("train", "valid", "test", "real")} == {
         "train": ["long", "middle", "short"],
         "valid": ["v1", "v2"],
@@ -68,7 +68,7 @@ def test_without_a_table_the_split_is_musdbs(tmp_path):
     assert [track.name for track in tracks(tmp_path, "train")] == ["A - Song", "B - Song"]
     assert [track.name for track in tracks(tmp_path, "valid")] == [MUSDB_VALIDATION[3]]
     assert [track.name for track in tracks(tmp_path, "test")] == ["C - Song"]
-    with pytest.raises(InputError, match=r"no real songs in .*test: .*dvc repro data"):
+    with pytest.raises(InputError, match=r"test holds no real songs: .*dvc repro data"):
         tracks(tmp_path, "real")
 
 
@@ -78,8 +78,8 @@ def test_real_songs_are_scored_where_the_table_lists_some(root, tmp_path):
     (tmp_path / "splits.csv").write_text("track,split\na,test\n")
     assert scored_splits(tmp_path) == ["test"]
     (tmp_path / "splits.csv").write_text("track,split\na,test\nb,real\n")
-    assert scored_splits(tmp_path) == ["test", "real"]  # without its folder: refused when it is read
-    with pytest.raises(InputError, match="lists a real song without its folder"):
+    assert scored_splits(tmp_path) == ["test", "real"]  # its folder is missing, which matters only when it is read
+    with pytest.raises(InputError, match=r"lists the real song 'b', but .* does not exist"):
         tracks(tmp_path, "real")
 
 
@@ -97,7 +97,7 @@ def test_stems_are_read_and_summed(tmp_path):
         track.read("voice")
 
 
-def test_missing_mixture_is_the_sum_and_mono_becomes_stereo(tmp_path):
+def test_a_missing_mixture_is_the_sum_and_mono_becomes_stereo(tmp_path):
     stems = make_song(tmp_path / "song", 1_000, mixture=False, channels=1)
     mixture = open_track(tmp_path / "song").read("mixture")
     assert mixture.shape == (2, 1_000)
@@ -111,7 +111,7 @@ def test_a_silent_stem_is_accepted(tmp_path):
     assert not open_track(tmp_path / "song").read("vocals").any()
 
 
-def test_songs_that_are_refused(tmp_path):
+def test_faulty_songs_are_refused(tmp_path):
     song = tmp_path / "song"
     make_song(song, 1_000)
     audio.write(song / "bass.wav", np.zeros((2, 990)), RATE)
@@ -125,19 +125,19 @@ def test_songs_that_are_refused(tmp_path):
         open_track(song)
 
 
-def test_data_sets_that_are_refused(tmp_path):
-    with pytest.raises(InputError, match=r"there is no data folder .*none: .*dvc repro data.*data\.root"):
+def test_faulty_data_sets_are_refused(tmp_path):
+    with pytest.raises(InputError, match=r"data folder .*none does not exist: .*dvc repro data.*data\.root"):
         tracks(tmp_path / "none", "train")
-    with pytest.raises(InputError, match=r"no train songs in .*train: .*dvc repro data"):
+    with pytest.raises(InputError, match=r"train holds no train songs: .*dvc repro data"):
         tracks(tmp_path, "train")
     with pytest.raises(InputError, match="unknown split 'training'; known: train, valid, test, real"):
         tracks(tmp_path, "training")
     for table, sentence in [
         ("track,split\na,train\na,valid\n", r"splits\.csv, line 3: 'a' is listed twice"),
-        ("track,split\na,dev\n", r"splits\.csv, line 2: give the columns track and split"),
-        ("name;split\na;train\n", r"splits\.csv, line 2: give the columns"),
-        ("track,split\na,train\n", r"splits\.csv lists a train song without its folder .*train/a"),
-        ("track,split\na,test\n", r"no train songs in .*splits\.csv"),
+        ("track,split\na,dev\n", r"splits\.csv, line 2 lacks a track or a valid split"),
+        ("name;split\na;train\n", r"splits\.csv, line 2 lacks a track"),
+        ("track,split\na,train\n", r"splits\.csv lists the train song 'a', but .*train/a does not exist"),
+        ("track,split\na,test\n", r"splits\.csv holds no train songs"),
     ]:
         (tmp_path / "splits.csv").write_text(table)
         with pytest.raises(InputError, match=sentence) as caught:
@@ -151,7 +151,7 @@ def test_data_sets_that_are_refused(tmp_path):
 # ---------------------------------------------------------------------------- batches
 
 
-def test_same_seed_same_batches_and_another_seed_others(config):
+def test_equal_seeds_give_equal_batches_and_other_seeds_others(config):
     batches = TrainingBatches(config)
     with iter(batches) as first, iter(TrainingBatches(config)) as second:
         digests = take(first, 6)
@@ -162,7 +162,7 @@ def test_same_seed_same_batches_and_another_seed_others(config):
 
 
 def test_batches_of_stems_are_the_same_in_every_version(config):
-    # Trained numbers rest on them. Without gain and low-pass, whose last bits are the processor's.
+    # Committed results depend on them. Without gain and low-pass, whose last bits depend on the processor.
     data = {"gain_db": 0, "low_pass": 0, "silent_target": 0.5}
     both = config.override({"model": {"targets": ["instrumental", "drums"]}, "data": data})
     with iter(TrainingBatches(both)) as stream:
@@ -174,7 +174,7 @@ def test_batches_of_stems_are_the_same_in_every_version(config):
         ]
 
 
-def test_shapes_types_and_names(config):
+def test_batches_have_the_documented_shapes_types_and_names(config):
     both = config.override({"model": {"targets": ["vocals", "instrumental"]}, "training": {"batch_size": 3}})
     with iter(TrainingBatches(both)) as stream:
         next(stream)
@@ -186,7 +186,7 @@ def test_shapes_types_and_names(config):
 
 
 @pytest.mark.parametrize("batch_size", [2, 3])
-def test_state_restores_the_very_next_batch(config, batch_size):
+def test_the_state_restores_the_very_next_batch(config, batch_size):
     batches = TrainingBatches(config.override({"training": {"batch_size": batch_size}}))
     with iter(batches) as stream, iter(batches) as resumed:
         take(stream, 3)
@@ -201,8 +201,8 @@ def test_state_restores_the_very_next_batch(config, batch_size):
     assert state == {"next_example": 3 * batch_size}
 
 
-def test_workers_change_nothing_but_the_speed(config, tmp_path):
-    # In a program of its own: what workers leave behind must not be hidden by this one's lifetime.
+def test_workers_change_only_the_speed(config, tmp_path):
+    # In a process of its own, so that leftovers of the workers show when it ends.
     with iter(TrainingBatches(config)) as stream:
         expected = take(stream, 5)
     (tmp_path / "config.json").write_text(json.dumps(config.override({"data": {"workers": 2}}).to_dict()))
@@ -230,7 +230,7 @@ def test_workers_change_nothing_but_the_speed(config, tmp_path):
     assert run.stderr == ""
 
 
-def test_mixture_is_target_plus_what_is_removed(config):
+def test_the_mixture_is_the_sum_of_target_and_residual(config):
     make = TrainingBatches(config.override({"model": {"targets": ["instrumental", "vocals"]}, "data": {"remix": 1}}))
     for index in range(8):
         example = make.example(index)
@@ -239,7 +239,7 @@ def test_mixture_is_target_plus_what_is_removed(config):
     assert np.abs(make.example(0)["mixture"] - make.example(0)["target"].sum(axis=0)).max() < 1e-6
 
 
-def test_plain_example_is_a_piece_of_a_song(config, root):
+def test_an_example_without_augmentation_is_a_segment_of_a_song(config, root):
     make = TrainingBatches(config.override({"data": PLAIN})).example
     for index in range(6):
         example = make(index)
@@ -263,7 +263,7 @@ def test_a_short_song_is_padded_at_its_end(tmp_path, config):
     assert 0 < np.abs(example["mixture"][:, 1_500:]).max() <= 4 * STEP
 
 
-def test_remix_takes_each_stem_from_a_place_of_its_own(config):
+def test_remix_draws_each_stem_from_a_position_of_its_own(config):
     make = TrainingBatches(config.override({"data": {"remix": 1}})).example
     names = [make(index)["song"].split(" | ") for index in range(30)]
     assert all(len(name) == 4 for name in names)
@@ -273,18 +273,18 @@ def test_remix_takes_each_stem_from_a_place_of_its_own(config):
 
 
 @pytest.mark.parametrize("targets", [["instrumental"], ["vocals", "drums"]])
-def test_share_of_silent_targets(config, targets):
+def test_silent_targets_are_as_frequent_as_configured(config, targets):
     make = TrainingBatches(config.override({"model": {"targets": targets}, "data": {"silent_target": 0.3}})).example
     examples = [make(index) for index in range(300)]
-    # At most three dithers make a silent target; what is to be removed stays audible.
+    # A silent target is the sum of at most three dithers; the other sources stay audible.
     silent = np.array([np.abs(example["target"]).max(axis=(1, 2)) <= 3 * STEP for example in examples])
     assert 0.2 < silent.any(axis=1).mean() < 0.4
-    assert np.allclose(silent.mean(axis=0), 0.3 / len(targets), atol=0.1)  # each of them by turns
+    assert np.allclose(silent.mean(axis=0), 0.3 / len(targets), atol=0.1)  # each target equally often
     assert all(np.abs(example["mixture"]).max() > 0.05 for example in examples)
     assert all(np.abs(example["target"]).max() > 0 for example in examples)
 
 
-def test_each_augmentation_does_what_it_says(config):
+def test_each_augmentation_does_what_its_name_says(config):
     def example(**changes):
         changed = config.override({"model": {"targets": list(SOURCES)}, "data": {**PLAIN, **changes}})
         return TrainingBatches(changed).example(3)["target"]
@@ -302,7 +302,7 @@ def test_each_augmentation_does_what_it_says(config):
     assert spectrum[..., frequency < 11_000].max() > 1
 
 
-def test_low_pass_keeps_below_and_removes_above():
+def test_the_low_pass_keeps_tones_below_and_removes_tones_above():
     time = np.arange(RATE) / RATE
     window = np.hanning(RATE)
     low, high = np.sin(2 * np.pi * 11_900 * time) * window, np.sin(2 * np.pi * 12_600 * time) * window
@@ -327,7 +327,7 @@ def test_draws_do_not_depend_on_the_probabilities(config):
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_broken_stem_is_named_from_within_the_stream(tmp_path, config, workers):
+def test_a_broken_stem_is_named_by_the_stream(tmp_path, config, workers):
     make_song(tmp_path / "train" / "song", 5_000)
     batches = TrainingBatches(config.override({"data": {"root": str(tmp_path), "workers": workers}}))
     audio.write(tmp_path / "train" / "song" / "other.wav", np.zeros((2, 10)), RATE)
@@ -335,7 +335,7 @@ def test_a_broken_stem_is_named_from_within_the_stream(tmp_path, config, workers
         next(stream)
 
 
-def test_importing_brings_no_framework_and_no_grain():
+def test_importing_the_loader_imports_no_framework_and_no_grain():
     unwanted = "{'torch', 'jax', 'grain', 'av'}"
     program = f"import sys, twinsep.data.loader; sys.exit(' '.join({unwanted} & set(sys.modules)) or 0)"
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
@@ -357,10 +357,10 @@ def test_validation_excerpts_are_the_same_every_time(config, root):
 
 
 def _span(name):
-    return {"v1": (2_500, 4_000), "v2": (0, 3_000)}[name]  # the middle: these songs are all voice
+    return {"v1": (2_500, 4_000), "v2": (0, 3_000)}[name]  # the middle, as these songs have voice everywhere
 
 
-def test_validation_excerpt_goes_where_the_voice_is(tmp_path, config):
+def test_the_validation_excerpt_is_where_the_voice_is(tmp_path, config):
     make_song(tmp_path / "train" / MUSDB_VALIDATION[0], 20_000)
     voice = np.zeros((2, 20_000))
     voice[:, 16_000:] = 0.1
@@ -370,15 +370,15 @@ def test_validation_excerpt_goes_where_the_voice_is(tmp_path, config):
     assert (segment.mixture - segment.target[0]).max() == pytest.approx(0.1, abs=1e-4)
 
 
-def test_validation_without_songs_and_with_fewer_wanted(tmp_path, config):
+def test_validation_takes_fewer_songs_if_asked_and_refuses_none(tmp_path, config):
     fewer = validation_segments(config.override({"training": {"validation_tracks": 1}}))
     assert [segment.track for segment in fewer] == ["v1"]
     make_song(tmp_path / "train" / "song", 100)
-    with pytest.raises(InputError, match=r"no valid songs in .*train: .*dvc repro data"):
+    with pytest.raises(InputError, match=r"train holds no valid songs: .*dvc repro data"):
         validation_segments(config.override({"data": {"root": str(tmp_path)}}))
 
 
-def test_parts_and_iterator_type(config):
+def test_sources_of_stems_and_the_type_of_the_iterator(config):
     assert sources_of("instrumental") == ("drums", "bass", "other")
     assert sources_of("vocals") == ("vocals",)
     assert isinstance(iter(TrainingBatches(config)), BatchIterator)

@@ -1,4 +1,4 @@
-"""Paired songs: found, split, read, trained on and scored; every refusal one sentence that names the place."""
+"""Paired songs: finding, splitting, reading, training, scoring; every refusal is one sentence that names the path."""
 
 import json
 import os
@@ -7,43 +7,34 @@ import unicodedata
 
 import numpy as np
 import pytest
+from helpers.datasets import PLAIN, RATE, make_pair
 
 from ablations import settings
 from ablations.fault_injection import write_song
 from ablations.stages import figure, separate
-from ablations.stages.data import inventory
+from ablations.stages.inventory import inventory
 from torch_impl.train import Trainer
 from twinsep import audio, checkpoints
 from twinsep.config import preset
 from twinsep.data import paired
 from twinsep.data.augment import STEP
-from twinsep.data.dataset import Pair, Track, open_track, tracks, validation_segments
+from twinsep.data.dataset import PairedTrack, Track, open_track, tracks
 from twinsep.data.loader import TrainingBatches
 from twinsep.data.paired import split_by_name
+from twinsep.data.validation import validation_segments
 from twinsep.errors import InputError
 from twinsep.evaluation import evaluate, systems
 from twinsep.training.loop import train
 from twinsep.training.run_dir import LAST
 from twinsep.utils.files import write_json
 
-RATE = 44_100
-PLAIN = {"remix": 0, "gain_db": 0, "channel_swap": 0, "polarity": 0, "silent_target": 0, "low_pass": 0}
-#: By hash: one song to validate on, one to test on, three to train on.
+#: Names that the hash splits into one validation, one test and three training songs.
 FLAT = ("Gale", "Duna", "Abend", "Bruma", "Cielo")
-
-
-def make_pair(folder, frames=4_000, seed=0, channels=2, rate=RATE):
-    """(mixture, target), of 16 bits."""
-    rng = np.random.default_rng(seed)
-    target, rest = rng.integers(-3000, 3000, (2, channels, frames)) / 2.0**15
-    for name, sound in (("in.wav", target + rest), ("out.wav", target)):
-        audio.write(folder / name, sound, rate, subtype="PCM_16")
-    return (target + rest).astype(np.float32), target.astype(np.float32)
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    """Two songs to train on, one shorter than a segment; one each to validate on and to test on."""
+    """Two training songs, one shorter than a segment, one validation song and one test song."""
     root = tmp_path_factory.mktemp("pairs")
     for seed, (song, frames) in enumerate(
         [("train/long", 60_000), ("train/short", 15_000), ("val/v", 50_000), ("test/t", 50_000)]
@@ -68,18 +59,18 @@ def names(root, split, **options):
 # ---------------------------------------------------------------------------- splits
 
 
-def test_folders_decide_the_split(root):
+def test_split_folders_decide_the_split(root):
     assert [names(root, split) for split in ("train", "valid", "test")] == [["long", "short"], ["v"], ["t"]]
-    assert all(isinstance(track, Pair) for track in tracks(root, "train"))
+    assert all(isinstance(track, PairedTrack) for track in tracks(root, "train"))
 
 
-def test_valid_will_do_for_val(tmp_path):
+def test_the_folder_valid_works_as_well_as_val(tmp_path):
     make_pair(tmp_path / "train" / "a")
     make_pair(tmp_path / "valid" / "b")
     assert names(tmp_path, "valid") == ["b"]
 
 
-def test_without_folders_a_hash_of_the_name_decides(tmp_path):
+def test_without_split_folders_a_hash_of_the_name_decides(tmp_path):
     for name in FLAT:
         make_pair(tmp_path / name, 100)
     assert names(tmp_path, "valid") == ["Gale"]
@@ -90,7 +81,7 @@ def test_without_folders_a_hash_of_the_name_decides(tmp_path):
     assert names(tmp_path, "train") == ["Bruma", "Cielo", "Fjord"]
 
 
-def test_the_hash_is_stable():
+def test_the_hash_of_a_name_is_stable():
     expected = {"Abend": "train", "Gale": "valid", "Duna": "test", "Été": "test", "Halo": "train"}
     assert {name: split_by_name(name) for name in expected} == expected
     assert split_by_name(unicodedata.normalize("NFD", "Été")) == "test"
@@ -105,7 +96,7 @@ def test_a_song_may_be_named_as_a_split(tmp_path):
     assert split_by_name("test") == "train"
 
 
-def test_songs_in_stems_are_no_pairs(songs, root):
+def test_songs_in_stems_are_not_pairs(songs, root):
     assert paired.is_paired_dataset(root)
     assert not paired.is_paired_dataset(songs)
     assert type(tracks(songs, "train")[0]) is Track
@@ -115,7 +106,7 @@ def test_songs_in_stems_are_no_pairs(songs, root):
 
 
 @pytest.mark.parametrize(("target", "rest"), [("instrumental", "vocals"), ("vocals", "instrumental")])
-def test_out_is_the_target_and_the_sources_sum_to_in(tmp_path, target, rest):
+def test_out_wav_is_the_target_and_the_sources_sum_to_in_wav(tmp_path, target, rest):
     mixture, wanted = make_pair(tmp_path / "song")
     song = open_track(tmp_path / "song", targets=(target,))
     assert np.array_equal(song.read(target), wanted)
@@ -155,7 +146,7 @@ def test_mono_becomes_stereo(tmp_path):
         (lambda song: (song / "out.wav").write_bytes(b""), r"train/b/out\.wav is empty"),
     ],
 )
-def test_songs_that_are_refused(tmp_path, spoil, sentence):
+def test_faulty_songs_are_refused(tmp_path, spoil, sentence):
     for name in ("a", "b"):
         make_pair(tmp_path / "train" / name)
     spoil(tmp_path / "train" / "b")
@@ -168,27 +159,27 @@ def refused(root, split, sentence, **options):
     assert "\n" not in str(caught.value)
 
 
-def test_sets_that_are_refused(tmp_path):
-    refused(tmp_path, "train", r"no train songs in .*train: .*<song>/in\.wav, out\.wav")
+def test_faulty_data_sets_are_refused(tmp_path):
+    refused(tmp_path, "train", r"train holds no train songs: .*<song>/in\.wav, out\.wav")
     make_pair(tmp_path / "Abend")
-    refused(tmp_path, "valid", r"no valid songs among the pairs in .*: a hash .*folders train/, val/ and test/")
-    refused(tmp_path, "real", "no real songs in .*: paired songs are for train, valid and test")
+    refused(tmp_path, "valid", r"holds no valid songs among its pairs: .*a hash .*folders train/, val/ and test/")
+    refused(tmp_path, "real", "holds paired songs, which have no split 'real': choose train, valid or test")
     (tmp_path / "notes").mkdir()
     refused(tmp_path, "train", "notes holds neither in.wav nor out.wav")
     make_pair(tmp_path / "train" / "b")
-    refused(tmp_path, "train", "Abend lies beside the folders of the splits: move it into train/, val/ or test/")
+    refused(tmp_path, "train", "Abend lies outside the split folders: move it into train/, val/ or test/")
     (tmp_path / "Abend").rename(tmp_path / "train" / "Abend")
-    assert names(tmp_path, "train") == ["Abend", "b"]  # what else lies beside does no harm
-    refused(tmp_path, "valid", r"no valid songs among the pairs in .*: put some into .*/val$")
+    assert names(tmp_path, "train") == ["Abend", "b"]  # other folders are ignored
+    refused(tmp_path, "valid", r"holds no valid songs among its pairs: put some into .*/val$")
     (tmp_path / "val").mkdir()
-    refused(tmp_path, "valid", r"no valid songs among the pairs in .*: put some into .*/val$")
+    refused(tmp_path, "valid", r"holds no valid songs among its pairs: put some into .*/val$")
     (tmp_path / "splits.csv").write_text("track,split\nb,train\n")
     refused(tmp_path, "train", r"splits\.csv is for songs in stems: remove it")
 
 
 @pytest.mark.parametrize("targets", [["drums"], ["instrumental", "vocals"]])
-def test_targets_that_a_pair_cannot_give(config, root, targets):
-    sentence = rf"out\.wav can be one target, instrumental or vocals, not {', '.join(targets)}: set model\.targets"
+def test_targets_that_a_pair_does_not_have_are_refused(config, root, targets):
+    sentence = rf"out\.wav holds a single target, instrumental or vocals, not {', '.join(targets)}: set model\.targets"
     chosen = config.override({"model": {"targets": targets}})
     mixture = systems.baseline_system("mixture", chosen.model, str(root))
     for use in (
@@ -205,7 +196,7 @@ def test_targets_that_a_pair_cannot_give(config, root, targets):
 
 
 @pytest.mark.parametrize("target", ["instrumental", "vocals"])
-def test_a_plain_examples_target_is_a_piece_of_out(config, root, target):
+def test_the_target_without_augmentation_is_a_segment_of_out_wav(config, root, target):
     make = TrainingBatches(config.override({"model": {"targets": [target]}, "data": PLAIN})).example
     for index in range(4):
         example = make(index)
@@ -217,7 +208,7 @@ def test_a_plain_examples_target_is_a_piece_of_out(config, root, target):
             assert np.abs(whole[:, start : start + 4_000] - sound).max() <= 2 * STEP
 
 
-def test_remix_takes_out_and_the_rest_from_places_of_their_own(config):
+def test_remix_draws_target_and_residual_from_positions_of_their_own(config):
     make = TrainingBatches(config.override({"data": {"remix": 1}})).example
     found = [make(index)["song"].split(" | ") for index in range(60)]
     assert {tuple(name) for name in found} == {(a, b) for a in ("long", "short") for b in ("long", "short")}
@@ -242,7 +233,7 @@ def test_augmentations_work_on_two_sources(config):
     assert spectrum[..., np.fft.rfftfreq(4_000, 1 / RATE) > 20_600].max() < 0.02 < spectrum.max()
 
 
-def test_validation_goes_where_the_voice_is(tmp_path, config):
+def test_the_validation_excerpt_of_a_pair_is_where_the_voice_is(tmp_path, config):
     mixture, _ = make_pair(tmp_path / "val" / "v", 20_000)
     voice = np.where(np.arange(20_000) < 16_000, 0, 0.1)
     audio.write(tmp_path / "val" / "v" / "out.wav", mixture - voice, RATE, subtype="PCM_24")
@@ -255,7 +246,7 @@ def test_validation_goes_where_the_voice_is(tmp_path, config):
 
 
 @pytest.mark.usefixtures("one_thread")
-def test_two_steps_of_training(micro, root, tmp_path):
+def test_two_training_steps_on_pairs_change_the_weights(micro, root, tmp_path):
     chosen = micro.override({"data": {"root": str(root)}, "training": {"steps": 2, "segment_seconds": 0.25}})
     record = train(chosen, tmp_path / "run")
     assert record["best_step"] in (1, 2)
@@ -267,19 +258,8 @@ def test_two_steps_of_training(micro, root, tmp_path):
 
 
 @pytest.mark.parametrize("system", systems.BASELINES)
-def test_baselines_are_scored(micro, root, tmp_path, system):
-    evaluate.evaluate(
-        system,
-        micro.override({"data": {"root": str(root)}}),
-        out=tmp_path,
-        root=None,
-        splits=None,
-        museval=False,
-        overlap=0.25,
-        segment=None,
-        framework="torch",
-        device="cpu",
-    )
+def test_baselines_are_scored_on_pairs(micro, root, tmp_path, system):
+    evaluate.evaluate_baseline(system, micro.override({"data": {"root": str(root)}}), out=tmp_path)
     records = json.loads((tmp_path / "metrics.json").read_text())
     assert {(r["split"], r["track"]) for r in records} == {("test", "t")}
     assert {r["target"] for r in records} == {"instrumental", "vocals"}
@@ -290,13 +270,11 @@ def test_baselines_are_scored(micro, root, tmp_path, system):
     assert usdr == pytest.approx(floor, abs=1e-3) if system == "mixture" else usdr > floor
 
 
-def test_the_stage_data_takes_stock(root):
-    assert inventory(root, ["train", "valid", "test"])["splits"]["test"] == {
-        "t": {
-            "frames": 50_000,
-            "bytes": {name: (root / "test" / "t" / name).stat().st_size for name in ("in.wav", "out.wav")},
-        }
-    }
+def test_the_inventory_lists_files_with_sizes_and_times(root):
+    found = {path.name: path.stat() for path in (root / "test" / "t").iterdir()}
+    assert sorted(found) == ["in.wav", "out.wav"]
+    files = {name: {"bytes": stat.st_size, "modified_ns": stat.st_mtime_ns} for name, stat in found.items()}
+    assert inventory(root, ["train", "valid", "test"])["splits"]["test"] == {"t": {"frames": 50_000, "files": files}}
 
 
 def in_pairs(folder):
@@ -310,7 +288,7 @@ def in_stems(folder):
 
 @pytest.mark.parametrize("make", [in_pairs, in_stems])
 @pytest.mark.usefixtures("one_thread")
-def test_the_stages_separate_and_figure_need_no_file_of_the_mixture(micro, tmp_path, monkeypatch, make):
+def test_the_stages_separate_and_figure_need_no_mixture_file(micro, tmp_path, monkeypatch, make):
     make(tmp_path / "set")
     run = tmp_path / "runs" / "torch-base-0"
     checkpoints.write(run / "best.safetensors", checkpoints.Checkpoint(micro, Trainer(micro).state()))

@@ -1,4 +1,4 @@
-"""FLAC in the place of WAV, songs that are left out, and files that cannot be read."""
+"""FLAC instead of WAV, excluded songs, and files that cannot be read."""
 
 import os
 import shutil
@@ -6,21 +6,20 @@ import shutil
 import numpy as np
 import pytest
 import soundfile
-from helpers.datasets import PLAIN, make_pair, make_song
+from helpers.datasets import PLAIN, RATE, make_pair, make_song
 
 from twinsep import audio
 from twinsep.config import SOURCES, preset
 from twinsep.data import checks
-from twinsep.data.dataset import open_track, track_folders, tracks, validation_segments
+from twinsep.data.dataset import open_track, track_folders, tracks
 from twinsep.data.loader import TrainingBatches
+from twinsep.data.validation import validation_segments
 from twinsep.errors import InputError
-
-RATE = 44_100
 
 
 @pytest.fixture
 def root(tmp_path):
-    """Three songs to train on, two to validate on, one to test on."""
+    """Three training songs, two validation songs and one test song."""
     lines = ["track,split"]
     songs = [("a", "train"), ("b", "train"), ("c", "train"), ("v", "valid"), ("w", "valid"), ("t", "test")]
     for seed, (name, split) in enumerate(songs):
@@ -63,7 +62,7 @@ def test_flac_gives_the_same_examples(root, config):
         assert np.array_equal(found.target, expected.target)
 
 
-def test_flac_pairs(tmp_path):
+def test_pairs_may_be_flac(tmp_path):
     for song in ("train/a", "train/b"):
         make_pair(tmp_path / song)
     mixture, target = make_pair(tmp_path / "train/b")
@@ -76,11 +75,11 @@ def test_flac_pairs(tmp_path):
 
 
 @pytest.mark.parametrize(("make", "name"), [(make_song, "bass"), (make_song, "mixture"), (make_pair, "out")])
-def test_both_are_ambiguous_and_neither_is_missed_as_wav(tmp_path, make, name):
+def test_two_formats_of_a_file_are_refused_and_none_is_reported_as_wav(tmp_path, make, name):
     make(tmp_path / "song")
     as_flac(tmp_path / "song" / f"{name}.wav")
     make(tmp_path / "song")
-    with pytest.raises(InputError, match=rf"{name}\.wav and {name}\.flac are both there: remove the one"):
+    with pytest.raises(InputError, match=rf"{name}\.wav and {name}\.flac both exist: remove one of them"):
         open_track(tmp_path / "song")
     for suffix in ("wav", "flac"):
         (tmp_path / "song" / f"{name}.{suffix}").unlink()
@@ -91,17 +90,17 @@ def test_both_are_ambiguous_and_neither_is_missed_as_wav(tmp_path, make, name):
             open_track(tmp_path / "song")
 
 
-def test_where_files_lie_is_decided_once(root, monkeypatch):
+def test_paths_are_looked_up_once(root, monkeypatch):
     as_flac(root / "train" / "a" / "mixture.wav")
     song = open_track(root / "train" / "a")
-    monkeypatch.setattr("pathlib.Path.exists", lambda _: pytest.fail("looked for again"))
+    monkeypatch.setattr("pathlib.Path.exists", lambda _: pytest.fail("looked up again"))
     assert song.read("mixture").shape == song.read("bass").shape == (2, 6_000)
 
 
-# ---------------------------------------------------------------------------- songs left out
+# ---------------------------------------------------------------------------- excluded songs
 
 
-def test_excluded_songs_are_in_neither_split(root, config):
+def test_excluded_songs_are_neither_trained_nor_validated_on(root, config):
     chosen = config.override({"data": {"exclude": ["b", "w", "t"], "remix": 1}})
     shutil.rmtree(root / "train" / "b")  # it need not even be there
     assert [song.name for song in TrainingBatches(chosen).example.songs] == ["a", "c"]
@@ -109,7 +108,7 @@ def test_excluded_songs_are_in_neither_split(root, config):
     assert [song.name for song in tracks(root, "test")] == ["t"]
 
 
-def test_excluded_pairs_may_be_anything(tmp_path):
+def test_an_excluded_folder_need_not_be_a_pair(tmp_path):
     for song in ("train/a", "train/b", "val/v"):
         make_pair(tmp_path / song)
     (tmp_path / "train" / "notes").mkdir()
@@ -118,19 +117,19 @@ def test_excluded_pairs_may_be_anything(tmp_path):
         make_pair(tmp_path / "flat" / name)
     (tmp_path / "flat" / "notes").mkdir()
     assert [folder.name for folder in track_folders(tmp_path / "flat", "train", ["notes"])] == ["Abend"]
-    with pytest.raises(InputError, match="no train songs among the pairs"):
+    with pytest.raises(InputError, match="holds no train songs among its pairs"):
         track_folders(tmp_path / "flat", "train", ["notes", "Abend"])
 
 
-def test_exclusions_that_are_refused(config):
+def test_exclusions_of_unknown_and_of_all_songs_are_refused(config):
     for use in (TrainingBatches, validation_segments):
         with pytest.raises(InputError, match=r"data\.exclude names 'd', but .* has no such song"):
             use(config.override({"data": {"exclude": ["a", "d"]}}))
-    with pytest.raises(InputError, match=r"data\.exclude leaves no train songs of those in .*splits\.csv"):
+    with pytest.raises(InputError, match=r"data\.exclude leaves no train songs in .*splits\.csv"):
         TrainingBatches(config.override({"data": {"exclude": ["a", "b", "c"]}}))
 
 
-def test_a_list_of_names(tmp_path):
+def test_a_song_list_is_read_as_written_and_refuses_other_names(tmp_path):
     file = tmp_path / "list"
     checks.write_song_list(file, ["Été", "a #1"])
     file.write_text(f"# these\n\n  {file.read_text()}  \n#b\n")
@@ -139,14 +138,14 @@ def test_a_list_of_names(tmp_path):
         with pytest.raises(InputError, match="cannot hold the name"):
             checks.write_song_list(file, [name])
     for path in (tmp_path / "none", tmp_path):
-        with pytest.raises(InputError, match=r"cannot be read as UTF-8 text: give a list of songs"):
+        with pytest.raises(InputError, match=r"cannot be read as UTF-8 text: choose a list of songs"):
             checks.read_song_list(path)
 
 
-# ---------------------------------------------------------------------------- what cannot be read
+# ---------------------------------------------------------------------------- unreadable files
 
 
-def test_songs_that_do_not_open_are_skipped_only_if_asked_for(root, config):
+def test_songs_that_do_not_open_are_skipped_only_on_request(root, config):
     os.truncate(root / "train" / "b" / "bass.wav", 1_000)
     with pytest.raises(InputError, match=r"b/bass\.wav is damaged or cut short"):
         TrainingBatches(config)
@@ -154,57 +153,57 @@ def test_songs_that_do_not_open_are_skipped_only_if_asked_for(root, config):
         batches = [next(stream) for _ in range(6)]
     assert {song for batch in batches for song in batch["song"]} == {"a", "c"}
     for batch in batches:
-        (sentence,) = batch["skipped"]  # once, though both examples tell it
+        (sentence,) = batch["skipped"]  # once, though both examples report it
         assert "b/bass.wav is damaged or cut short" in sentence
 
 
 def break_later(path):
-    """So that the header still promises all of it."""
+    """Put a NaN into the file, whose header stays valid."""
     sound, rate = audio.read(path)
     sound[:, 3_000] = np.nan
     soundfile.write(path, sound.T, rate, subtype="FLOAT")
 
 
-def test_files_that_fail_later_are_drawn_anew(root, config):
+def test_an_example_is_drawn_again_if_a_file_fails_later(root, config):
     chosen = config.override({"data": {**PLAIN, "skip_unreadable": True}})
     before = [TrainingBatches(chosen).example(index) for index in range(30)]
     assert all(example["skipped"] == () for example in before)
     for source in SOURCES:
         break_later(root / "train" / "b" / f"{source}.wav")
     after = [TrainingBatches(chosen).example(index) for index in range(30)]
-    anew = [index for index, example in enumerate(after) if example["skipped"]]
-    assert 3 < len(anew) < 20
+    redrawn = [index for index, example in enumerate(after) if example["skipped"]]
+    assert 3 < len(redrawn) < 20
     for index, (example, other) in enumerate(zip(after, before, strict=True)):
-        if index in anew:
+        if index in redrawn:
             assert other["song"] == "b"
             rng = np.random.default_rng([0, index, 1])  # seed, number, attempt
             rng.random()
             assert example["song"] == ("a" if rng.integers(12_000) < 6_000 else "c")
             assert len(example["skipped"]) == 1
             assert "b/drums.wav holds NaN" in example["skipped"][0]
-            assert np.abs(example["mixture"]).max() > 0.1  # sound, no zeros
+            assert np.abs(example["mixture"]).max() > 0.1  # sound, not zeros
         else:
             assert same(example, other)
-    assert {after[index]["song"] for index in anew} == {"a", "c"}
+    assert {after[index]["song"] for index in redrawn} == {"a", "c"}
     again = TrainingBatches(chosen).example
-    assert all(same(again(index), after[index]) for index in anew)
-    asked_for_nothing = TrainingBatches(chosen.override({"data": {"skip_unreadable": False}})).example
+    assert all(same(again(index), after[index]) for index in redrawn)
+    strict = TrainingBatches(chosen.override({"data": {"skip_unreadable": False}})).example
     with pytest.raises(InputError, match=r"b/drums\.wav holds NaN"):
-        asked_for_nothing(anew[0])
+        strict(redrawn[0])
 
 
-def test_nothing_readable_is_an_error(root, config):
+def test_a_set_without_a_readable_song_is_refused(root, config):
     skipping = config.override({"data": {"skip_unreadable": True}, "training": {"segment_seconds": 6_000 / RATE}})
     batches = TrainingBatches(skipping)
     for song in "abc":
         (root / "train" / song / "drums.wav").unlink()
-    sentence = r"none of the 3 songs to train on in .* can be read, to begin with: .*/drums\.wav does not exist"
+    sentence = r"holds 3 training songs and none can be read; the first error is: .*/drums\.wav does not exist"
     with iter(batches) as stream, pytest.raises(InputError, match=sentence):
         next(stream)
     with pytest.raises(InputError, match=sentence):
         TrainingBatches(skipping)
 
 
-def test_defaults_skip_and_exclude_nothing():
+def test_by_default_nothing_is_skipped_or_excluded():
     data = preset("tiny").data
     assert (data.exclude, data.skip_unreadable) == ((), False)

@@ -1,4 +1,4 @@
-"""What a run is decided by: its seed, its record, and that it was asked to repeat."""
+"""Reproducibility: a run is determined by its configuration, its seed and its record."""
 
 import json
 import os
@@ -16,31 +16,32 @@ from twinsep.training.run_dir import LAST
 
 @pytest.fixture
 def micro(micro):
-    """With the mixer that compiles fastest."""
+    """The mixer that compiles fastest."""
     return micro.override({"model": {"mixer": {"kind": "conv", "kernel": 3}, "memory_tokens": [0, 0, 0, 0]}})
 
 
 @pytest.fixture(autouse=True)
 def blank(monkeypatch):
-    """No pictures of songs: nothing here looks at them."""
+    """Turn off the spectrograms, which no test here reads."""
     monkeypatch.setattr(spectrogram, "draw_spectrograms", lambda *_, **__: b"")
 
 
 @pytest.fixture(scope="module")
 def kept(tmp_path_factory):
+    """Folder of the run that the tests compare with."""
     return tmp_path_factory.mktemp("plain") / "a"
 
 
 @pytest.fixture
 def plain(micro, kept, blank):  # noqa: ARG001
-    """A run of that configuration as it is, made once and only read."""
+    """A run of the plain configuration, made once and only read."""
     if not kept.exists():
         train(micro, kept)
     return kept
 
 
-def test_a_deterministic_run_is_the_same_run(micro, plain, tmp_path, monkeypatch, request):
-    """On a CPU nothing else would do; two runs of one seed are compared, in both frameworks, in test_survival."""
+def test_a_deterministic_run_equals_the_plain_one_on_a_cpu(micro, plain, tmp_path, monkeypatch, request):
+    """A CPU repeats to the bit anyway; test_interruptions compares runs of one seed in both frameworks."""
     monkeypatch.setenv("XLA_FLAGS", os.environ["XLA_FLAGS"])
     request.addfinalizer(lambda: torch.use_deterministic_algorithms(False))
     train(micro, tmp_path / "b", RunOptions(deterministic=True))
@@ -50,7 +51,7 @@ def test_a_deterministic_run_is_the_same_run(micro, plain, tmp_path, monkeypatch
     assert "--xla_gpu_deterministic_ops=true" in os.environ["XLA_FLAGS"]
 
 
-#: The scan's output and gradients, as bytes; its helpers are compiled as those of the other kernels are.
+#: Program that prints the scan's output and gradients as bytes; all kernels compile their helpers alike.
 SCAN = """
 import sys
 import torch
@@ -67,8 +68,8 @@ for tensor in (y, *(x.grad for x in inputs)):
 """
 
 
-def test_the_process_that_compiles_a_kernel_computes_as_those_after_it(tmp_path):
-    """Helpers compiled apart from the kernel once had another of two products fused there (see `inlined`)."""
+def test_the_process_that_compiles_a_kernel_computes_the_same_as_later_ones(tmp_path):
+    """Helpers compiled apart from their kernel once fused another of two products (see `inlined`)."""
     environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
     first, second = (
         subprocess.run([sys.executable, "-c", SCAN], env=environment, stdout=subprocess.PIPE, check=True).stdout
@@ -79,13 +80,13 @@ def test_the_process_that_compiles_a_kernel_computes_as_those_after_it(tmp_path)
     assert first == second
 
 
-def test_another_seed_is_another_run(micro, plain, tmp_path):
+def test_another_seed_gives_other_weights(micro, plain, tmp_path):
     train(micro.override({"training": {"seed": 1}}), tmp_path / "b")
     a, b = (checkpoints.read(run / LAST).tensors for run in (plain, tmp_path / "b"))
     assert any(a[name].tobytes() != b[name].tobytes() for name in a)
 
 
-def test_a_run_is_repeated_from_its_record(plain, tmp_path, monkeypatch):
+def test_a_run_can_be_repeated_from_its_record(plain, tmp_path, monkeypatch):
     from twinsep import cli
 
     record = json.loads((plain / "run.json").read_text())

@@ -1,6 +1,6 @@
-"""Runs that are killed, and whose files are damaged: what is left is whole, and the end is the same.
+"""Killed runs and damaged checkpoints: the folder stays consistent, and the resumed run ends with the same weights.
 
-So two runs from one seed are one run, up to the file of their scores.
+Two runs with one seed are therefore identical, down to the file of their scores.
 """
 
 import shutil
@@ -18,32 +18,34 @@ from twinsep.training import run_dir
 from twinsep.training.loop import RunOptions, train
 from twinsep.training.run_dir import BEST, LAST, NEXT, PREVIOUS, RECORD
 
+#: Framework → number of kills.
 KILLS = {"torch": 2, "jax": 1}
-#: Nothing here looks at the pictures of songs, each of which takes longer than the steps between two of them.
+#: Turns off the spectrograms, which no test here reads and which take longer than the steps between them.
 BLANK = "from twinsep.audio import spectrogram\nspectrogram.draw_spectrograms = lambda *_, **__: b''\n"
 
 
 @pytest.fixture(autouse=True)
 def blank(monkeypatch):
+    """Turn off the spectrograms."""
     monkeypatch.setattr(spectrogram, "draw_spectrograms", lambda *_, **__: b"")
 
 
 @pytest.fixture
 def micro(micro):
-    """With the mixer and the bands that compile fastest, and many checkpoints for a kill to fall between."""
+    """The mixer and the bands that compile fastest, and many checkpoints for a kill to fall between."""
     training = {"steps": 12, "validate_every": 4, "segment_seconds": 0.2, "warmup_steps": 4}
     model = {"mixer": {"kind": "conv", "kernel": 3}, "bands": "bsroformer62", "memory_tokens": [0, 0, 0, 0]}
     return micro.override({"model": model, "training": training})
 
 
 @pytest.mark.parametrize("framework", KILLS)
-def test_a_killed_run_ends_as_one_never_interrupted(micro, tmp_path, framework):
+def test_a_killed_run_ends_like_an_uninterrupted_one(micro, tmp_path, framework):
     micro = micro.override({"training": {"steps": 20, "validate_every": 5}})
     train(micro, tmp_path / "whole", RunOptions(framework))
-    how = {"framework": framework, "prelude": BLANK}
-    ends = killed(micro, tmp_path / "parts", KILLS[framework], seed=3, longest=0.3, **how)
+    options = {"framework": framework, "prelude": BLANK}
+    ends = killed(micro, tmp_path / "parts", KILLS[framework], seed=3, longest=0.3, **options)
     assert all(end["step after"] >= end["step before"] for end in ends)
-    assert 0 < ends[-1]["step after"] < micro.training.steps  # or it would prove nothing
+    assert 0 < ends[-1]["step after"] < micro.training.steps  # otherwise the test would show nothing
     train(micro, tmp_path / "parts", RunOptions(framework))
     for name in (LAST, BEST):
         whole, parts = (checkpoints.read(tmp_path / run / name) for run in ("whole", "parts"))
@@ -58,19 +60,8 @@ def test_a_killed_run_ends_as_one_never_interrupted(micro, tmp_path, framework):
 
 
 def scores(run, framework):
-    """The file of an evaluation of its best checkpoint."""
-    evaluate.evaluate(
-        str(run / BEST),
-        None,
-        out=run,
-        root=None,
-        splits=["test"],
-        museval=False,
-        overlap=0.25,
-        segment=None,
-        framework=framework,
-        device="cpu",
-    )
+    """Evaluate the best checkpoint of ``run``; return the bytes of ``metrics.json``."""
+    evaluate.evaluate_checkpoint(run / BEST, out=run, splits=["test"], framework=framework)
     return (run / "metrics.json").read_bytes()
 
 
@@ -82,12 +73,13 @@ def _rows(table):
 
 @pytest.fixture(scope="module")
 def kept(tmp_path_factory):
+    """Folder of the stopped run that the tests copy."""
     return tmp_path_factory.mktemp("stopped") / "run"
 
 
 @pytest.fixture
 def stopped(micro, kept, tmp_path, stopping):
-    """A run that stopped in its tenth step, with its last and previous checkpoints at 8 and 4; a copy for each test."""
+    """Copy of a run that stopped in its tenth step, with its last and previous checkpoints at steps 8 and 4."""
     if not kept.exists():
         with stopping(Trainer, 10):
             train(micro, kept)
@@ -96,24 +88,25 @@ def stopped(micro, kept, tmp_path, stopping):
 
 
 def cut(path):
+    """Keep only the first half of a file."""
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
-def test_a_damaged_checkpoint_is_passed_over_with_a_sentence(micro, stopped, capsys):
+def test_a_damaged_checkpoint_is_skipped_with_a_sentence(micro, stopped, capsys):
     cut(stopped / LAST)
     train(micro, stopped)
     said = " ".join(capsys.readouterr().err.split())
     assert "last.safetensors: not a whole safetensors file" in said
-    assert "going on from previous.safetensors, step 4" in said
+    assert "resuming from previous.safetensors, step 4" in said
     assert "resuming" in said
     assert [checkpoints.read(stopped / name).step for name in (LAST, PREVIOUS)] == [12, 8]
 
 
-def test_where_none_is_whole_the_run_is_left_alone_unless_asked(micro, stopped):
+def test_a_run_whose_checkpoints_are_all_damaged_is_left_alone_without_overwrite(micro, stopped):
     cut(stopped / LAST)
     cut(stopped / PREVIOUS)
     with pytest.raises(
-        InputError, match=r"last\.safetensors: not a whole .*, or give --overwrite to begin this run anew"
+        InputError, match=r"last\.safetensors: not a whole .*, or give --overwrite to start this run again"
     ):
         train(micro, stopped)
     assert (stopped / LAST).exists()
@@ -123,7 +116,7 @@ def test_where_none_is_whole_the_run_is_left_alone_unless_asked(micro, stopped):
 
 @pytest.mark.parametrize("moment", ["written", "moved"])
 def test_a_kill_between_two_renames_loses_nothing(stopped, moment):
-    """The new checkpoint is whole before the last one moves, and the newest whole one is found wherever it is."""
+    """The new checkpoint is complete before the last one moves, and the newest complete one is found."""
     whole = checkpoints.read(stopped / LAST)
     if moment == "moved":
         (stopped / LAST).replace(stopped / NEXT)
@@ -134,24 +127,24 @@ def test_a_kill_between_two_renames_loses_nothing(stopped, moment):
     assert difference(found, whole) == []
 
 
-def test_a_run_of_other_code_or_data_is_begun_anew_by_the_pipeline_alone(micro, stopped, capsys):
-    small = RunOptions(overwrite=True, basis="other code")
-    assert run_dir.find_resumable(micro, stopped, overwrite=True, basis="", say=pytest.fail).step == 8
-    train(micro, stopped, small)
-    assert "unfinished run of other code or data; beginning anew" in " ".join(capsys.readouterr().err.split())
+def test_only_the_pipeline_restarts_an_unfinished_run_of_other_code_or_data(micro, stopped, capsys):
+    pipeline = RunOptions(overwrite=True, basis="other code")
+    assert run_dir.find_resumable(micro, stopped, overwrite=True, basis="", print_line=pytest.fail).step == 8
+    train(micro, stopped, pipeline)
+    assert "unfinished run of other code or data; starting again" in " ".join(capsys.readouterr().err.split())
     assert checkpoints.read(stopped / LAST).provenance["basis"] == "other code"
 
 
 def test_a_run_killed_before_its_record_writes_it(micro, stopped):
     train(micro, stopped)
     assert (stopped / RECORD).exists()
-    # The record is written before the last checkpoint: a kill between the two leaves a run to go on with.
+    # The record is written before the last checkpoint: a kill between the two leaves a run to resume.
     (stopped / LAST).unlink()
-    assert run_dir.find_resumable(micro, stopped, overwrite=False, basis="", say=pytest.fail).step == 8
+    assert run_dir.find_resumable(micro, stopped, overwrite=False, basis="", print_line=pytest.fail).step == 8
 
 
-def test_overwriting_begins_when_all_is_there_for_it(micro, stopped):
-    """A finished run is not given up for one that cannot begin."""
+def test_a_run_is_overwritten_only_once_the_new_one_can_start(micro, stopped):
+    """A finished run is not lost to one that cannot start."""
     train(micro, stopped)
     written = (stopped / LAST).read_bytes()
     with pytest.raises(InputError, match="'abacus' cannot be used here"):
@@ -160,7 +153,7 @@ def test_overwriting_begins_when_all_is_there_for_it(micro, stopped):
     assert (stopped / RECORD).exists()
 
 
-def test_want_of_memory_is_one_sentence(micro, stopped, monkeypatch):
+def test_running_out_of_memory_is_one_sentence(micro, stopped, monkeypatch):
     def fail(*_):
         raise RuntimeError("[enforce fail at alloc_cpu.cpp:118] DefaultCPUAllocator: can't allocate memory: you tried")
 
@@ -172,8 +165,8 @@ def test_want_of_memory_is_one_sentence(micro, stopped, monkeypatch):
     assert (stopped / LAST).read_bytes() == before
 
 
-def test_a_module_that_draws_draws_the_same_after_a_resume(micro):
-    """None here does; one that a user adds may, from PyTorch's own generator."""
+def test_random_modules_draw_the_same_numbers_after_a_resume(micro):
+    """Our modules draw none; one that a user adds may, from PyTorch's global generator."""
     import torch
 
     def trainer():
@@ -195,5 +188,5 @@ def test_a_module_that_draws_draws_the_same_after_a_resume(micro):
     assert losses[0] == losses[1]
 
 
-def test_step_of_an_empty_folder_is_none(tmp_path):
+def test_the_step_of_an_empty_folder_is_zero(tmp_path):
     assert step_of(tmp_path) == 0

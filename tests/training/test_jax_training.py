@@ -1,4 +1,4 @@
-"""Training in JAX, and runs, checkpoints and songs that pass from one framework to the other."""
+"""Training in JAX, and runs and checkpoints that pass from one framework to the other."""
 
 import importlib
 
@@ -21,7 +21,7 @@ from twinsep.training.run_dir import LAST
 
 @pytest.fixture
 def micro(micro):
-    """With the mixer that compiles fastest; each mixer is compared elsewhere."""
+    """The mixer that compiles fastest; other tests compare every mixer."""
     return micro.override({"model": {"mixer": {"kind": "conv", "kernel": 3}, "memory_tokens": [0, 0, 0, 0]}})
 
 
@@ -31,8 +31,8 @@ def first_batch(config):
 
 
 @pytest.mark.parametrize(("first", "then"), [("torch", "jax"), ("jax", "torch")])
-def test_a_run_goes_on_in_the_other_framework(micro, tmp_path, first, then, stopping):
-    """Weights, average, moments, step and place in the data: the rest of the curve is what the first would have had."""
+def test_a_run_resumes_in_the_other_framework(micro, tmp_path, first, then, stopping):
+    """Weights, average, moments, step and data position carry over: the run ends as in the first framework."""
     whole = train(micro, tmp_path / "whole", RunOptions(framework=first))
     trainer = importlib.import_module(f"{first}_impl.train").Trainer
     with stopping(trainer, 4):
@@ -46,7 +46,7 @@ def test_a_run_goes_on_in_the_other_framework(micro, tmp_path, first, then, stop
         assert distance(found.tensors, wanted.tensors, prefix) <= TOLERANCE["steps"]["float32"]
 
 
-def test_a_checkpoint_passes_through_both_unchanged(micro, tmp_path):
+def test_a_checkpoint_passes_through_both_frameworks_unchanged(micro, tmp_path):
     start = TorchTrainer(micro)
     start.step([first_batch(micro)], 1e-2, 0.5)
     tensors = start.state()
@@ -59,7 +59,7 @@ def test_a_checkpoint_passes_through_both_unchanged(micro, tmp_path):
     assert all(np.array_equal(tensors[name], last[name]) for name in last)
 
 
-def test_what_is_not_finite_changes_nothing(micro):
+def test_a_loss_that_is_not_finite_changes_nothing_in_jax(micro):
     trainer = JaxTrainer(micro)
     batch = first_batch(micro)
     trainer.step([batch], 1e-3, 0.5)
@@ -71,8 +71,8 @@ def test_what_is_not_finite_changes_nothing(micro):
     assert trainer.moments.count == 1
 
 
-def test_a_song_is_compiled_once(micro, monkeypatch):
-    """Its chunks have one shape, the last one too."""
+def test_the_model_is_compiled_once_for_a_song(micro, monkeypatch):
+    """All chunks have one shape, including the last one."""
     traced = []
     call = BandSplitUNet.__call__
     monkeypatch.setattr(BandSplitUNet, "__call__", lambda self, x: (traced.append(x.shape), call(self, x))[1])
@@ -82,7 +82,7 @@ def test_a_song_is_compiled_once(micro, monkeypatch):
     assert len(traced) == 1
 
 
-def test_both_start_from_the_same_weights(micro):
+def test_both_twins_start_from_the_same_weights(micro):
     a, b = TorchTrainer(micro).state(), JaxTrainer(micro).state()
     assert a.keys() == b.keys()
     assert all(np.array_equal(a[name], b[name]) for name in a)

@@ -1,4 +1,4 @@
-"""What a run leaves to look at: its numbers, whole after a kill too, and the songs it separated on the way."""
+"""Logs of a run: metrics that stay complete after a kill, and the separated samples."""
 
 import io
 import json
@@ -22,53 +22,55 @@ from twinsep.training.logger import write_sample
 RATE, FFT = 44_100, {"sample_rate": 44_100, "n_fft": 2048, "hop": 512}
 
 
-def log(folder, resume_step=0, tensorboard=False, said=None):
-    return logger.open_log(
-        folder, resume_step=resume_step, tensorboard=tensorboard, console=Console(file=said or io.StringIO(), width=40)
-    )
+def log(folder, resume_step=0, tensorboard=False, output=None):
+    """Open the log of a run; sentences go to ``output``."""
+    console = Console(file=output or io.StringIO(), width=40)
+    return logger.open_log(folder, resume_step=resume_step, tensorboard=tensorboard, console=console)
 
 
 def values(step):
-    """As of a step in training; every 15th validates."""
+    """Metrics of a training step; every 15th step validates."""
     trained = {"train/loss": 1 / step, "train/gradient_norm": 0.1 + step}
     return trained | ({"valid/usdr": step / 7} if step % 15 == 0 else {})
 
 
-def write(entered, steps):
+def write(log_values, steps):
     for step in steps:
-        entered(step, values(step))
+        log_values(step, values(step))
 
 
 def metrics_of(folder):
+    """(text by table, content of metrics.json)."""
     root = folder / "live"
     found = {path.relative_to(root).as_posix(): path.read_text() for path in root.rglob("*.tsv")}
     return found, json.loads((root / "metrics.json").read_text())
 
 
 def rows(folder, name):
+    """Steps in the table of metric ``name``."""
     lines = (folder / "live/plots/metrics" / f"{name}.tsv").read_text().splitlines()
     return [int(line.split("\t")[0]) for line in lines[1:]]
 
 
 def events(folder):
-    """Of each event file in order: its (step, name, value) and, where it takes steps back, (step, "purge", nan)."""
+    """Per event file, in order: its (step, name, value), and (step, "purge", nan) where it discards later steps."""
     out = []
     for path in sorted((folder / "tensorboard").iterdir()):
-        content, place, found = path.read_bytes(), 0, []
-        while place < len(content):  # length, its checksum, the event, its checksum
-            length = struct.unpack_from("<Q", content, place)[0]
-            event = Event.FromString(content[place + 12 : place + 12 + length])
+        content, offset, found = path.read_bytes(), 0, []
+        while offset < len(content):  # length, its checksum, the event, its checksum
+            length = struct.unpack_from("<Q", content, offset)[0]
+            event = Event.FromString(content[offset + 12 : offset + 12 + length])
             found += [(event.step, value.tag, value.simple_value) for value in event.summary.value]
             if event.HasField("session_log"):
                 found.append((event.step, "purge", np.nan))
-            place += length + 16
+            offset += length + 16
         out.append(found)
     return out
 
 
-def test_few_steps_and_every_validation_are_written(tmp_path):
-    with log(tmp_path) as entered:
-        write(entered, range(1, 32))
+def test_every_tenth_step_and_every_validation_are_written(tmp_path):
+    with log(tmp_path) as log_values:
+        write(log_values, range(1, 32))
     assert rows(tmp_path, "train/loss") == [10, 15, 20, 30]
     assert rows(tmp_path, "valid/usdr") == [15, 30]
     assert metrics_of(tmp_path)[1] == {
@@ -79,29 +81,29 @@ def test_few_steps_and_every_validation_are_written(tmp_path):
     assert not (tmp_path / "tensorboard").exists()
 
 
-@pytest.mark.parametrize("how", ["killed", "killed while writing", "interrupted"])
+@pytest.mark.parametrize("end", ["killed", "killed while writing", "interrupted"])
 @pytest.mark.parametrize("resume_step", [5, 15])
-def test_a_stopped_run_has_the_rows_of_one_that_went_through(tmp_path, how, resume_step):
-    with log(tmp_path / "whole") as entered:
-        write(entered, range(1, 46))
-    with log(tmp_path / "running") as entered:
-        write(entered, range(1, 32))
-        if how != "interrupted":
+def test_a_resumed_run_has_the_rows_of_an_uninterrupted_one(tmp_path, end, resume_step):
+    with log(tmp_path / "whole") as log_values:
+        write(log_values, range(1, 46))
+    with log(tmp_path / "running") as log_values:
+        write(log_values, range(1, 32))
+        if end != "interrupted":
             shutil.copytree(tmp_path / "running", tmp_path / "stopped")
-    if how == "interrupted":
+    if end == "interrupted":
         (tmp_path / "running").rename(tmp_path / "stopped")
-    if how == "killed while writing":
+    if end == "killed while writing":
         with (tmp_path / "stopped/live/plots/metrics/train/loss.tsv").open("a") as file:
-            file.write("4")  # of 40
+            file.write("4")  # the first digit of 40
         (tmp_path / "stopped/live/metrics.json").write_text('{"step"')
-    with log(tmp_path / "stopped", resume_step) as entered:
-        write(entered, range(resume_step + 1, 46))
+    with log(tmp_path / "stopped", resume_step) as log_values:
+        write(log_values, range(resume_step + 1, 46))
     assert metrics_of(tmp_path / "stopped") == metrics_of(tmp_path / "whole")
 
 
-def test_what_was_taken_back_is_gone_at_once(tmp_path):
-    with log(tmp_path) as entered:
-        write(entered, range(1, 32))
+def test_rows_after_the_resumed_step_are_removed_at_once(tmp_path):
+    with log(tmp_path) as log_values:
+        write(log_values, range(1, 32))
     with log(tmp_path, 15):
         pass
     assert rows(tmp_path, "train/loss") == [10, 15]
@@ -112,13 +114,13 @@ def test_what_was_taken_back_is_gone_at_once(tmp_path):
     }
 
 
-def test_tensorboard_gets_the_same_numbers_and_takes_back_what_a_killed_run_wrote(tmp_path):
+def test_tensorboard_gets_the_same_values_and_discards_those_of_a_killed_run(tmp_path):
     (tmp_path / "tensorboard").mkdir()
     (tmp_path / "tensorboard/events.out.tfevents.1.of.an.earlier.run").write_bytes(b"")
-    with log(tmp_path, tensorboard=True) as entered:
-        write(entered, range(1, 32))
-    with log(tmp_path, 15, tensorboard=True) as entered:
-        write(entered, range(16, 21))
+    with log(tmp_path, tensorboard=True) as log_values:
+        write(log_values, range(1, 32))
+    with log(tmp_path, 15, tensorboard=True) as log_values:
+        write(log_values, range(16, 21))
     first, second = events(tmp_path)
     expected = [(step, name, pytest.approx(v)) for step in (10, 15, 20, 30) for name, v in values(step).items()]
     assert first == expected
@@ -126,7 +128,7 @@ def test_tensorboard_gets_the_same_numbers_and_takes_back_what_a_killed_run_wrot
     assert rows(tmp_path, "train/loss") == [10, 15, 20]
 
 
-def test_a_missing_writer_is_told_before_anything_is_written(tmp_path, monkeypatch):
+def test_a_missing_tensorboard_writer_is_reported_before_anything_is_written(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorboardX", None)
     with (
         pytest.raises(InputError, match=r"install it with: pip install 'twinsep\[tensorboard\]'"),
@@ -136,21 +138,23 @@ def test_a_missing_writer_is_told_before_anything_is_written(tmp_path, monkeypat
     assert not (tmp_path / "run").exists()
 
 
-def test_without_dvclive_a_sentence_stands_for_the_metrics(tmp_path, monkeypatch):
+def test_without_dvclive_one_sentence_says_that_metrics_are_missing(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "dvclive", None)
-    said = io.StringIO()
-    with log(tmp_path, said=said) as entered:
-        write(entered, range(1, 32))
-    assert said.getvalue() == ("metrics are not written: DVCLive is not installed (pip install 'twinsep[reproduce]')\n")
+    output = io.StringIO()
+    with log(tmp_path, output=output) as log_values:
+        write(log_values, range(1, 32))
+    assert output.getvalue() == (
+        "metrics are not written: DVCLive is not installed (pip install 'twinsep[reproduce]')\n"
+    )
     assert not list(tmp_path.iterdir())
 
 
-# ---------------------------------------------------------------------------- songs
+# ---------------------------------------------------------------------------- samples
 
 
 @pytest.fixture(scope="module")
 def sounds():
-    """Noise louder and louder, and of it a quarter."""
+    """Noise that grows louder, and a quarter of it."""
     noise = np.random.default_rng(0).standard_normal((2, 10 * RATE)) * np.geomspace(1e-4, 0.3, 10 * RATE)
     return noise.astype(np.float32), (0.25 * noise).astype(np.float32)
 
@@ -161,24 +165,24 @@ def pixels(path, mode="RGB"):
 
 
 def panels(path):
-    """The picture's brightness in each panel near its loud end, top to bottom."""
+    """Brightness of each panel of the picture near its loud end, from top to bottom."""
     picture = pixels(path, "L")
-    dark = picture[:, picture.shape[1] // 3] < 200  # the panels' quiet part, between white
+    dark = picture[:, picture.shape[1] // 3] < 200  # the quiet part of the panels, between white margins
     edges = np.flatnonzero(np.diff(np.concatenate([[0], dark, [0]])))
     spans = [(a, b) for a, b in zip(edges[::2], edges[1::2], strict=True) if b - a > 80]
     return [picture[a + 5 : b - 5, int(picture.shape[1] * 0.8)].mean() for a, b in spans]
 
 
-def test_a_sample_can_be_heard_and_seen(tmp_path, sounds):
+def test_a_sample_is_written_as_sound_and_as_picture(tmp_path, sounds):
     mixture, target = sounds
-    estimate = (10 * target).astype(np.float32)  # beyond full scale at its end
+    estimate = (10 * target).astype(np.float32)  # exceeds full scale at its end
     write_sample(tmp_path, 20, name="a song", mixture=mixture, target=target, estimate=estimate, **FFT)
     found = tmp_path / "samples/step-000020.flac"
-    heard, rate = audio.read(found)
+    decoded, rate = audio.read(found)
     assert rate == RATE
-    assert np.abs(heard - np.clip(estimate, -1, 1)).max() <= 2**-15
+    assert np.abs(decoded - np.clip(estimate, -1, 1)).max() <= 2**-15
     assert soundfile.info(found).subtype == "PCM_16"
-    assert heard.shape == mixture.shape
+    assert decoded.shape == mixture.shape
     assert {path.name for path in (tmp_path / "samples").iterdir()} == {"step-000020.flac", "step-000020.png"}
 
 
@@ -194,9 +198,9 @@ def test_the_panels_are_mixture_estimate_target_and_difference(tmp_path, sounds)
 
 
 @pytest.mark.parametrize("name", ["A$AP feat. _^{ Ke$ha", "日本 — 音", "long " * 50])
-def test_any_name_makes_a_small_picture(tmp_path, sounds, name):
+def test_any_song_name_gives_a_picture_of_limited_size(tmp_path, sounds, name):
     mixture, target = sounds
-    with ThreadPoolExecutor(1) as pool:  # as in a training that draws beside its steps
+    with ThreadPoolExecutor(1) as pool:  # matplotlib must work outside the main thread
         arrays = {"mixture": mixture, "target": np.zeros_like(target), "estimate": target}
         pool.submit(write_sample, tmp_path, 3, name=name, **arrays, **FFT).result()
     path = tmp_path / "samples/step-000003.png"
@@ -206,13 +210,13 @@ def test_any_name_makes_a_small_picture(tmp_path, sounds, name):
     assert picture[0, 0].tolist() == [255, 255, 255]
 
 
-def test_silence_and_a_very_short_sound_can_be_shown(tmp_path):
+def test_a_very_short_silence_gives_a_picture(tmp_path):
     silence = np.zeros((2, 300), np.float32)
     write_sample(tmp_path, 4, name="s", mixture=silence, target=silence, estimate=silence, **FFT)
     assert pixels(tmp_path / "samples/step-000004.png").shape == (820, 820, 3)
 
 
-def test_without_matplotlib_there_is_the_sound(tmp_path, sounds, monkeypatch):
+def test_without_matplotlib_only_the_sound_is_written(tmp_path, sounds, monkeypatch):
     for module in [name for name in sys.modules if name.split(".")[0] == "matplotlib"]:
         monkeypatch.delitem(sys.modules, module)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
@@ -221,7 +225,7 @@ def test_without_matplotlib_there_is_the_sound(tmp_path, sounds, monkeypatch):
     assert [path.name for path in (tmp_path / "samples").iterdir()] == ["step-000005.flac"]
 
 
-def test_an_estimate_that_is_not_finite_leaves_nothing(tmp_path, sounds):
+def test_an_estimate_that_is_not_finite_writes_nothing(tmp_path, sounds):
     mixture, target = sounds
     with pytest.raises(InputError, match="NaN"):
         write_sample(tmp_path, 6, name="s", mixture=mixture, target=target, estimate=target * np.float32(np.nan), **FFT)

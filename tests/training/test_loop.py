@@ -1,4 +1,4 @@
-"""A twin's step against its definition, and the loop around it."""
+"""A twin's training step against its definition, and the training loop around it."""
 
 import json
 
@@ -21,7 +21,7 @@ def first_batch(config):
         return next(stream)
 
 
-def test_a_step_is_clipped_adamw_and_averages(micro):
+def test_a_step_is_clipped_adamw_and_updates_the_average(micro):
     config = micro.override({"training": {"clip_norm": 0.01, "weight_decay": 0.1, "beta2": 0.95, "eps": 1e-4}})
     t = config.training
     trainer, batch = Trainer(config), first_batch(config)
@@ -39,14 +39,14 @@ def test_a_step_is_clipped_adamw_and_averages(micro):
         # first step: m̂ = g, v̂ = g²
         expected = before[name] * (1 - 0.01 * t.weight_decay * w.decay) - 0.01 * g / (g.abs() + t.eps)
         error = (w.detach().double() - expected).abs()
-        # eps is of the gradient's size, so that the step feels the clip: without it Adam's first is of any scale
+        # eps is as large as the gradient, or Adam's first step would not depend on the scale of the clipped gradient
         assert error.max() < 2e-5
         average = 0.75 * before[name] + 0.25 * w.detach().double()
         assert (named_parameters(trainer.average)[name].double() - average).abs().max() < 1e-6
 
 
 def test_accumulation_averages_gradients(micro):
-    # Without the loudness weight, which is of the whole batch, two halves are one whole.
+    # Without the loudness weight, which depends on the whole batch, two halves equal one whole.
     whole = micro.override({"loss": {"loudness_weighting": False}, "training": {"batch_size": 2}})
     batch = first_batch(whole)
     halves = [{key: batch[key][i : i + 1] for key in ("mixture", "target", "song")} for i in (0, 1)]
@@ -65,7 +65,7 @@ def test_a_loss_that_is_not_finite_changes_nothing(micro):
     assert all(np.array_equal(before[name], after[name]) for name in before)
 
 
-def test_bfloat16_trains(micro):
+def test_training_in_bfloat16_lowers_the_loss(micro):
     config = micro.override({"training": {"precision": "bfloat16"}})
     trainer, batch = Trainer(config), first_batch(config)
     reports = [trainer.step([batch], 3e-3, 0.5) for _ in range(8)]
@@ -74,14 +74,14 @@ def test_bfloat16_trains(micro):
 
 
 @pytest.mark.parametrize("kind", ["mamba", "transformer"])
-def test_it_learns_one_batch(micro, kind):
+def test_repeated_steps_on_one_batch_lower_its_loss(micro, kind):
     config = micro.override({"model": {"mixer": {"kind": kind}}})
     trainer, batch = Trainer(config), first_batch(config)
     values = [trainer.step([batch], 1e-2, 0.5)["loss"] for _ in range(40)]
     assert values[-1] < 0.8 * values[0]
 
 
-def test_a_run_leaves_what_it_promises(micro, tmp_path, capsys):
+def test_a_run_writes_its_checkpoints_record_and_logs(micro, tmp_path, capsys):
     record = train(micro, tmp_path / "run")
     found = {path.relative_to(tmp_path / "run").as_posix() for path in (tmp_path / "run").rglob("*") if path.is_file()}
     assert {LAST, BEST, "run.json", "live/metrics.json", "live/plots/metrics/train/loss.tsv"} <= found
@@ -96,7 +96,7 @@ def test_a_run_leaves_what_it_promises(micro, tmp_path, capsys):
     assert "4/4" in capsys.readouterr().err
 
 
-def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(micro, tmp_path, stopping, capsys):
+def test_a_resumed_run_ends_like_an_uninterrupted_one(micro, tmp_path, stopping, capsys):
     train(micro, tmp_path / "whole")
     with stopping(Trainer, 4):
         train(micro, tmp_path / "parts")
@@ -108,19 +108,19 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(micro, tmp_path, stoppin
     assert all(np.array_equal(a.tensors[name], b.tensors[name]) for name in a.tensors)
 
 
-def test_an_occupied_folder_is_left_alone_unless_asked(micro, tmp_path):
+def test_an_occupied_folder_is_left_alone_without_overwrite(micro, tmp_path):
     train(micro, tmp_path)
     written = (tmp_path / LAST).read_bytes()
     other = micro.override({"training": {"seed": 1}})
     for config, sentence in [(micro, "a finished run"), (other, "a run of another configuration")]:
-        with pytest.raises(InputError, match=f"holds {sentence}; give another --out, or --overwrite"):
+        with pytest.raises(InputError, match=f"holds {sentence}: choose another --out, or give --overwrite"):
             train(config, tmp_path)
     assert (tmp_path / LAST).read_bytes() == written
     train(other, tmp_path, RunOptions(overwrite=True))
     assert checkpoints.read(tmp_path / LAST).config == other
 
 
-def test_nan_stops_with_step_and_songs_named(micro, tmp_path, monkeypatch):
+def test_a_loss_of_nan_ends_the_run_and_names_step_and_songs(micro, tmp_path, monkeypatch):
     step = Trainer.step
     monkeypatch.setattr(
         Trainer,
@@ -146,14 +146,14 @@ def test_a_run_that_fails_before_its_first_checkpoint_leaves_nothing(micro, tmp_
     assert not (tmp_path / "run").exists()
 
 
-def test_no_data_is_said_before_anything_is_written(micro, tmp_path):
+def test_missing_data_is_reported_before_anything_is_written(micro, tmp_path):
     missing = micro.override({"data": {"root": str(tmp_path / "nowhere")}})
     with pytest.raises(InputError, match="nowhere"):
         train(missing, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
-def test_loss_of_a_residual_model_is_of_its_targets(micro):
+def test_the_loss_of_a_residual_model_is_that_of_its_targets(micro):
     batch = first_batch(micro)
     plain, residual = Trainer(micro), Trainer(micro.override({"model": {"residual": True}}))
     assert plain.loss(plain.model, batch)[0].item() == residual.loss(residual.model, batch)[0].item()

@@ -1,4 +1,4 @@
-"""Three precisions and three extremes, in both twins: losses and gradients stay finite, and float16 finds its scale."""
+"""Three precisions on extreme inputs in both twins: losses and gradients stay finite, and float16 finds its scale."""
 
 import importlib
 
@@ -12,7 +12,7 @@ from twinsep.training.loss_scale import LossScale
 
 @pytest.fixture
 def micro(micro):
-    """With a scan, and else what compiles fastest."""
+    """The smallest model with a scan, which compiles fastest."""
     model = {"mixer": {"kind": "mamba", "d_state": 4, "directions": 1}, "memory_tokens": [0, 0, 0, 0]}
     return micro.override({"model": model, "training": {"segment_seconds": 0.2}})
 
@@ -23,7 +23,7 @@ def trainer(framework, config):
 
 @pytest.fixture(scope="module")
 def in_float32():
-    """in_float32(framework, config): the trainer that both precisions are compared with, made once, at its start."""
+    """in_float32(framework, config): the float32 trainer, made once and reset to its initial state."""
     made = {}
 
     def find(framework, config):
@@ -43,7 +43,7 @@ def first_batch(config):
 
 
 def extremes(config):
-    """Silence, a square wave at full scale, and noise below the last bit of 16."""
+    """Silence, a square wave at full scale, and noise below the last bit of 16-bit sound."""
     shape = (1, 2, config.segment_samples)
     square = np.sign(np.sin(2 * np.pi * 110 * np.arange(shape[2]) / 44_100))
     rng = np.random.default_rng(0)
@@ -53,18 +53,18 @@ def extremes(config):
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 @pytest.mark.parametrize("framework", ["torch", "jax"])
-def test_extremes_are_finite(micro, in_float32, framework, precision):
+def test_extreme_inputs_give_finite_losses_and_gradients(micro, in_float32, framework, precision):
     config = micro.override({"training": {"precision": precision}})
     subject, exact = trainer(framework, config), in_float32(framework, micro)
-    are_finite(subject, config)
-    if precision == "bfloat16":  # once for float32
-        are_finite(exact, micro)
-    is_near_float32(subject, exact, first_batch(config))
+    check_finite(subject, config)
+    if precision == "bfloat16":  # float32 needs checking only once
+        check_finite(exact, micro)
+    check_near_float32(subject, exact, first_batch(config))
     if precision == "float16":
-        scale_is_kept_and_taken_up(subject, first_batch(config))
+        check_scale_is_kept_and_restored(subject, first_batch(config))
 
 
-def are_finite(subject, config):
+def check_finite(subject, config):
     for batch in extremes(config):
         for _ in range(20):  # float16 may have to find its scale first
             report = subject.step([batch], 1e-4, 0.5)
@@ -76,8 +76,8 @@ def are_finite(subject, config):
     assert ("loss_scale" in report) == (config.training.precision == "float16")
 
 
-def is_near_float32(subject, exact, batch):
-    """From the same weights to nearly the same, in float16 whatever the scale."""
+def check_near_float32(subject, exact, batch):
+    """One step from equal weights ends near the float32 step, in float16 at any scale."""
     state = exact.state()
     for scale in (LossScale(1.0), LossScale(2.0**10)) if subject.scale else (None,):
         subject.restore(state | (scale.tensors() if scale else {}), 0)
@@ -91,8 +91,8 @@ def is_near_float32(subject, exact, batch):
         assert all(x.dtype == np.float32 for x in after.values())
 
 
-def scale_is_kept_and_taken_up(subject, batch):
-    # A step whose gradients overflow changes nothing but the scale.
+def check_scale_is_kept_and_restored(subject, batch):
+    # A step whose gradients overflow changes only the scale.
     subject.scale = LossScale(2.0**100, 5, 1)
     before = subject.state()
     report = subject.step([batch], 1e-3, 0.5)
@@ -102,18 +102,18 @@ def scale_is_kept_and_taken_up(subject, batch):
     changed = {name for name in before if not np.array_equal(before[name], after[name])}
     assert changed == {"scaler/scale", "scaler/good"}
     assert subject.scale == LossScale(2.0**99, 0, 1)
-    # Taken up again it goes on the same, the count of Adam's updates included.
+    # A restored trainer continues identically, including the count of Adam's updates.
     results = []
-    for taken in (0, 2):
-        if taken:
-            subject.restore(after, taken)
+    for step in (0, 2):
+        if step:
+            subject.restore(after, step)
         subject.scale = LossScale(1.0, 0, 1)
         subject.step([batch], 1e-3, 0.5)
         results.append(subject.state())
     assert distance(*results) == 0
 
 
-def test_the_scale_grows_and_is_exhausted():
+def test_the_scale_doubles_after_2000_finite_steps_and_halves_after_an_overflow():
     scale = LossScale(4.0)
     for _ in range(1999):
         scale = scale.after(True)

@@ -1,4 +1,4 @@
-"""``twinsep train --profile``: the operations that take the time, in a trace and in a table."""
+"""``twinsep train --profile``: the most expensive operations, as a trace and as a table."""
 
 import gzip
 import importlib
@@ -18,13 +18,15 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.fixture
 def micro(micro):
-    """What compiles fastest."""
+    """The model that compiles fastest."""
     model = {"mixer": {"kind": "conv", "kernel": 3}, "bands": "bsroformer62", "memory_tokens": [0, 0, 0, 0]}
     return micro.override({"model": model, "training": {"segment_seconds": 0.2}})
 
 
 @pytest.mark.parametrize(("framework", "trace"), [("torch", "torch.json.gz"), ("jax", "jax/**/*.trace.json.gz")])
-def test_the_most_expensive_operations_of_a_step(micro, tmp_path, capsys, monkeypatch, framework, trace):
+def test_the_most_expensive_operations_of_a_step_are_traced_and_printed(
+    micro, tmp_path, capsys, monkeypatch, framework, trace
+):
     monkeypatch.setenv("COLUMNS", "200")
     taken = []
     trainer = importlib.import_module(f"{framework}_impl.train").Trainer
@@ -38,7 +40,7 @@ def test_the_most_expensive_operations_of_a_step(micro, tmp_path, capsys, monkey
     if framework == "torch":
         assert any(name.startswith("aten::") for name, _, _ in costs)
     else:
-        assert all(re.fullmatch(r"[a-z][\w-]*", name) for name, _, _ in costs)  # HLO's, without their numbers
+        assert all(re.fullmatch(r"[a-z][\w-]*", name) for name, _, _ in costs)  # HLO names without instance numbers
 
     t = micro.training
     assert len(taken) == profiler.WARM_UP + 2
@@ -58,7 +60,7 @@ def test_the_most_expensive_operations_of_a_step(micro, tmp_path, capsys, monkey
 
 
 @pytest.mark.parametrize("framework", ["torch", "jax"])
-def test_a_failure_leaves_what_was_there(micro, tmp_path, monkeypatch, framework):
+def test_a_failure_leaves_the_folder_unchanged(micro, tmp_path, monkeypatch, framework):
     taken = []
 
     def fail(*_):
@@ -83,12 +85,12 @@ def test_bad_requests_are_refused_before_anything_is_written(micro, tmp_path):
     with pytest.raises(InputError, match="unknown framework"):
         profiler.profile_steps(micro, tmp_path / "run", framework="numpy", device="cpu", steps=1)
     (tmp_path / "file").write_text("kept")
-    with pytest.raises(InputError, match="is a file; give --out the name of a folder"):
+    with pytest.raises(InputError, match="is a file: choose a folder as --out"):
         profiler.profile_steps(micro, tmp_path / "file", framework="torch", device="cpu", steps=1)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-def test_a_product_of_matrices_is_the_cost_of_one(tmp_path):
+def test_a_matrix_product_is_the_only_cost_of_a_matrix_product(tmp_path):
     import jax
 
     a = torch.ones(600, 600)
@@ -124,7 +126,7 @@ def test_time_within_another_operation_is_counted_once():
 
 
 def test_names_with_brackets_are_printed_as_they_are(capsys):
-    profiler._print([("kernel<[lambda(float)]>", 0.5, 2), ("[bold]", 0.25, 2)], 2, "title")
+    profiler._print_table([("kernel<[lambda(float)]>", 0.5, 2), ("[bold]", 0.25, 2)], 2, "title")
     printed = capsys.readouterr().out
     assert "kernel<[lambda(float)]>" in printed
     assert "[bold]" in printed

@@ -204,9 +204,12 @@ def test_temporary_files_of_ended_processes_are_removed_and_nothing_else(tmp_pat
     ]
     for name in (*kept, *dead):
         (tmp_path / name).touch()
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / dead[0]).touch()
     with files.atomic_path(tmp_path / "f") as temporary:
         files.remove_temporary_files(tmp_path)
-        assert names(tmp_path) == sorted([*kept, temporary.name])
+        assert names(tmp_path) == sorted([*kept, "folder", temporary.name])
+        assert names(tmp_path / "folder") == []
 
 
 @pytest.mark.parametrize("name", ["f.flac", "f", ".f.wav", "a song, live.a b", "two\nlines.wav", "x" * 90 + ".mp3"])

@@ -50,8 +50,8 @@ def _forward(
     chunks = tl.cdiv(l, CHUNK)
     for chunk in range(chunks):
         if KEEP:
-            kept = (sequence * (chunks - 1) + chunk - 1) * n * e
-            tl.store(states + kept + state[:, None] * e + channel[None, :], h, tile & (chunk > 0))
+            saved = (sequence * (chunks - 1) + chunk - 1) * n * e
+            tl.store(states + saved + state[:, None] * e + channel[None, :], h, tile & (chunk > 0))
         start = tl.cast(chunk, tl.int64) * CHUNK
         u_c, delta_c = u + sequence * u_b + start * u_l, delta + sequence * delta_b + start * delta_l
         B_c, C_c = B + sequence * B_b + start * B_l, C + sequence * C_b + start * C_l
@@ -108,8 +108,8 @@ def _backward(
                 dB_c, dC_c = dB + row * n, dC + row * n
 
                 # Recompute the chunk: the buffer gets the state before each frame.
-                kept = (sequence * (chunks - 1) + chunk - 1) * n * e
-                h = tl.load(states + kept + of_tile, tile & (chunk > 0), 0.0)
+                saved = (sequence * (chunks - 1) + chunk - 1) * n * e
+                h = tl.load(states + saved + of_tile, tile & (chunk > 0), 0.0)
                 for t in range(frames):
                     tl.store(buffer + t * N * E, h)
                     u_t, delta_t = _row(u_c, t * u_l + channel, here), _row(delta_c, t * delta_l + channel, here)

@@ -1,1 +1,1 @@
-"""Benchmarks of speed and memory, one file each; ``suite`` runs them."""
+"""Benchmarks of speed and memory, one file each; :mod:`twinsep.benchmarks.suite` runs them."""

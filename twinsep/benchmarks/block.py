@@ -1,4 +1,4 @@
-"""``twinsep bench block``: a dual-path block with each mixer in it, forward and with gradients."""
+"""``twinsep bench block``: time of a dual-path block with each mixer, forward and with gradients."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ from twinsep.config.mixers import MIXERS
 from twinsep.utils.backend import TWINS
 from twinsep.utils.progress import ProgressCallback
 
-#: Whose width and bands the block has; three seconds of frames.
+#: Preset that sets the width and the bands of the block, and its number of frames (three seconds).
 PRESET, FRAMES = "small", 259
-#: Mamba with the scan's definition in the place of its kernel, in PyTorch.
+#: Name of the PyTorch variant in which the scan's definition, a loop over frames, replaces its kernel.
 LOOP = "mamba, frame after frame"
+#: Counted calls of each variant.
 REPETITIONS = 5
 
 
 def measure(_options: BenchmarkOptions, report: ProgressCallback) -> Record:
-    """Medians of interleaved calls, in seconds, after one that compiles."""
+    """Measure the median time in seconds of interleaved calls, after a first call that compiles."""
     keys = [(framework, kind) for kind in MIXERS for framework in TWINS] + [("torch", LOOP)]
     found: dict[tuple[str, str, bool], list[float]] = {}
     first: dict[tuple[str, str, bool], float] = {}
@@ -55,7 +56,7 @@ def measure(_options: BenchmarkOptions, report: ProgressCallback) -> Record:
 
 
 def rows(record: Record) -> list[Row]:
-    """The record as rows of a table."""
+    """Format the record as table rows."""
     table: dict[str, dict[str, float]] = {}
     for t in record["times"]:
         name = f"{t['mixer']}, forward{' and backward' * t['backward']} (s)"

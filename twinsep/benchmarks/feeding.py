@@ -1,7 +1,7 @@
-"""How quickly examples are made, beside how quickly a training step takes them up: for ``twinsep bench feeding``.
+"""``twinsep bench feeding``: speed of the data loader compared with that of a training step.
 
-Either is in seconds of audio per second. A loader that is not a few times quicker than the step holds it up wherever
-the machine is busy, or the accelerator quicker than the one measured here.
+Both are in seconds of audio per second. A loader that is not several times faster than the step delays training on a
+busy machine or a faster accelerator.
 """
 
 from __future__ import annotations
@@ -11,58 +11,48 @@ import itertools
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from twinsep import audio
 from twinsep.benchmarks.process import WorkerProcess
 from twinsep.benchmarks.records import BenchmarkOptions, Record, Row
 from twinsep.benchmarks.workloads import noise
-from twinsep.config import SOURCES
+from twinsep.config import SOURCES, Config
 from twinsep.data.loader import TrainingBatches
 from twinsep.utils.backend import TWINS
 from twinsep.utils.progress import ProgressCallback
 
-#: The loader should be so many times as quick as the step.
+#: Factor by which the loader should be faster than the step.
 TARGET = 5
-#: The set is of so many songs, each so many seconds long, in 16 bits.
+#: Number of 16-bit songs in the data set, and their length in seconds.
 SONGS, SECONDS = 6, 20
-#: Examples of one repetition of the loader.
+#: Examples per repetition of the loader.
 EXAMPLES = 40
+#: Extensions of the measured file formats.
 FORMATS = ("wav", "flac")
 
 
 def measure(options: BenchmarkOptions, report: ProgressCallback) -> Record:
-    """Audio seconds per second of the loader, without workers, and of the twins' steps; batch 1, white noise.
+    """Measure the speed of the loader, without workers, and of the training step, at batch 1 on white noise.
 
-    Files were written just before, so that they come from the memory of the system: decoding is measured, no disk.
-    Of the first configuration asked for; medians of ``repetitions``, after one more than ``warmups`` that do not count.
+    The files were just written and therefore come from memory: decoding is measured, not the disk. Only the first
+    configuration counts. Speeds are medians of ``repetitions`` after 1 + ``warmups`` uncounted rounds.
     """
     _, warmups, repetitions = options
     config = next(iter(options.configs.values())).override(
         {"training": {"batch_size": 1}, "data": {"workers": 0, "exclude": []}}
     )
     rounds = 1 + warmups + repetitions
-    done = itertools.count(1)
-    total = rounds * (len(FORMATS) + len(TWINS))
-    seconds: dict[str, list[float]] = {name: [] for name in (*FORMATS, *TWINS)}
-    with tempfile.TemporaryDirectory() as folder:
-        for extension in FORMATS:
-            root = Path(folder, extension)
-            _make_songs(root, extension, config.model.sample_rate)
-            with iter(TrainingBatches(config.override({"data": {"root": str(root)}}))) as stream:
-                for _ in range(rounds):
-                    started = time.perf_counter()
-                    for _ in range(EXAMPLES):
-                        next(stream)
-                    seconds[extension].append((time.perf_counter() - started) / EXAMPLES)
-                    report(next(done), total)
-    with contextlib.ExitStack() as stack:
-        workers = {framework: stack.enter_context(WorkerProcess(framework)) for framework in TWINS}
-        settings = {framework: worker.ask("open", config=config.to_dict()) for framework, worker in workers.items()}
-        for _ in range(rounds):  # in turns, so that what disturbs one disturbs the other
-            for framework, worker in workers.items():
-                seconds[framework].append(worker.ask("step"))
-                report(next(done), total)
+    done, total = itertools.count(1), rounds * (len(FORMATS) + len(TWINS))
+
+    def advance() -> None:
+        report(next(done), total)
+
+    seconds = _time_loader(config, rounds, advance)
+    step_seconds, settings = _time_steps(config, rounds, advance)
+    seconds |= step_seconds
     speeds = {
         name: config.training.segment_seconds / statistics.median(times[1 + warmups :])
         for name, times in seconds.items()
@@ -85,8 +75,40 @@ def measure(options: BenchmarkOptions, report: ProgressCallback) -> Record:
     }
 
 
+def _time_loader(config: Config, rounds: int, advance: Callable[[], None]) -> dict[str, list[float]]:
+    """Format → seconds per example, one value per round."""
+    seconds: dict[str, list[float]] = {extension: [] for extension in FORMATS}
+    with tempfile.TemporaryDirectory() as folder:
+        for extension in FORMATS:
+            root = Path(folder, extension)
+            _make_songs(root, extension, config.model.sample_rate)
+            with iter(TrainingBatches(config.override({"data": {"root": str(root)}}))) as stream:
+                for _ in range(rounds):
+                    started = time.perf_counter()
+                    for _ in range(EXAMPLES):
+                        next(stream)
+                    seconds[extension].append((time.perf_counter() - started) / EXAMPLES)
+                    advance()
+    return seconds
+
+
+def _time_steps(
+    config: Config, rounds: int, advance: Callable[[], None]
+) -> tuple[dict[str, list[float]], dict[str, Any]]:
+    """(framework → seconds per training step, one value per round; framework → thread settings)."""
+    seconds: dict[str, list[float]] = {framework: [] for framework in TWINS}
+    with contextlib.ExitStack() as stack:
+        workers = {framework: stack.enter_context(WorkerProcess(framework)) for framework in TWINS}
+        settings = {framework: worker.ask("open", config=config.to_dict()) for framework, worker in workers.items()}
+        for _ in range(rounds):  # alternating, so that a disturbance affects both
+            for framework, worker in workers.items():
+                seconds[framework].append(worker.ask("step"))
+                advance()
+    return seconds, settings
+
+
 def rows(record: Record) -> list[Row]:
-    """The record as rows of a table."""
+    """Format the record as table rows."""
     loader, target = record["loader_audio_s_per_s"], record["target"]
     return [
         ("training step (audio s/s)", record["step_audio_s_per_s"]),
@@ -96,7 +118,7 @@ def rows(record: Record) -> list[Row]:
 
 
 def _make_songs(root: Path, extension: str, sample_rate: int) -> None:
-    """Stems of white noise in MUSDB18's layout, all for training."""
+    """Write training songs of white-noise stems in MUSDB18's layout."""
     for song, (index, source) in itertools.product(range(SONGS), enumerate(SOURCES)):
         sound = noise(2, SECONDS * sample_rate, seed=song * len(SOURCES) + index)
         path = root / "train" / f"song {song}" / f"{source}.{extension}"

@@ -1,4 +1,4 @@
-"""``twinsep bench growth``: how time and memory of a separation grow with the song, the chunk and the network."""
+"""``twinsep bench growth``: time and memory of separation as functions of song, chunk and network size."""
 
 from __future__ import annotations
 
@@ -13,23 +13,26 @@ from twinsep.config import preset
 from twinsep.utils.backend import TWINS
 from twinsep.utils.progress import ProgressCallback
 
-#: What everything but one thing is as in; chunks are of so many seconds.
+#: Preset and chunk length in seconds from which one axis at a time deviates.
 PRESET, SECONDS = "tiny", 3.0
-#: Of songs, in seconds, each in a process of its own that starts, compiles, separates and writes.
+#: Lengths of songs in seconds; a separate process starts, compiles, separates and writes each of them.
 SONGS = (1, 10, 60, 600)
-#: What grows → (values, what to override for one of them); a chunk's seconds are no part of a configuration.
+#: Axis → (values, function from a value to overrides of the model); the chunk length is not in the configuration.
 AXES: dict[str, tuple[tuple[Any, ...], Any]] = {
     "seconds of a chunk": ((1.0, 3.0, 10.0, 60.0), lambda _: {}),
     "width D": ((16, 32, 64), lambda d: {"d_model": d}),
     "bands K": (("vocal18", "vocal36", "vocal72"), lambda name: {"bands": name}),
     "states N": ((4, 16, 64), lambda n: {"mixer": {"kind": "mamba", "d_state": n}}),
 }
+#: Counted calls of a chunk, of which the fastest is recorded.
 REPETITIONS = 3
 
 
 def measure(_options: BenchmarkOptions, report: ProgressCallback) -> Record:
-    """Seconds and peak resident MiB of a chunk by a fresh process, the least of several calls after one that compiles;
-    and of whole songs."""
+    """Measure time in seconds and peak resident memory in MiB, for chunks and for whole songs.
+
+    A fresh process separates each chunk; the fastest of several calls counts, after a first one that compiles.
+    """
     cases = [(axis, value) for axis, (values, _) in AXES.items() for value in values]
     total = len(TWINS) * (len(cases) + len(SONGS))
     found: list[Record] = []
@@ -43,18 +46,23 @@ def measure(_options: BenchmarkOptions, report: ProgressCallback) -> Record:
             song = length.noise_song(Path(folder) / "song.wav", seconds)
             for framework in TWINS:
                 songs.append(
-                    {"seconds": seconds, "framework": framework, **length.separated(song, Path(folder), framework)}
+                    {
+                        "seconds": seconds,
+                        "framework": framework,
+                        **length.separate_in_process(song, Path(folder), framework),
+                    }
                 )
                 report(len(found) + len(songs), total)
     return {"preset": PRESET, "chunk_s": SECONDS, "least_of": REPETITIONS, "chunks": found, "songs": songs}
 
 
 def _chunk(framework: str, axis: str, value: Any) -> Record:
+    """Cost of one chunk with ``axis`` set to ``value``."""
     config = preset(PRESET).override({"model": AXES[axis][1](value)})
     seconds = value if axis == "seconds of a chunk" else SECONDS
     with WorkerProcess(framework) as worker:
         opened = worker.ask("network", config=config.to_dict(), seconds=seconds)
-        worker.ask("peak")  # from here on, without what compiling took
+        worker.ask("peak")  # resets the peak after compiling
         times = [worker.ask("chunk") for _ in range(REPETITIONS)]
         peak = worker.ask("peak")
     return {
@@ -67,7 +75,7 @@ def _chunk(framework: str, axis: str, value: Any) -> Record:
 
 
 def rows(record: Record) -> list[Row]:
-    """The record as rows of a table."""
+    """Format the record as table rows."""
     table: dict[str, dict[str, float]] = {}
     for x in record["chunks"]:
         name = f"{x['axis']} {x['value']}"

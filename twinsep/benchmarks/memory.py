@@ -1,4 +1,4 @@
-"""``twinsep bench memory``: what one mixer layer takes at its peak."""
+"""``twinsep bench memory``: peak memory of one mixer layer."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from twinsep.benchmarks.records import BenchmarkOptions, Record, Row
 from twinsep.utils.backend import TWINS
 from twinsep.utils.progress import ProgressCallback
 
-#: (sequences, length, d_model) in and out; E = expand · d_model channels, N = d_state.
+#: Input and output have the shape (sequences, length, d_model); E = expand · d_model channels, N = d_state.
 LAYER = {"sequences": 68, "length": 690, "d_model": 256, "d_state": 32, "expand": 2}
-#: What forward and backward of that layer may take, in MB of 10⁶ bytes.
+#: Largest peak memory of forward and backward of that layer, in MB of 10⁶ bytes.
 BAR_MB = 1500
 
 
 def measure(_options: BenchmarkOptions, report: ProgressCallback) -> Record:
-    """Peak memory in MiB of forward and backward of one ``mamba`` mixer layer, gradients for input and weights."""
+    """Measure the peak memory in MiB of forward and backward (all gradients) of one ``mamba`` mixer layer."""
     found = {}
     for done, framework in enumerate(TWINS, 1):
         with WorkerProcess(framework) as worker:
@@ -26,7 +26,7 @@ def measure(_options: BenchmarkOptions, report: ProgressCallback) -> Record:
     return {
         "layer": {"mixer": "mamba", **LAYER},
         **{key: {framework: found[framework][key] for framework in TWINS} for key in found["torch"]},
-        "subtracted": "what was resident before the run: the process with its imports, the weights, the input, the "
+        "subtracted": "memory resident before the run: the process with its imports, the weights, the input, the "
         "gradient at the output and the compiled program; for the compiler the same without the program",
         "bar_mb": BAR_MB,
         "bar_mib": round(BAR_MB * 1e6 / MIB, 1),
@@ -36,11 +36,11 @@ def measure(_options: BenchmarkOptions, report: ProgressCallback) -> Record:
 
 
 def rows(record: Record) -> list[Row]:
-    """The record as rows of a table."""
+    """Format the record as table rows."""
     peaks, bar, state = (record[key] for key in ("peak_mib", "bar_mib", "materialised_state_mib"))
     return [
         ("forward and backward (MiB)", peaks),
-        (f"the same, of the bar of {bar:.0f} MiB", {framework: x / bar for framework, x in peaks.items()}),
-        (f"the same, of a state of {state:.0f} MiB", {framework: x / state for framework, x in peaks.items()}),
+        (f"forward and backward ÷ bar of {bar:.0f} MiB", {framework: x / bar for framework, x in peaks.items()}),
+        (f"forward and backward ÷ state of {state:.0f} MiB", {framework: x / state for framework, x in peaks.items()}),
         ("compiler (MiB)", record["compiler_peak_mib"]),
     ]

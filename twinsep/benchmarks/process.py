@@ -1,7 +1,6 @@
-"""A framework in a fresh process of its own, asked in lines of JSON: for ``twinsep bench``.
+"""Worker processes of ``twinsep bench``: one framework each, controlled by lines of JSON.
 
-Between questions a worker waits for its standard input and does nothing. It holds one framework, the process that asks
-holds none.
+Between requests a worker waits for its standard input. It imports one framework; the controlling process imports none.
 """
 
 from __future__ import annotations
@@ -15,16 +14,16 @@ from typing import Any
 
 from twinsep.errors import InputError, TwinsepError
 
+#: Bytes of a mebibyte.
 MIB = 1 << 20
 
 
 class WorkerProcess:
-    """The process, as a context: on leaving, for whatever reason, it is killed."""
+    """A worker process with ``framework``, as a context manager that kills it at the end."""
 
     def __init__(self, framework: str):
         self.framework = framework
-        # On a machine with an accelerator JAX too has to choose what is fastest on the CPU.
-        # A first call is to show what compiling takes.
+        # JAX must use the CPU even where there is an accelerator, and the first call must show the cost of compiling.
         environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_ENABLE_COMPILATION_CACHE": "false"}
         self.process = subprocess.Popen(
             [sys.executable, "-m", "twinsep.benchmarks.worker", framework],
@@ -32,7 +31,7 @@ class WorkerProcess:
             stdout=subprocess.PIPE,
             text=True,
             env=environment,
-            # Ctrl-C reaches the asking process alone, which then kills this one: no second traceback.
+            # Ctrl-C reaches only the controlling process, which then kills this one: no second traceback.
             start_new_session=True,
         )
 
@@ -40,25 +39,26 @@ class WorkerProcess:
         return self
 
     def __exit__(self, *_: object) -> None:
-        # Leaving closes the pipes, one of which may hold a question to a process that has ended, and waits.
+        # Leaving closes the pipes, one of which may hold a request to a process that has ended, and waits.
         with contextlib.suppress(BrokenPipeError), self.process:
             self.process.kill()
 
     def ask(self, method: str, **arguments: Any) -> Any:
-        """What ``method`` of the worker's :class:`Subject` returns.
+        """Call ``method`` of :class:`twinsep.benchmarks.worker.Worker` in the process and return its result.
 
-        Raises :class:`InputError` where that does, and :class:`TwinsepError` where the process has ended.
+        Raises :class:`InputError` if the method raises an error of twinsep, and :class:`TwinsepError` if the process
+        ended.
         """
         assert self.process.stdin is not None
         assert self.process.stdout is not None
-        with contextlib.suppress(BrokenPipeError):  # that it has ended is told below
+        with contextlib.suppress(BrokenPipeError):  # reported below
             self.process.stdin.write(json.dumps([method, arguments]) + "\n")
             self.process.stdin.flush()
         line = self.process.stdout.readline()
         if not line:
             status = self.process.wait()
-            why = f"signal {-status}, perhaps for want of memory" if status < 0 else f"status {status}, as said above"
-            raise TwinsepError(f"the process of {self.framework} ended during {method!r} ({why})")
+            why = f"signal {-status}, perhaps because memory ran out" if status < 0 else f"status {status}, see above"
+            raise TwinsepError(f"the {self.framework} process ended during {method!r} ({why})")
         answer = json.loads(line)
         if "error" in answer:
             raise InputError(answer["error"])

@@ -1,4 +1,4 @@
-"""The types that benchmarks share: their options, their records, and the rows of their tables."""
+"""Shared types of the benchmarks: options, records, requirements and table rows."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Any, NamedTuple
 from twinsep.config import Config
 from twinsep.utils.progress import ProgressCallback
 
-#: What is written, in plain JSON types.
+#: Content of a benchmark's file, in JSON types.
 Record = dict[str, Any]
-#: (what and in which unit, number of each framework)
+#: (quantity and unit, value per framework).
 Row = tuple[str, dict[str, float]]
 
 
 class BenchmarkOptions(NamedTuple):
-    """What ``step`` and ``feeding`` measure, by name; calls that do not count, beside the first, and those that do."""
+    """Configurations by name for ``step`` and ``feeding``, uncounted calls after the first, and counted calls."""
 
     configs: Mapping[str, Config]
     warmups: int
@@ -23,21 +23,21 @@ class BenchmarkOptions(NamedTuple):
 
 
 class Benchmark(NamedTuple):
-    """Of ``measure`` comes the record, and of ``rows`` what a person reads of it."""
+    """A benchmark: ``measure`` returns its record, ``rows`` formats the record as table rows."""
 
     measure: Callable[[BenchmarkOptions, ProgressCallback], Record]
     rows: Callable[[Record], list[Row]]
 
 
 def requirement(framework: str, what: str, value: float, bar: float, *, at_least: bool = False) -> Record:
-    """A number beside what it has to be: at most ``bar``, or at least."""
+    """Record of a value and its bound: at most ``bar``, or at least."""
     reached = value >= bar if at_least else value <= bar
     bound = "at least" if at_least else "at most"
     return {"framework": framework, "what": what, "value": round(value, 3), bound: bar, "reached": reached}
 
 
 def requirement_rows(record: Record) -> list[Row]:
-    """The figures of a record as rows of a table."""
+    """Format the requirements of a record as table rows."""
     return [
         (
             f"{f['what']} ({next(f'{b} {f[b]}' for b in ('at most', 'at least') if b in f)})"

@@ -1,6 +1,7 @@
-"""``twinsep bench separate``: how quickly the presets separate on a CPU, beside its limits and other systems.
+"""``twinsep bench separate``: speed of the presets on a CPU, compared with its limits and with other systems.
 
-All have random weights, equal threads and batch 1, and chunks of the length that each was made for, without overlap.
+All systems have random weights, equal threads and batch 1; each separates chunks of its own design length, without
+overlap.
 """
 
 from __future__ import annotations
@@ -13,68 +14,77 @@ from twinsep.benchmarks.records import BenchmarkOptions, Record, Row, requiremen
 from twinsep.utils.progress import ProgressCallback
 
 PRESETS = ("tiny", "small", "paper")
-#: Of other packages, see ``torch_impl/baselines/packages.py``.
+#: Systems of other packages, see ``torch_impl/baselines/packages.py``.
 OTHERS = ("moises-light paper_small", "moises-light paper_large", "htdemucs", "bs-roformer")
-#: (framework, name, whether freed memory is kept). Ours always keep it (:mod:`twinsep.utils.backend`); the others are
-#: measured as they come and once more with it, as that alone makes some of them much faster.
+#: (framework, name, True if freed memory is kept). Ours always keep it (:mod:`twinsep.utils.backend`); the others are
+#: measured unmodified and with this setting, which alone makes some of them much faster.
 System = tuple[str, str, bool]
 SYSTEMS: tuple[System, ...] = (
     *(("torch", name, True) for name in PRESETS),
     *(("torch", name, kept) for name in OTHERS for kept in (False, True)),
     *(("jax", name, True) for name in PRESETS[:2]),
 )
+#: Counted calls of each system.
 REPETITIONS = 3
-#: Seconds of calls before each that counts.
+#: Seconds of uncounted calls before each counted one.
 WARM_UP = 2.0
 
 
 def measure(_options: BenchmarkOptions, report: ProgressCallback) -> Record:
-    """Seconds of a chunk of every system, each in a process of its own, in turns; medians, by second of audio, and the
-    figures that they are to reach.
+    """Measure the time of a chunk for every system, each in a process of its own, in turns; return medians.
 
-    Directly before each call that counts come others, for two seconds at least: after minutes of waiting a process has
-    lost its caches, and systems that reclaim idle memory have taken some of that. Packages that are not installed are
-    left out, and named. The machine's limits are measured in every turn too, as they are not constant.
+    Uncounted calls directly precede each counted one: after minutes of waiting a process has lost its caches, and
+    operating systems reclaim idle memory. Packages that are not installed are named and skipped. The machine's limits
+    are measured in every turn too, because they vary.
     """
     with contextlib.ExitStack() as stack:
         first = stack.enter_context(WorkerProcess("torch"))
         missing = first.ask("missing_packages")
-        asked = [system for system in SYSTEMS if system[1] not in missing]
-        workers = {system: stack.enter_context(WorkerProcess(system[0])) for system in asked}
+        measured = [system for system in SYSTEMS if system[1] not in missing]
+        workers = {system: stack.enter_context(WorkerProcess(system[0])) for system in measured}
         opened = {system: worker.ask("system", name=system[1], kept=system[2]) for system, worker in workers.items()}
         counted = {name: first.ask("operations", name=name) for name in PRESETS}
-        times: dict[System, list[float]] = {system: [] for system in asked}
+        times: dict[System, list[float]] = {system: [] for system in measured}
         first_calls: dict[System, float] = {}
         rates: list[dict[str, float]] = []
         for turn in range(REPETITIONS):
             for done, (system, worker) in enumerate(workers.items(), 1):
-                before = [worker.ask("chunk")]
-                while sum(before) < WARM_UP:
-                    before.append(worker.ask("chunk"))
-                first_calls.setdefault(system, before[0])
+                warm_up = [worker.ask("chunk")]
+                while sum(warm_up) < WARM_UP:
+                    warm_up.append(worker.ask("chunk"))
+                first_calls.setdefault(system, warm_up[0])
                 times[system].append(worker.ask("chunk"))
-                report(turn * len(asked) + done, REPETITIONS * len(asked))
+                report(turn * len(measured) + done, REPETITIONS * len(measured))
             rates.append(first.ask("rates"))
-    systems = [
-        {
-            "framework": system[0],
-            "system": system[1],
-            "keeps_freed_memory": system[2],
-            **opened[system],
-            "first_call_s": first_calls[system],
-            "times_s": times[system],
-            "seconds_per_audio_second": round(statistics.median(times[system]) / opened[system]["chunk_s"], 5),
-        }
-        for system in asked
-    ]
+    systems = [_system_record(system, opened[system], first_calls[system], times[system]) for system in measured]
     roofline = {name: statistics.median(turn[name] for turn in rates) for name in rates[0]}
-    record = {"repetitions": REPETITIONS, "roofline": roofline, "rates": rates, "counted": counted}
-    record["not_installed"] = missing
-    return record | {"systems": systems, "figures": figures(systems, roofline, counted)}
+    return {
+        "repetitions": REPETITIONS,
+        "roofline": roofline,
+        "rates": rates,
+        "counted": counted,
+        "not_installed": missing,
+        "systems": systems,
+        "figures": requirements(systems, roofline, counted),
+    }
 
 
-def figures(systems: list[Record], roofline: Record, counted: Record) -> list[Record]:
-    """What the presets have to reach."""
+def _system_record(system: System, opened: Record, first_call: float, times: list[float]) -> Record:
+    """Record of one system; ``opened`` is what its worker said about it."""
+    framework, name, kept = system
+    return {
+        "framework": framework,
+        "system": name,
+        "keeps_freed_memory": kept,
+        **opened,
+        "first_call_s": first_call,
+        "times_s": times,
+        "seconds_per_audio_second": round(statistics.median(times) / opened["chunk_s"], 5),
+    }
+
+
+def requirements(systems: list[Record], roofline: Record, counted: Record) -> list[Record]:
+    """Compare the measurements with the bounds that the presets must meet."""
     speed = {(s["framework"], s["system"], s["keeps_freed_memory"]): s["seconds_per_audio_second"] for s in systems}
     ours = {name: speed["torch", name, True] for name in PRESETS}
     limit = (
@@ -88,10 +98,10 @@ def figures(systems: list[Record], roofline: Record, counted: Record) -> list[Re
         ("small", "moises-light paper_large", 1.0),
         ("small", "htdemucs", 1.0),
     ):
-        for kept, how in ((False, "as it comes"), (True, "keeping freed memory as we do")):
+        for kept, variant in ((False, "unmodified"), (True, "keeping freed memory as we do")):
             if ("torch", other, kept) in speed:
                 ratio = ours[name] / speed["torch", other, kept]
-                found.append(requirement("torch", f"{name}, of the time of {other} {how}", ratio, bar))
+                found.append(requirement("torch", f"{name}, of the time of {other} {variant}", ratio, bar))
     found.append(requirement("torch", "tiny, of the time the song takes to play", ours["tiny"], 0.15))
     return found + [
         requirement("jax", f"{name} in JAX, of its time in PyTorch", speed["jax", name, True] / ours[name], 1.7)
@@ -100,10 +110,10 @@ def figures(systems: list[Record], roofline: Record, counted: Record) -> list[Re
 
 
 def rows(record: Record) -> list[Row]:
-    """The record as rows of a table."""
+    """Format the record as table rows."""
     table: dict[str, dict[str, float]] = {}
     for s in record["systems"]:
-        how = "" if s["keeps_freed_memory"] else ", as it comes"
-        name = f"{s['system']}, {s['parameters'] / 1e6:.2f} M{how}: s per s of audio"
+        variant = "" if s["keeps_freed_memory"] else ", unmodified"
+        name = f"{s['system']}, {s['parameters'] / 1e6:.2f} M{variant}: s per s of audio"
         table.setdefault(name, {})[s["framework"]] = s["seconds_per_audio_second"]
     return [*table.items(), *requirement_rows(record)]

@@ -1,4 +1,4 @@
-"""``twinsep bench step``: a training step and a separation in PyTorch and in JAX, in turns on the same cores."""
+"""``twinsep bench step``: time and memory of a training step and a separation, PyTorch and JAX in turns."""
 
 from __future__ import annotations
 
@@ -13,16 +13,20 @@ from twinsep.config import Config
 from twinsep.utils.backend import TWINS
 from twinsep.utils.progress import ProgressCallback
 
+#: Method of the worker → name of what it does.
 WORK = {"step": "training step", "separate": "separation"}
-#: What JAX may take of PyTorch's time.
+#: Largest ratio of JAX's time to PyTorch's.
 BAR = 1.7
 
 
 def measure(options: BenchmarkOptions, report: ProgressCallback) -> Record:
-    """Seconds of a training step and of the separation of one segment, batch 1, white noise; peak memory in MiB."""
+    """Measure seconds and peak memory in MiB of a training step and of separating one segment, at batch 1 on noise."""
     rounds = 1 + options.warmups + options.repetitions
     done, total = itertools.count(1), rounds * len(WORK) * len(TWINS) * len(options.configs)
-    found = {name: _of(config, options, lambda: report(next(done), total)) for name, config in options.configs.items()}
+    found = {
+        name: _measure_config(config, options, lambda: report(next(done), total))
+        for name, config in options.configs.items()
+    }
     figures = [
         requirement("jax", f"{WORK[work]} of {name}, of its time in PyTorch", record[work]["ratio_of_medians"], BAR)
         for name, record in found.items()
@@ -32,8 +36,8 @@ def measure(options: BenchmarkOptions, report: ProgressCallback) -> Record:
     return {"batch": 1, **counts, "configurations": found, "figures": figures}
 
 
-def _of(config: Config, options: BenchmarkOptions, report: Callable[[], None]) -> Record:
-    """A first call compiles: in JAX always, in PyTorch the Numba kernels where no earlier run left them on disk."""
+def _measure_config(config: Config, options: BenchmarkOptions, report: Callable[[], None]) -> Record:
+    """Measure one configuration. First calls compile: JAX always, PyTorch the Numba kernels that are not yet cached."""
 
     def interleaved(work: str, times: int) -> dict[str, list[float]]:
         answers: dict[str, list[float]] = {framework: [] for framework in workers}
@@ -62,6 +66,7 @@ def _of(config: Config, options: BenchmarkOptions, report: Callable[[], None]) -
 
 
 def _timing(first: dict[str, list[float]], times: dict[str, list[float]]) -> Record:
+    """Statistics of the calls of each framework, and JAX's ratios to PyTorch."""
     medians, minima = ({f: reduce(t) for f, t in times.items()} for reduce in (statistics.median, min))
     each = {
         framework: {
@@ -77,7 +82,7 @@ def _timing(first: dict[str, list[float]], times: dict[str, list[float]]) -> Rec
 
 
 def rows(record: Record) -> list[Row]:
-    """The record as rows of a table."""
+    """Format the record as table rows."""
     numbers = {"median": "median_s", "minimum": "minimum_s", "first call": "first_call_s"}
     table: list[Row] = []
     for name, found in record["configurations"].items():

@@ -1,11 +1,10 @@
-"""``twinsep bench``: what the twins cost on the CPU, beside each other and beside what else there is.
+"""``twinsep bench``: cost of the twins on the CPU, compared with each other and with other packages.
 
-Each framework has a fresh process of its own, see :mod:`twinsep.benchmarks.process`. A benchmark is a function that
-gives a record, and one that turns the record into the rows of a table; see :data:`BENCHMARKS`.
+Each framework runs in a process of its own, see :mod:`twinsep.benchmarks.process`. A benchmark has a function that
+returns its record and one that formats the record as table rows, see :data:`BENCHMARKS`.
 
-A time is the machine's as much as the code's: what is compared alternates call by call, so that what disturbs one
-disturbs the other, and the load is written down. To give all of them fewer cores use ``taskset``: what is in
-``OMP_NUM_THREADS`` is for PyTorch alone.
+Times depend on the machine as much as on the code: calls that are compared alternate, so that a disturbance affects
+both, and the record holds the load. To limit the cores use ``taskset``; ``OMP_NUM_THREADS`` affects only PyTorch.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from twinsep.utils import progress, provenance
 from twinsep.utils.backend import TWINS
 from twinsep.utils.files import write_json
 
-#: Name → benchmark. Another is a file and a line here.
+#: Name → benchmark. To add one, write a module and list it here.
 BENCHMARKS = {
     module.__name__.rpartition(".")[2]: Benchmark(module.measure, module.rows)
     for module in (scan, block, step, separate, growth, memory, length, feeding)
@@ -33,10 +32,10 @@ BENCHMARKS = {
 
 
 def run_benchmarks(names: Sequence[str], options: BenchmarkOptions, out: Path) -> None:
-    """The command: write ``<name>.json`` into ``out`` for every benchmark named, or for all, and print their tables.
+    """Run the command: write ``<name>.json`` into ``out`` for the named benchmarks, or all, and print their tables.
 
-    Raises :class:`InputError` for an unknown name, a number out of range, a folder that cannot be written or a
-    framework that is missing, and :class:`twinsep.errors.TwinsepError` where a worker fails.
+    Raises :class:`InputError` for an unknown name, a number out of range, a folder that cannot be written or a missing
+    framework, and :class:`twinsep.errors.TwinsepError` if a worker fails.
     """
     load_average = [round(x, 2) for x in os.getloadavg()]
     for name in names:
@@ -44,21 +43,21 @@ def run_benchmarks(names: Sequence[str], options: BenchmarkOptions, out: Path) -
             raise InputError(f"unknown benchmark {name!r}; known: {', '.join(BENCHMARKS)}")
     if options.warmups < 0 or options.repetitions < 1:
         raise InputError(
-            f"{options.warmups} warm-ups, {options.repetitions} repetitions: give at least 0 and at least 1"
+            f"{options.warmups} warm-ups and {options.repetitions} repetitions are too few: use at least 0 and 1"
         )
     existing = next(path for path in (out.absolute(), *out.absolute().parents) if path.exists())
-    if not (existing.is_dir() and os.access(existing, os.W_OK)):  # said now, not after minutes of measuring
-        raise InputError(f"cannot write into {out}: {existing} is no folder that may be written; choose another place")
+    if not (existing.is_dir() and os.access(existing, os.W_OK)):  # before minutes of measuring
+        raise InputError(f"{out} cannot be written because {existing} is not a writable folder: choose another path")
     for name in dict.fromkeys(names or BENCHMARKS):
         with progress.progress_bar(name) as report:
             record = BENCHMARKS[name].measure(options, report)
         machine = {"load_average_at_start": load_average, "cores": cores()}
         write_json(out / f"{name}.json", {**record, **machine, **provenance.describe("cpu", provenance.PEERS)})
-        _print(name, BENCHMARKS[name].rows(record))
+        _print_table(name, BENCHMARKS[name].rows(record))
         Console(stderr=True).print(f"wrote {out / name}.json", soft_wrap=True)
 
 
-def _print(name: str, rows: list[Row]) -> None:
+def _print_table(name: str, rows: list[Row]) -> None:
     table = Table(name, *TWINS, "jax / torch")
     for what, values in rows:
         cells = [f"{values[framework]:.4g}" if framework in values else "–" for framework in TWINS]

@@ -1,4 +1,4 @@
-"""What is asked of a framework in a process of its own, see :mod:`twinsep.benchmarks.process`."""
+"""Program of a worker process: one framework and its measurements, see :mod:`twinsep.benchmarks.process`."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from twinsep.kernels.threads import cores
 from twinsep.utils import provenance
 from twinsep.utils.backend import twin
 
-#: Variables of the environment that change what is measured.
+#: Environment variables that affect the measurements.
 VARIABLES = ("OMP_NUM_THREADS", "GOMP_SPINCOUNT", "MKL_NUM_THREADS", "XLA_FLAGS", "NPROC")
 
 
 class Worker:
-    """One framework, and what is measured of it. Times are in seconds, sizes in MiB."""
+    """Measurements of one framework. Times are in seconds, memory sizes in MiB."""
 
     def __init__(self, framework: str):
         self.framework = framework
@@ -37,7 +37,7 @@ class Worker:
         self.computations: dict[str, Callable[[], Any]] = {}
 
     def open(self, config: dict[str, Any], device: str = "cpu") -> dict[str, Any]:
-        """Make a trainer and one batch of white noise; gives threads and environment."""
+        """Make a trainer and one batch of white noise; return threads and environment."""
         chosen = self.config = from_dict(config)
         self.trainer = twin(self.framework, "train").Trainer(chosen, device)
         shape = (1, len(chosen.model.targets), 2, chosen.segment_samples)
@@ -47,25 +47,31 @@ class Worker:
         return thread_settings(self.framework)
 
     def step(self) -> float:
-        """One optimiser step; raises :class:`TwinsepError` where its loss is not finite, as it then does less."""
+        """Time one optimiser step.
+
+        Raises :class:`TwinsepError` if its loss is not finite, because such a step does less.
+        """
         t, started = self.config.training, time.perf_counter()
-        # Numbers come back, so the work is done when the call is.
+        # The step returns numbers, so its work is done when it returns.
         report = self.trainer.step([self.batch], t.learning_rate, t.ema_decay)
         seconds = time.perf_counter() - started
         self.loss = report["loss"]
         if not np.isfinite([self.loss, report["gradient_norm"]]).all():
-            raise TwinsepError(f"the loss in {self.framework} is not finite on noise; choose a smaller learning rate")
+            raise TwinsepError(f"the loss in {self.framework} is not finite on noise: lower training.learning_rate")
         return round(seconds, 6)
 
     def separate(self) -> float:
-        """The averaged model on one segment."""
+        """Time the averaged model on one segment."""
         started = time.perf_counter()
         self.trainer.estimate(self.batch["mixture"])
         return round(time.perf_counter() - started, 6)
 
     def system(self, name: str, kept: bool = True) -> dict[str, Any]:
-        """Make a separator with random weights, a preset's or, in PyTorch, another package's; and a chunk of noise of
-        the length it was made for. Without ``kept`` the process is left as it is when a user imports that package."""
+        """Make the system ``name`` with random weights, and a chunk of noise of its design length.
+
+        The system is a preset or, in PyTorch, one of another package. Without ``kept`` the allocator keeps its default
+        settings, as when a user imports that package. Returns parameters, chunk length in seconds and thread settings.
+        """
         if name in PRESETS:
             model, devices = twin(self.framework).load(name), twin(self.framework, "devices")
             self.separator = devices.on_numpy(model, devices.find_device("cpu"))
@@ -79,14 +85,16 @@ class Worker:
         return {"parameters": parameters, "chunk_s": samples / 44_100, **thread_settings(self.framework)}
 
     def chunk(self) -> float:
-        """That separator on that chunk."""
+        """Time the separator on its chunk."""
         started = time.perf_counter()
         self.separator(self.chunk_of_noise)
         return round(time.perf_counter() - started, 6)
 
     def network(self, config: dict[str, Any], seconds: float) -> dict[str, Any]:
-        """Make the separator of a configuration, with random weights, and a chunk of noise so long; time and largest
-        resident size of the first call, which compiles."""
+        """Make a separator with random weights and a chunk of noise of ``seconds``, and call it once, which compiles.
+
+        Returns the number of parameters, the time of that call and the thread settings.
+        """
         chosen, devices = from_dict(config), twin(self.framework, "devices")
         model = twin(self.framework, "unet").BandSplitUNet(chosen)
         twin(self.framework, "layers").initialise(model, 0, chosen.model.init)
@@ -95,42 +103,47 @@ class Worker:
         return {"parameters": model.parameter_count, "first_call_s": self.chunk(), **thread_settings(self.framework)}
 
     def scans(self) -> list[str]:
-        """Other packages' scans that are here, in PyTorch."""
+        """Return the names of other packages' PyTorch scans that are installed."""
         return twin("torch", "baselines.scans").available()
 
     def missing_packages(self) -> list[str]:
-        """Other systems whose packages are not installed, in PyTorch."""
+        """Return the names of other PyTorch systems whose packages are not installed."""
         return twin("torch", "baselines.packages").missing()
 
     def operations(self, name: str) -> dict[str, float]:
-        """What is counted of a preset in PyTorch."""
+        """Return the operations of a preset in PyTorch, counted per second of audio."""
         return twin("torch", "kernels.operations").model_cost(PRESETS[name])
 
     def last_loss(self) -> float:
-        """That of the last step: close to the other framework's, as both did the same."""
+        """Return the loss of the last step, which should be close to the other framework's."""
         return self.loss
 
     def peak(self) -> float:
-        """Largest resident size of the process since the last such question, or since its start."""
+        """Return the peak resident memory since the previous call of this method, or since the start."""
         peak = self.watch.peak()
         self.watch = MemoryWatch()
         return round(peak, 1)
 
     def prepare(self, name: str, kind: str, **arguments: Any) -> float:
-        """Make what ``kind`` of :mod:`twinsep.benchmarks.workloads` makes and call it once, which compiles: seconds of
-        that. From then on it is known as ``name``."""
+        """Prepare the workload ``kind`` of :mod:`twinsep.benchmarks.workloads` under ``name`` and time its first call.
+
+        That call compiles.
+        """
         compute = getattr(workloads, kind)(self.framework, **arguments)
         self.computations[name] = compute
         return self.call(name)
 
     def call(self, name: str) -> float:
-        """What was prepared by that name, once."""
+        """Time one call of the workload ``name``."""
         started = time.perf_counter()
         self.computations[name]()
         return round(time.perf_counter() - started, 6)
 
     def peak_of(self, name: str) -> float:
-        """Largest resident size during such a call, above what was resident before it; its results are held."""
+        """Return the peak resident memory during one call of the workload ``name``, above that before it.
+
+        The results are held until the peak is read.
+        """
         watch = MemoryWatch()
         results = self.computations[name]()
         peak = watch.peak() - watch.before
@@ -138,14 +151,14 @@ class Worker:
         return round(peak, 1)
 
     def forget(self) -> None:
-        """All that was prepared."""
+        """Drop all prepared workloads."""
         self.computations.clear()
 
     def layer(self, sizes: dict[str, int]) -> dict[str, Any]:
-        """Peak memory of forward and backward of one ``mamba`` mixer layer, above what was resident before.
+        """Measure the peak memory of forward and backward of one ``mamba`` layer, above that before the call.
 
-        Compiled ahead, which is measured apart: in JAX the whole program, in both the kernels, by a call on eight
-        frames of one sequence (Numba is imported then, and reads them from the disk where an earlier run left them).
+        Compilation comes first and is measured separately: in JAX the whole program, in both frameworks the kernels, by
+        a call on eight frames of one sequence (which imports Numba and may read compiled kernels from its cache).
         """
         mixer = {"kind": "mamba", **{key: sizes[key] for key in ("d_state", "expand")}}
         config = preset("paper").override({"model": {"d_model": sizes["d_model"], "mixer": mixer}})
@@ -161,7 +174,7 @@ class Worker:
         compute = compile_ahead()
         compiler = compiling.peak() - compiling.before
         running = MemoryWatch()
-        results = compute()  # held, as whoever calls the layer holds them
+        results = compute()  # held, as the caller of a layer would
         peak = running.peak() - running.before
         del results
         return {
@@ -173,8 +186,11 @@ class Worker:
         }
 
     def rates(self) -> dict[str, float]:
-        """What the machine does a second in PyTorch in float32 just now: operations in products of matrices of 2,048 by
-        2,048, exponentials of 4,194,304 numbers into a tensor that is there, bytes moved in copies of 256 MiB."""
+        """Measure the machine's current rates per second in PyTorch in float32.
+
+        They are operations in products of matrices of 2,048 by 2,048, exponentials of 4,194,304 numbers into an
+        existing tensor, and bytes moved in copies of 256 MiB.
+        """
         import torch
 
         if not hasattr(self, "limits"):
@@ -186,7 +202,7 @@ class Worker:
                 "exponentials_per_s": (lambda: torch.exp(x, out=y), x.numel(), 20),
                 "copied_bytes_per_s": (lambda: other.copy_(large), 8 * large.numel(), 2),
             }
-            self.rates()  # the first calls are slower
+            self.rates()  # warm-up
         found = {}
         for name, (function, amount, times) in self.limits.items():
             started = time.perf_counter()
@@ -197,11 +213,11 @@ class Worker:
 
 
 class MemoryWatch:
-    """The largest resident size of this process from here on, in MiB; ``before`` is what it is here."""
+    """Peak resident memory of this process in MiB since the watch was made; ``before`` is the memory at that time."""
 
     def __init__(self) -> None:
         gc.collect()
-        # Freed memory that the C library keeps would be used again unseen; glibc alone has this.
+        # Reuse of freed memory that the C library keeps would go unnoticed; only glibc can return it.
         with contextlib.suppress(AttributeError, OSError):
             ctypes.CDLL(None).malloc_trim(0)
         try:
@@ -212,7 +228,7 @@ class MemoryWatch:
         self.before = self.peak()
 
     def peak(self) -> float:
-        """So far."""
+        """Return the peak so far."""
         if not self.source.startswith("VmHWM"):
             return provenance.peak_memory_mib()
         lines = Path("/proc/self/status").read_text().splitlines()
@@ -220,8 +236,8 @@ class MemoryWatch:
 
 
 def thread_settings(framework: str) -> dict[str, Any]:
-    """On how many threads the loaded framework computes, and what it was told by :data:`VARIABLES`."""
-    threads = cores()  # XLA's, one for each
+    """Return the number of threads of the loaded framework, and the values of :data:`VARIABLES`."""
+    threads = cores()  # XLA has one per core
     if framework == "torch":
         import torch
 
@@ -230,9 +246,9 @@ def thread_settings(framework: str) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Answer until the standard input ends, with the framework that the first argument names."""
+    """Answer requests until the standard input ends, with the framework named by the first argument."""
     with os.fdopen(os.dup(1), "w") as answers:
-        os.dup2(2, 1)  # what a library prints is no answer
+        os.dup2(2, 1)  # keeps the output of libraries out of the answers
         worker = Worker(sys.argv[1])
         for line in sys.stdin:
             method, arguments = json.loads(line)

@@ -1,4 +1,4 @@
-"""Computations that a worker makes ready and then calls again and again: each function gives one, without arguments."""
+"""Computations that a worker prepares once and calls repeatedly; each function here returns one, without arguments."""
 
 from __future__ import annotations
 
@@ -11,19 +11,20 @@ import numpy as np
 from twinsep.config import from_dict
 from twinsep.utils.backend import twin
 
+#: A prepared computation; it returns when its result is ready.
 Compute = Callable[[], Any]
 
 
 def noise(*shape: int, seed: int) -> np.ndarray:
-    """White noise of 0.1 rms in float32."""
+    """White noise of ``shape`` in float32, with a root mean square of 0.1."""
     return (0.1 * np.random.default_rng(seed).standard_normal(shape)).astype(np.float32)
 
 
 def scan(framework: str, shape: list[int], way: str, backward: bool) -> Compute:
-    """The selective scan at (b, l, e, n), forward, or forward and all gradients.
+    """Prepare the selective scan at ``shape`` (b, l, e, n), forward only or with all gradients.
 
-    ``way`` is "default", "definition", one of those that JAX has in chunks, or in PyTorch another package's, see
-    ``torch_impl/baselines/scans.py``.
+    ``way`` names the implementation: "default", "definition", one of JAX's chunked scans, or in PyTorch the scan of
+    another package, see ``torch_impl/baselines/scans.py``.
     """
     module = twin(framework, "scan")
     named = {"default": module.selective_scan, "definition": module.selective_scan_sequential}
@@ -56,8 +57,10 @@ def _scan_in_jax(function: Any, arrays: list[np.ndarray], dy: np.ndarray, backwa
 
 
 def block(framework: str, config: dict[str, Any], frames: int, backward: bool, looped: bool = False) -> Compute:
-    """A dual-path block on all bands of ``frames`` frames of noise; ``looped`` replaces Mamba's scan by its definition,
-    which PyTorch computes frame after frame."""
+    """Prepare a dual-path block on noise (1, K, ``frames``, D), forward only or with all gradients.
+
+    ``looped`` replaces Mamba's scan by its definition, which PyTorch computes frame by frame.
+    """
     model = from_dict(config).model
     module = twin(framework, "blocks").DualPath(model)
     twin(framework, "layers").initialise(module, 0)
@@ -85,7 +88,10 @@ def block(framework: str, config: dict[str, Any], frames: int, backward: bool, l
 
 
 def layer_in_torch(module: Any, x: np.ndarray, dy: np.ndarray, *, ahead: bool = True) -> Callable[[], Compute]:
-    """Forward and gradients, after a call on eight frames of one sequence if ``ahead``."""
+    """Return a function that prepares forward and gradients of ``module`` at ``x``; ``dy`` is the output's gradient.
+
+    With ``ahead`` it first calls them on eight frames of one sequence, which compiles the kernels.
+    """
     import torch
 
     x_t, dy_t = torch.from_numpy(x).requires_grad_(), torch.from_numpy(dy)
@@ -103,7 +109,10 @@ def layer_in_torch(module: Any, x: np.ndarray, dy: np.ndarray, *, ahead: bool = 
 
 
 def layer_in_jax(module: Any, x: np.ndarray, dy: np.ndarray) -> Callable[[], Compute]:
-    """Forward and gradients, compiled by the call that gives them, the kernels by one on eight frames of a sequence."""
+    """Return a function that prepares forward and gradients of ``module`` at ``x``; ``dy`` is the output's gradient.
+
+    It compiles the program, and the kernels by a call on eight frames of one sequence.
+    """
     import jax
     from flax import nnx
 

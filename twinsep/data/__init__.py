@@ -1,1 +1,1 @@
-"""Songs to train and score on: data sets in folders, training batches, checks, generated songs."""
+"""Data sets in folders, training batches, checks of a data set, and generated songs."""

@@ -1,9 +1,9 @@
-"""Training batches, the same for either framework, by Grain.
+"""Training batches for both frameworks, loaded by Grain.
 
-Example i is a pure function of (``training.seed``, i): its own random generator draws the songs, the places
-and every augmentation. So batches do not depend on the framework, on the number of threads or workers,
-or on where a run was interrupted. All draws are made whatever the probabilities are, so that two
-experiments that differ in one augmentation still see the same songs.
+Example i is a pure function of (``training.seed``, i): its own random generator draws the songs, the start samples and
+every augmentation. Batches therefore do not depend on the framework, on the number of threads or workers, or on where a
+run was interrupted. All draws are made whatever the probabilities are, so that two experiments that differ in one
+augmentation still see the same songs.
 """
 
 from __future__ import annotations
@@ -20,20 +20,22 @@ from twinsep.data import augment
 from twinsep.data.dataset import Track, open_track, sources_of, track_folders
 from twinsep.errors import InputError
 
-_END = 2**62  # of the numbering of examples: a year at a million a second uses 2^45
+#: Number of examples in the stream; a year at a million per second uses 2^45.
+_END = 2**62
 
 
-class Sounds(TypedDict):
-    """The sound of an example."""
+class ExampleAudio(TypedDict):
+    """Arrays of an example: mixture (C, S) and its n targets (n, C, S), float32."""
 
     mixture: Float32[np.ndarray, "2 s"]
     target: Float32[np.ndarray, "n 2 s"]
 
 
-class Example(Sounds):
-    """What one number gives; ``song`` names the songs, in the order of their sources where they differ.
+class Example(ExampleAudio):
+    """Training example ``index``.
 
-    ``skipped`` are the sentences about what could not be read and was left out, see :class:`Examples`.
+    ``song`` names its song, or the song of each source, joined by " | ". ``skipped`` holds one sentence for each file
+    that could not be read, see :class:`Examples`.
     """
 
     song: str
@@ -42,9 +44,9 @@ class Example(Sounds):
 
 
 class Batch(TypedDict):
-    """Examples side by side; ``song`` and ``index`` name them, so that a fault can be traced to its songs.
+    """Stacked examples; ``song`` and ``index`` name each of them, so that a fault can be traced to its songs.
 
-    ``skipped`` has each sentence once.
+    ``skipped`` holds each sentence once.
     """
 
     mixture: Float32[np.ndarray, "b 2 s"]
@@ -55,40 +57,42 @@ class Batch(TypedDict):
 
 
 class Examples:
-    """Number → :class:`Example`, by random access.
+    """Map from a number to its :class:`Example`, by random access.
 
-    With probability ``data.remix`` each source comes from a song and place of its own, otherwise all
-    from one. Songs are drawn in proportion to their length, so that every second of music is as
-    likely; one shorter than the segment is zero-padded at its end. Then, for each source alone: gain
-    uniform in ±``gain_db`` dB, channels swapped, polarity turned. Then for all together: a target
-    silenced (:func:`twinsep.data.augment.silent_target`), a low-pass, dither.
+    With probability ``data.remix`` each source comes from a song and a start sample of its own, otherwise all sources
+    come from one. Songs are drawn in proportion to their length, so that every second of music is equally likely; a
+    song shorter than the segment is zero-padded at its end. Each source then gets a gain uniform in ±``gain_db`` dB, a
+    random swap of its channels and a random sign. Finally, for all sources together: a silenced target
+    (:func:`twinsep.data.augment.silent_target`), a low-pass, dither.
 
-    Where ``data.skip_unreadable`` is set and a file cannot be read, everything is drawn anew, from the
-    other songs and by a generator of its own, so that an example still depends on its number alone.
-    ``unopened`` are the sentences about songs that are not among ``songs`` for that reason.
+    If ``data.skip_unreadable`` is set and a file cannot be read, everything is drawn again from the other songs by a
+    new generator, so that an example still depends on its number alone. ``unopened`` holds one sentence for each song
+    that is missing from ``songs`` for this reason.
     """
 
     def __init__(self, config: Config, songs: Sequence[Track], unopened: Sequence[str] = ()):
         self.config = config
         self.songs = tuple(songs)
         self.unopened = tuple(unopened)
-        self.sources = self.songs[0].sources  # one set's songs are all of one kind
+        self.sources = self.songs[0].sources  # the songs of one set are all of one kind
 
     def __call__(self, index: int) -> Example:
-        """Raises :class:`InputError` if a stem cannot be read, naming its file, or, where that is skipped, if no
-        song is left."""
+        """Return example ``index``.
+
+        Raises :class:`InputError` for a file that cannot be read, or, if such files are skipped, when no song is left.
+        """
         songs, skipped = self.songs, list(self.unopened)
         rng = np.random.default_rng([self.config.training.seed, index])
         attempt = 0
         while True:
             ends = np.cumsum([song.frames for song in songs])
             remix = rng.random() < self.config.data.remix
-            places = [self._place(songs, ends, rng) for _ in self.sources]
-            places = places if remix else places[:1] * len(self.sources)
+            positions = [self._draw_position(songs, ends, rng) for _ in self.sources]
+            positions = positions if remix else positions[:1] * len(self.sources)
             stems = []
             try:
-                for (song, start), source in zip(places, self.sources, strict=True):
-                    stems.append(self._chunk(song, start, source))
+                for (song, start), source in zip(positions, self.sources, strict=True):
+                    stems.append(self._read_segment(song, start, source))
                 break
             except InputError as error:
                 if not self.config.data.skip_unreadable:
@@ -96,19 +100,19 @@ class Examples:
                 skipped.append(str(error))
             songs = tuple(other for other in songs if other is not song)
             if not songs:
-                raise _none_readable(self.config, skipped)
+                raise _no_song_readable(self.config, skipped)
             attempt += 1
             rng = np.random.default_rng([self.config.training.seed, index, attempt])
-        names = [song.name for song, _ in places]
+        names = [song.name for song, _ in positions]
         return {
-            **self._augmented(np.stack(stems), rng),
+            **self._augment(np.stack(stems), rng),
             "song": " | ".join(names if remix else names[:1]),
             "index": index,
             "skipped": tuple(skipped),
         }
 
-    def _augmented(self, stems: np.ndarray, rng: np.random.Generator) -> Sounds:
-        """Mixture and targets of the sources' segments (sources, 2, s), augmented in place."""
+    def _augment(self, stems: np.ndarray, rng: np.random.Generator) -> ExampleAudio:
+        """Augment the segments of the sources (n, C, S), which may be overwritten; sum them to mixture and targets."""
         data, model = self.config.data, self.config.model
         stems = augment.vary(stems, data, rng)
         silent = augment.silent_target(data, model.targets, rng)
@@ -121,17 +125,19 @@ class Examples:
             "target": np.stack([self._sum(stems, target) for target in model.targets]),
         }
 
-    def _place(self, songs: Sequence[Track], ends: np.ndarray, rng: np.random.Generator) -> tuple[Track, int]:
-        """(song, first sample); ``ends`` are the songs' in samples, laid end to end."""
+    def _draw_position(self, songs: Sequence[Track], ends: np.ndarray, rng: np.random.Generator) -> tuple[Track, int]:
+        """Draw (song, start sample); ``ends`` (songs,) are the songs' ends in samples when laid end to end."""
         song = songs[int(np.searchsorted(ends, rng.integers(ends[-1]), side="right"))]
         return song, int(rng.integers(max(1, song.frames - self.config.segment_samples + 1)))
 
-    def _chunk(self, song: Track, start: int, source: str) -> np.ndarray:
+    def _read_segment(self, song: Track, start: int, source: str) -> np.ndarray:
+        """Read one segment of a source (C, S), zero-padded at its end."""
         length = self.config.segment_samples
-        chunk = song.read(source, start, min(length, song.frames))
-        return np.pad(chunk, ((0, 0), (0, length - chunk.shape[1])))
+        segment = song.read(source, start, min(length, song.frames))
+        return np.pad(segment, ((0, 0), (0, length - segment.shape[1])))
 
     def _sum(self, stems: np.ndarray, stem: str) -> np.ndarray:
+        """Sum of the sources that make up ``stem``, (C, S)."""
         return sum(stems[index] for index in self._indices(stem))
 
     def _indices(self, stem: str) -> list[int]:
@@ -139,12 +145,12 @@ class Examples:
 
 
 class TrainingBatches:
-    """The endless stream of batches of ``config``; each ``iter`` starts it at example 0.
+    """Endless stream of training batches; each ``iter`` starts it at example 0.
 
-    ``data.workers`` 0 reads ahead in two threads of this process, more in so many processes. Songs named in
-    ``data.exclude`` are left out, and with ``data.skip_unreadable`` those that do not open. Raises
-    :class:`InputError` as :func:`twinsep.data.track_folders` and :func:`twinsep.data.open_track` do, or if
-    no song opens.
+    With ``data.workers`` 0 two threads of this process read ahead, otherwise that many processes. Songs named in
+    ``data.exclude`` are left out, and with ``data.skip_unreadable`` also those that do not open. Raises
+    :class:`InputError` as :func:`twinsep.data.dataset.track_folders` and :func:`twinsep.data.dataset.open_track` do,
+    and if no song opens.
     """
 
     def __init__(self, config: Config, split: str = "train"):
@@ -158,7 +164,7 @@ class TrainingBatches:
                     raise
                 unopened.append(str(error))
         if not songs:
-            raise _none_readable(config, unopened)
+            raise _no_song_readable(config, unopened)
         self.example = Examples(config, songs, unopened)
 
     def __iter__(self) -> BatchIterator:
@@ -166,7 +172,7 @@ class TrainingBatches:
 
 
 class BatchIterator(Iterator[Batch]):
-    """A place in the stream. Leave it by :meth:`close` or a ``with``, which ends its threads or processes."""
+    """Position in the stream of batches. :meth:`close`, or leaving a ``with``, ends its threads or processes."""
 
     def __init__(self, example: Examples):
         self._example = example
@@ -174,26 +180,26 @@ class BatchIterator(Iterator[Batch]):
         self._source: Any = None
 
     def __next__(self) -> Batch:
-        """The next batch; raises :class:`InputError` if one of its files cannot be read."""
+        """Return the next batch. Raises :class:`InputError` if one of its files cannot be read."""
         if self._source is None:
             self._source = _stream(self._example, self._next)
         batch: Batch = next(self._source)
         self._next += len(batch["index"])
-        # Workers hand over shared memory, which is gone when they are.
+        # Workers hand over shared memory, which disappears with them.
         batch["mixture"], batch["target"] = np.array(batch["mixture"]), np.array(batch["target"])
         return batch
 
     def get_state(self) -> dict[str, int]:
-        """The place as JSON; the same whatever the batch size, the threads and the workers."""
+        """Return the position in JSON types; it does not depend on the batch size, the threads or the workers."""
         return {"next_example": self._next}
 
     def set_state(self, state: dict[str, int]) -> None:
-        """Go to the place that :meth:`get_state` gave: the next batch is the one that was next there."""
+        """Go to a position returned by :meth:`get_state`, so that the next batch is the one that was next there."""
         self.close()
         self._next = state["next_example"]
 
     def close(self) -> None:
-        """End the threads or processes; a later ``next`` starts them again at the same place."""
+        """End the threads or processes; a later ``next`` starts them again at the same position."""
         if self._source is not None:
             self._source.close()
             self._source = None
@@ -208,12 +214,12 @@ class BatchIterator(Iterator[Batch]):
 
 
 def _stream(example: Examples, first: int) -> Any:
-    """Grain's iterator over the batches that begin at example ``first``."""
-    import grain  # here because it takes seconds, and takes JAX along where that is installed
+    """Grain's iterator over the batches from example ``first`` on."""
+    import grain  # here because it takes seconds, and imports JAX where that is installed
 
     size, workers = example.config.training.batch_size, example.config.data.workers
     batches = grain.MapDataset.range(first, _END).map(example).batch(size, batch_fn=_stack)
-    # Grain's own default of 500 batches ahead would be gigabytes.
+    # Grain's default of 500 batches ahead would take gigabytes.
     stream = batches.to_iter_dataset(grain.ReadOptions(num_threads=1 if workers else 2, prefetch_buffer_size=2))
     if workers:
         from absl import flags
@@ -225,6 +231,7 @@ def _stream(example: Examples, first: int) -> Any:
 
 
 def _stack(examples: Sequence[Example]) -> Batch:
+    """Stack examples into a batch: mixture (B, C, S), target (B, n, C, S)."""
     return {
         "mixture": np.stack([example["mixture"] for example in examples]),
         "target": np.stack([example["target"] for example in examples]),
@@ -234,6 +241,6 @@ def _stack(examples: Sequence[Example]) -> Batch:
     }
 
 
-def _none_readable(config: Config, sentences: Sequence[str]) -> InputError:
+def _no_song_readable(config: Config, sentences: Sequence[str]) -> InputError:
     root, count = config.data.root, len(sentences)
-    return InputError(f"none of the {count} songs to train on in {root} can be read, to begin with: {sentences[0]}")
+    return InputError(f"{root} holds {count} training songs and none can be read; the first error is: {sentences[0]}")

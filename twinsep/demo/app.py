@@ -202,7 +202,8 @@ def _wait(address: str, *, is_local: bool, open_browser: bool) -> None:
     ended = threading.Event()
     before = {number: signal.signal(number, lambda *_: ended.set()) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        ended.wait()
+        while not ended.wait(1.0):  # seconds; a signal that another thread received does not wake this one
+            pass
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

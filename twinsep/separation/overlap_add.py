@@ -42,7 +42,7 @@ class Chunking:
         _check_ranges(self)
 
     def grid(self, config: Config) -> ChunkGrid:
-        """The same in samples of the model of ``config``."""
+        """The grid in samples for the model of ``config``."""
         seconds = config.training.segment_seconds if self.segment is None else self.segment
         return ChunkGrid(round(seconds * config.model.sample_rate), self.overlap, self.shifts, self.batch)
 

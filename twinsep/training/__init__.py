@@ -1,1 +1,1 @@
-"""Training: the loop around a twin's optimiser step, its schedule, its folder and its logs."""
+"""Training: the loop around a twin's optimiser step, its schedule, its run folder and its logs."""

@@ -1,4 +1,4 @@
-"""What a run leaves to look at while it trains: its numbers, and now and then a song it separated."""
+"""Logs of a run: its metrics in DVCLive and TensorBoard, and a separated sample at each validation."""
 
 from __future__ import annotations
 
@@ -18,21 +18,23 @@ from twinsep.audio import spectrogram
 from twinsep.errors import InputError
 from twinsep.utils.files import write_atomically
 
+#: Steps between two logged ones.
 LOG_EVERY = 10
-#: Called with (step, value by name).
+#: Function of (step, value by name).
 LogFunction = Callable[[int, dict[str, float]], None]
 
-# ---------------------------------------------------------------------------- numbers
+# ---------------------------------------------------------------------------- metrics
 
 
 @contextlib.contextmanager
 def open_log(folder: Path, *, resume_step: int, tensorboard: bool, console: Console) -> Iterator[LogFunction]:
-    """A function (step, values) that writes DVCLive's files, which ``dvc plots show`` draws, into ``live/``.
+    """Open the metrics log of a run and yield the function (step, values) that writes to it.
 
-    With ``tensorboard`` also TensorBoard's, into ``tensorboard/``. A step is written if it is one in LOG_EVERY or
-    has a value of ``valid/``. A run that starts has ``resume_step`` 0; of one that goes on, what had been written
-    after ``resume_step`` is taken back first, so that no step stands there twice. Raises :class:`InputError` where
-    TensorBoard's writer is not installed; without DVCLive a sentence says that ``live/`` is missing.
+    It writes DVCLive's files, which ``dvc plots show`` draws, into ``live/`` and, with ``tensorboard``, event files
+    into ``tensorboard/``. It writes every LOG_EVERY-th step and every step that has a value named ``valid/…``. A new
+    run has ``resume_step`` 0; a resumed run first removes what was logged after ``resume_step``, so that no step
+    appears twice. Raises :class:`InputError` if TensorBoard's writer is not installed; without DVCLive one sentence on
+    ``console`` says that ``live/`` is missing.
     """
     with contextlib.ExitStack() as stack:
         sinks = [stack.enter_context(_tensorboard(folder / "tensorboard", resume_step))] if tensorboard else []
@@ -49,6 +51,7 @@ def open_log(folder: Path, *, resume_step: int, tensorboard: bool, console: Cons
 
 @contextlib.contextmanager
 def _tensorboard(folder: Path, resume_step: int) -> Iterator[LogFunction]:
+    """TensorBoard's event files in ``folder``. Raises :class:`InputError` if tensorboardX is missing."""
     try:
         from tensorboardX import SummaryWriter
     except ModuleNotFoundError as error:
@@ -57,8 +60,8 @@ def _tensorboard(folder: Path, resume_step: int) -> Iterator[LogFunction]:
         ) from error
     if not resume_step:
         shutil.rmtree(folder, ignore_errors=True)
-    # An event file is named after the second it was made in. The suffix keeps a run that goes on in the same second
-    # from writing over its first file. A killed run loses what was not flushed, so that is done often.
+    # The name of an event file holds the second of its creation. The suffix keeps a run resumed within the same second
+    # from overwriting its first file. A killed run loses what was not flushed, hence one flush per second.
     purge = {"purge_step": resume_step + 1} if resume_step else {}
     with SummaryWriter(str(folder), filename_suffix=f".{resume_step:06d}", flush_secs=1, **purge) as writer:
 
@@ -71,16 +74,15 @@ def _tensorboard(folder: Path, resume_step: int) -> Iterator[LogFunction]:
 
 @contextlib.contextmanager
 def _live(folder: Path, resume_step: int, console: Console) -> Iterator[LogFunction]:
+    """DVCLive's files in ``folder``, or nothing if DVCLive is missing."""
     try:
         from dvclive import Live
     except ModuleNotFoundError:
         sentence = "metrics are not written: DVCLive is not installed (pip install 'twinsep[reproduce]')"
-        console.print(
-            sentence, soft_wrap=True, markup=False, highlight=False
-        )  # markup would take [reproduce] for its own
+        console.print(sentence, soft_wrap=True, markup=False, highlight=False)  # [reproduce] is not markup
         yield lambda _step, _values: None
         return
-    latest = _cut_back(folder, resume_step) if resume_step else {}
+    latest = _truncate(folder, resume_step) if resume_step else {}
     # Without these options DVCLive commits experiments and writes a dvc.yaml of its own.
     with Live(str(folder), resume=bool(resume_step), save_dvc_exp=False, dvcyaml=None, report=None) as live:
         if resume_step:
@@ -94,11 +96,11 @@ def _live(folder: Path, resume_step: int, console: Console) -> Iterator[LogFunct
         yield write
 
 
-def _cut_back(folder: Path, step: int) -> dict[str, Any]:
-    """Take back what was logged after ``step``; returns the last value of each metric, nested as DVCLive's summary.
+def _truncate(folder: Path, step: int) -> dict[str, Any]:
+    """Remove what was logged after ``step``; return the last value of each metric, nested like DVCLive's summary.
 
-    ``metrics.json`` goes too: a killed run has left it out of date or half written, and on resuming DVCLive would
-    keep the step in it to the end. It is written anew from what this returns.
+    ``metrics.json`` is removed too: a killed run leaves it outdated or half written, and a resumed DVCLive would keep
+    its step to the end. It is written again from the returned values.
     """
     (folder / "metrics.json").unlink(missing_ok=True)
     latest: dict[str, Any] = {}
@@ -106,19 +108,19 @@ def _cut_back(folder: Path, step: int) -> dict[str, Any]:
     for path in sorted(root.rglob("*.tsv")):
         header, *rows = path.read_bytes().splitlines(keepends=True) or [b""]
         kept = [row for row in rows if row.endswith(b"\n") and int(row.split(b"\t")[0]) <= step]
-        if not kept:  # DVCLive writes the header of a file that it makes, not of one that it finds
+        if not kept:  # DVCLive writes a header only into a file that it creates
             path.unlink()
             continue
         write_atomically(path, header + b"".join(kept))
         *groups, name = path.relative_to(root).with_suffix("").parts
-        place = latest
+        parent = latest
         for group in groups:
-            place = place.setdefault(group, {})
-        place[name] = float(kept[-1].split(b"\t")[1])
+            parent = parent.setdefault(group, {})
+        parent[name] = float(kept[-1].split(b"\t")[1])
     return latest
 
 
-# ---------------------------------------------------------------------------- songs
+# ---------------------------------------------------------------------------- samples
 
 
 def write_sample(
@@ -133,19 +135,19 @@ def write_sample(
     n_fft: int,
     hop: int,
 ) -> None:
-    """Write ``samples/step-<step>.flac``, the (2, s) estimate in 16 bit, and its spectrograms beside it as PNG.
+    """Write the estimate (2, S) as 16-bit ``samples/step-<step>.flac``, with its spectrograms beside it as PNG.
 
-    They show mixture, estimate, target and what the estimate has wrong, in dB; above them stand the song's name
-    and the scores. Without matplotlib there is the sound alone. Raises :class:`InputError` for an estimate that is
-    not finite and for a folder that cannot be written.
+    The picture shows mixture, estimate, target and the error of the estimate in dB, under a title with the song's name
+    and the scores. ``sample_rate`` is in Hz, ``n_fft`` and ``hop`` are in samples. Without matplotlib only the sound is
+    written. Raises :class:`InputError` for an estimate that is not finite, and for a folder that cannot be written.
     """
     scores = {kind: float(f(estimate, target)) for kind, f in (("SI-SDR", metrics.si_sdr), ("uSDR", metrics.usdr))}
     path = folder / "samples" / f"step-{step:06d}.flac"
     audio.write(path, estimate, sample_rate, subtype="PCM_16")
-    said = (f"{kind} undefined" if math.isnan(value) else f"{kind} {value:.2f} dB" for kind, value in scores.items())
+    labels = (f"{kind} undefined" if math.isnan(value) else f"{kind} {value:.2f} dB" for kind, value in scores.items())
     signals = {"mixture": mixture, "estimate": estimate, "target": target, "estimate − target": estimate - target}
-    powers = {what: spectrogram.power(signal, sample_rate, n_fft=n_fft, hop=hop) for what, signal in signals.items()}
-    title = f"{spectrogram.short_title(name)}\nstep {step}: {', '.join(said)}"
+    powers = {label: spectrogram.power(x, sample_rate, n_fft=n_fft, hop=hop) for label, x in signals.items()}
+    title = f"{spectrogram.short_title(name)}\nstep {step}: {', '.join(labels)}"
     seconds = mixture.shape[-1] / sample_rate
     with contextlib.suppress(ModuleNotFoundError):
         picture = spectrogram.draw_spectrograms(powers, title, seconds=seconds, sample_rate=sample_rate)

@@ -1,7 +1,7 @@
-"""The loop around a twin's step: progress, validation, checkpoints, resume.
+"""Training loop around a twin's optimiser step: progress, validation, checkpoints, resuming.
 
-The loop is one for both frameworks. What it needs of a twin is a ``Trainer`` with ``step``,
-``separate``, ``state`` and ``restore`` (see ``torch_impl/train.py``).
+Both frameworks share this loop. It needs from a twin a ``Trainer`` with ``step``, ``estimate``, ``state`` and
+``restore`` (see ``torch_impl/train.py``).
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -22,8 +22,8 @@ from rich.progress import TextColumn
 from twinsep import checkpoints, metrics
 from twinsep.checkpoints import Checkpoint
 from twinsep.config import Config
-from twinsep.data.dataset import ValidationSegment, validation_segments
 from twinsep.data.loader import Batch, BatchIterator, TrainingBatches
+from twinsep.data.validation import ValidationSegment, validation_segments
 from twinsep.errors import NonFiniteLossError, OutOfMemoryError, TwinsepError, is_out_of_memory
 from twinsep.training import logger, run_dir, schedule
 from twinsep.training.run_dir import BEST, LAST, RECORD
@@ -32,28 +32,34 @@ from twinsep.utils.backend import make_deterministic, twin
 from twinsep.utils.files import remove_temporary_files, write_json
 from twinsep.utils.progress import make_progress
 
-#: So often in a row the processes that read songs may die before the run ends.
-READERS_RESTARTED = 3
+#: Consecutive times that the reader processes may die before the run ends.
+READER_RESTARTS = 3
+#: Steps over which the displayed speed is averaged.
+SPEED_WINDOW = 50
 
 
 @dataclass
 class RunState:
-    """What a run has come to so far; kept in the checkpoint so that a resumed run reports as one."""
+    """Progress of a run so far, kept in its checkpoint so that a resumed run reports as one run."""
 
+    #: Optimiser steps taken.
     step: int = 0
     best_step: int = 0
+    #: Best uSDR on the validation songs, in dB.
     best_usdr: float | None = None
+    #: Time spent on steps and validations, in seconds.
     seconds: float = 0.0
+    #: Latest validation scores, in dB.
     validation: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class RunOptions:
-    """How a configuration is trained; what it comes to rests on the configuration alone.
+    """Options of a run that do not belong to its configuration, which alone decides the trained weights.
 
-    ``deterministic`` asks the framework for algorithms that repeat to the bit on an accelerator too, and
-    ``tensorboard`` for its event files beside DVCLive's. ``basis`` names what the run rests on beside its
-    configuration, such as its code: where it is given, an unfinished run that rested on something else is begun anew.
+    ``deterministic`` selects algorithms that repeat to the bit, on an accelerator too. ``tensorboard`` adds
+    TensorBoard's event files to DVCLive's. ``basis`` identifies what the run depends on beside its configuration, such
+    as its code; if it is given, an unfinished run with another basis starts again.
     """
 
     framework: str = "torch"
@@ -64,93 +70,99 @@ class RunOptions:
     basis: str = ""
 
 
-def train(config: Config, folder: Path, how: RunOptions | None = None) -> dict[str, Any]:
+def train(config: Config, folder: Path, options: RunOptions | None = None) -> dict[str, Any]:
     """Train one model into ``folder``: checkpoints, ``run.json``, ``live/`` and ``samples/``.
 
-    An unfinished run of the same configuration goes on from its last whole checkpoint. A finished run, or one of
-    another configuration, is left alone unless ``overwrite``. Returns what ``run.json`` holds. Raises
-    :class:`InputError` for bad data or an occupied folder, :class:`NonFiniteLossError` at a loss that is not finite
-    and :class:`OutOfMemoryError`, the last checkpoint intact.
+    An unfinished run of the same configuration resumes from its newest complete checkpoint. A finished run, or one of
+    another configuration, is left alone unless ``options.overwrite`` is set. Returns the content of ``run.json``.
+    Raises :class:`InputError` for bad data or an occupied folder, :class:`NonFiniteLossError` for a loss that is not
+    finite, and :class:`OutOfMemoryError`; the last checkpoint then stays intact.
     """
-    how = how or RunOptions()
+    options = options or RunOptions()
     console = Console(stderr=True)
-    say = partial(console.print, soft_wrap=True, markup=False, highlight=False)
-    previous = run_dir.find_resumable(config, folder, overwrite=how.overwrite, basis=how.basis, say=say)
+    print_line = _line_printer(console)
+    previous = run_dir.find_resumable(
+        config, folder, overwrite=options.overwrite, basis=options.basis, print_line=print_line
+    )
     segments = validation_segments(config)
-    batches = TrainingBatches(config)
-    stream = iter(batches)
-    if how.deterministic:
-        make_deterministic(how.framework)
-    progression = RunState()
+    stream = iter(TrainingBatches(config))
+    if options.deterministic:
+        make_deterministic(options.framework)
+    run = RunState()
     if previous:
         remove_temporary_files(folder)
-        progression = RunState(**previous.provenance["progression"])
-        say(f"resuming {folder} at step {progression.step} of {config.training.steps}")
-    loop = _TrainingLoop(config, folder, how, segments, progression, console)
+        run = RunState(**previous.provenance["progression"])
+        print_line(f"resuming {folder} at step {run.step} of {config.training.steps}")
+    loop = _TrainingLoop(config, folder, options, segments, run, console)
     try:
-        with _memory(loop):
+        with _memory_errors(loop):
             loop.open(previous)
         if previous:
             stream.set_state(dict(previous.data))
-        else:  # not before all is there that the new run needs
+        else:  # only now that everything the new run needs is there
             run_dir.clear_run(folder)
-        log = logger.open_log(folder, resume_step=progression.step, tensorboard=how.tensorboard, console=console)
-        with stream, log as write, _memory(loop):
+        log = logger.open_log(folder, resume_step=run.step, tensorboard=options.tensorboard, console=console)
+        with stream, log as write, _memory_errors(loop):
             loop.run_steps(stream, write)
     except BaseException:
-        if not any((folder / name).exists() for name in (LAST, run_dir.NEXT)):  # nothing to go on from: leave no trace
+        if not any((folder / name).exists() for name in (LAST, run_dir.NEXT)):  # nothing to resume from
             run_dir.clear_run(folder)
         raise
     return loop.record
 
 
+def _line_printer(console: Console) -> Callable[[str], None]:
+    """Function that prints a sentence on ``console`` verbatim, without wrapping or markup."""
+    return partial(console.print, soft_wrap=True, markup=False, highlight=False)
+
+
 @contextlib.contextmanager
-def _memory(loop: _TrainingLoop) -> Iterator[None]:
-    """What a framework raises for want of memory, as one sentence."""
+def _memory_errors(loop: _TrainingLoop) -> Iterator[None]:
+    """Raise :class:`OutOfMemoryError`, one sentence, for a framework's own out-of-memory error."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
         raise OutOfMemoryError(
-            f"step {loop.run.step + 1}: memory ran out; {loop.kept()}; make training.batch_size or "
+            f"step {loop.run.step + 1}: memory ran out; {loop.last_checkpoint_note()}; make training.batch_size or "
             "training.segment_seconds smaller, or list stages in training.rematerialise"
         ) from error
 
 
 class _TrainingLoop:
-    """The steps of one run, with what they share."""
+    """Steps of one run, with their shared state."""
 
     def __init__(
         self,
         config: Config,
         folder: Path,
-        how: RunOptions,
+        options: RunOptions,
         segments: list[ValidationSegment],
         run: RunState,
         console: Console,
     ):
-        self.config, self.folder, self.how = config, folder, how
+        self.config, self.folder, self.options = config, folder, options
         self.segments, self.run, self.console = segments, run, console
-        self.say = partial(console.print, soft_wrap=True, markup=False, highlight=False)
+        self.print_line = _line_printer(console)
         self.trainer: Any = None
         self.warned: set[str] = set()
         t = config.training
         #: Seconds of audio that one optimiser step reads.
         self.audio_seconds = t.segment_seconds * t.batch_size * t.accumulation
-        #: What ``run.json`` will hold, once the run is finished.
+        #: Content of ``run.json``, once the run is finished.
         self.record: dict[str, Any] = {}
 
     def open(self, previous: Checkpoint | None) -> None:
-        """Make the trainer, where there is a checkpoint as that left it."""
-        self.trainer = twin(self.how.framework, "train").Trainer(self.config, self.how.device)
+        """Make the trainer, restored from the checkpoint if there is one."""
+        self.trainer = twin(self.options.framework, "train").Trainer(self.config, self.options.device)
         if previous:
             self.trainer.restore(previous.tensors, previous.step)
 
     def run_steps(self, stream: BatchIterator, log: logger.LogFunction) -> None:
-        """From the current step to the last one, validating and saving on the way."""
+        """Take the remaining steps, with validations and checkpoints in between."""
         t, run = self.config.training, self.run
-        recent: deque[float] = deque(maxlen=50)
+        recent: deque[float] = deque(maxlen=SPEED_WINDOW)
         columns = (
             "loss {task.fields[loss]}",
             "valid SI-SDR {task.fields[valid]}",
@@ -162,8 +174,8 @@ class _TrainingLoop:
                 started = time.perf_counter()
                 report = self.step(stream)
                 run.step += 1
-                checking = run.step % t.validate_every == 0 or run.step == t.steps
-                if checking:
+                validating = run.step % t.validate_every == 0 or run.step == t.steps
+                if validating:
                     self.validate()
                 run.seconds += (seconds := time.perf_counter() - started)
                 recent.append(seconds)
@@ -172,9 +184,9 @@ class _TrainingLoop:
                     "machine/audio_seconds_per_second": round(speed, 2),
                     "machine/peak_memory_mib": float(provenance.peak_memory_mib()),
                 }
-                # Before the checkpoint: a run that goes on takes back the rows after it, and could not make up for one.
-                log(run.step, report | machine | (run.validation if checking else {}))
-                if checking:
+                # Before the checkpoint: a resumed run removes the rows after it, but could not add a missing one.
+                log(run.step, report | machine | (run.validation if validating else {}))
+                if validating:
                     self.save(stream)
                 bar.update(
                     task,
@@ -185,98 +197,95 @@ class _TrainingLoop:
                 )
 
     def step(self, stream: BatchIterator) -> dict[str, float]:
-        """One optimiser step; raises :class:`NonFiniteLossError` naming the step and the batch."""
+        """Take one optimiser step and return its metrics.
+
+        Raises :class:`NonFiniteLossError`, which names the step and the songs.
+        """
         t, step = self.config.training, self.run.step
         batches = [self.next_batch(stream) for _ in range(t.accumulation)]
         for sentence in {s for batch in batches for s in batch["skipped"]} - self.warned:
             self.warned.add(sentence)
-            self.say(f"skipped, as data.skip_unreadable asks: {sentence}")
+            self.print_line(f"skipped because data.skip_unreadable is set: {sentence}")
         rate = schedule.learning_rate(step, t)
         report = self.trainer.step(batches, rate, schedule.ema_decay(step, t))
         finite = np.isfinite([report["loss"], report["gradient_norm"]])
-        # In float16 gradients overflow now and then: such a step changes nothing but the scale.
-        passed_over = "loss_scale" in report and finite[0] and report["loss_scale"] >= 1
-        if not finite.all() and not passed_over:
+        # Float16 gradients overflow now and then: such a step changes only the scale.
+        skipped = "loss_scale" in report and finite[0] and report["loss_scale"] >= 1
+        if not finite.all() and not skipped:
             songs = ", ".join(str(song) for batch in batches for song in batch["song"])
             raise NonFiniteLossError(
                 f"step {step + 1}: loss {report['loss']}, gradient norm {report['gradient_norm']} on the batch of "
-                f"{songs}; {self.kept()}; look at these songs or lower training.learning_rate"
+                f"{songs}; {self.last_checkpoint_note()}; check these songs or lower training.learning_rate"
             )
         values = {f"train/{name}": value for name, value in report.items() if np.isfinite(value)}
         return values | {"train/learning_rate": rate}
 
     def next_batch(self, stream: BatchIterator) -> Batch:
-        """The next batch; processes that read songs and were killed are started again at the same place.
+        """Return the next batch; reader processes that were killed are restarted at the same position.
 
-        Raises :class:`TwinsepError` where they die again and again.
+        Raises :class:`TwinsepError` after READER_RESTARTS consecutive deaths.
         """
-        for _ in range(READERS_RESTARTED):
+        for _ in range(READER_RESTARTS):
             try:
                 return next(stream)
             except RuntimeError as error:  # Grain's, with the exit code
                 if "terminated unexpectedly" not in str(error):
                     raise
                 stream.close()
-                self.say(f"a process that reads songs has died ({str(error).partition('. ')[0]}); starting it again")
+                self.print_line(f"a reader process died ({str(error).partition('. ')[0]}); restarting it")
         raise TwinsepError(
-            f"the processes that read songs have died {READERS_RESTARTED} times in a row, perhaps for want of memory; "
-            f"{self.kept()}; set data.workers to fewer, or to 0"
+            f"the reader processes died {READER_RESTARTS} times in a row, perhaps because memory ran out; "
+            f"{self.last_checkpoint_note()}; lower data.workers, or set it to 0"
         )
 
-    def kept(self) -> str:
-        """What a run that ends here leaves, as part of a sentence."""
+    def last_checkpoint_note(self) -> str:
+        """Part of an error sentence: the checkpoint from which the run can resume."""
         last = self.folder / LAST
         return f"the last good checkpoint is {last}" if last.exists() else "no checkpoint was written yet"
 
     def validate(self) -> None:
-        """SI-SDR and uSDR of the averaged model on the validation songs; the best by uSDR is kept.
+        """Score the averaged model on the validation songs by SI-SDR and uSDR, and note the best step by uSDR.
 
-        The estimate of the first song is left to be heard and seen.
+        The estimate of the first song is written to ``samples/``.
         """
         run, model, scores = self.run, self.config.model, []
         for index, (name, mixture, target) in enumerate(self.segments):
-            estimate = self.trainer.estimate(mixture[None])[0, : len(target)]
+            estimate = self.trainer.estimate(mixture[None])[0, : len(target)]  # (n, c, s)
             pairs = list(zip(target, estimate, strict=True))
             scores.append([np.mean([float(f(e, t)) for t, e in pairs]) for f in (metrics.si_sdr, metrics.usdr)])
             if index == 0:
-                logger.write_sample(
-                    self.folder,
-                    run.step,
-                    name=name,
-                    mixture=mixture,
-                    target=target[0],
-                    estimate=estimate[0],
-                    sample_rate=model.sample_rate,
-                    n_fft=model.n_fft,
-                    hop=model.hop,
-                )
+                signals: dict[str, Any] = {"mixture": mixture, "target": target[0], "estimate": estimate[0]}
+                stft: dict[str, Any] = {"sample_rate": model.sample_rate, "n_fft": model.n_fft, "hop": model.hop}
+                logger.write_sample(self.folder, run.step, name=name, **signals, **stft)
         si_sdr, usdr = np.nanmean(np.asarray(scores), 0)
         run.validation = {"valid/si_sdr": round(float(si_sdr), 4), "valid/usdr": round(float(usdr), 4)}
         if run.best_usdr is None or usdr > run.best_usdr:
             run.best_usdr, run.best_step = float(usdr), run.step
 
     def save(self, stream: BatchIterator) -> None:
-        """Write the averaged weights alone where this step is the best so far, at the end the record, and the last
-        checkpoint, after which the run counts as come so far."""
+        """Write the averaged weights if this step is the best, the record if it is the last, and the checkpoint.
+
+        The checkpoint comes last because it marks the step as done.
+        """
         state, run = self.trainer.state(), self.run
-        made = {"progression": vars(run), "framework": self.how.framework, "basis": self.how.basis}
+        origin = {"progression": vars(run), "framework": self.options.framework, "basis": self.options.basis}
         if run.best_step == run.step:
             average = {name: t for name, t in state.items() if name.startswith("ema/")}
             checkpoints.write(self.folder / BEST, Checkpoint(self.config, average, run.step))
         if run.step == self.config.training.steps:
             self.record = self.describe(state)
             write_json(self.folder / RECORD, self.record)
-        run_dir.save_checkpoint(self.folder, Checkpoint(self.config, state, run.step, stream.get_state(), made))
+        run_dir.save_checkpoint(self.folder, Checkpoint(self.config, state, run.step, stream.get_state(), origin))
 
     def describe(self, state: checkpoints.Tensors) -> dict[str, Any]:
-        """What names the run's numbers, and is enough to repeat it: ``twinsep train --from run.json``."""
+        """Return the content of ``run.json``, from which ``twinsep train --from run.json`` repeats the run."""
         run, steps = self.run, self.config.training.steps
         return {
-            "framework": self.how.framework,
+            "framework": self.options.framework,
             "configuration": self.config.to_dict(),
             "hash": self.config.hash,
-            "options": {"device": self.how.device, "deterministic": self.how.deterministic},
-            **provenance.describe(self.how.device),
+            "options": {"device": self.options.device, "deterministic": self.options.deterministic},
+            **provenance.describe(self.options.device),
             "parameters": int(sum(t.size for name, t in state.items() if name.startswith("model/"))),
             "seconds": round(run.seconds, 1),
             "steps_per_second": round(steps / run.seconds, 3),

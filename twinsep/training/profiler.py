@@ -1,7 +1,7 @@
-"""``twinsep train --profile N``: where the time of a training step goes, by the framework's own profiler.
+"""``twinsep train --profile N``: time per operation of a training step, by the framework's own profiler.
 
-The trace holds the training step with real batches and nothing else: no validation, no checkpoint. Times are of each
-operation itself, without those it contains, and summed over threads, so that together they may exceed the step's.
+The trace covers training steps with real batches, without validation or checkpoints. The time of an operation excludes
+the operations within it and is summed over threads, so that all together may exceed the time of the step.
 """
 
 from __future__ import annotations
@@ -26,60 +26,70 @@ from twinsep.utils import progress
 from twinsep.utils.backend import twin
 from twinsep.utils.files import atomic_path
 
-#: Steps before those that count: they compile, and fill caches.
+#: Steps before the traced ones, to compile and fill caches.
 WARM_UP = 3
+#: Operations in the printed table.
 SHOWN = 10
 
-#: (operation, total seconds, calls)
+#: (operation, total seconds, calls).
 Cost = tuple[str, float, int]
+#: Function (step, number of steps, folder for the trace) that returns all operations, the most expensive first.
+Profiler = Callable[[Callable[[], None], int, Path], list[Cost]]
 
 
 def profile_steps(config: Config, folder: Path, *, framework: str, device: str, steps: int) -> list[Cost]:
-    """The command: trace ``steps`` training steps into ``folder/profile`` and print the most expensive operations.
+    """Run the command: trace ``steps`` steps into ``folder/profile``, print and return the most expensive operations.
 
-    Returns these, SHOWN or fewer. Of ``folder`` nothing else is touched, and an earlier profile stays until the new
-    one is whole. Raises :class:`InputError` for fewer than one step, for bad data, for a framework or device that is
-    missing and for a folder that cannot be.
+    At most SHOWN operations are returned. Nothing else in ``folder`` changes, and an earlier profile stays until the
+    new one is complete. Raises :class:`InputError` for fewer than one step, bad data, a missing framework or device,
+    and a ``folder`` that is a file.
     """
     if steps < 1:
-        raise InputError(f"--profile {steps}: give the number of steps to trace, at least 1")
+        raise InputError(f"--profile {steps} is too few: trace at least 1 step")
     if folder.exists() and not folder.is_dir():
-        raise InputError(f"{folder} is a file; give --out the name of a folder")
+        raise InputError(f"{folder} is a file: choose a folder as --out")
     batches = TrainingBatches(config)
     trainer = twin(framework, "train").Trainer(config, device)
-    t = config.training
     target, unfinished = folder / "profile", folder / ".profile"
-    seconds: list[float] = []
     try:
-        shutil.rmtree(unfinished, ignore_errors=True)  # of a killed process
+        shutil.rmtree(unfinished, ignore_errors=True)  # left by a killed process
         unfinished.mkdir(parents=True)
-        with progress.progress_bar("profile") as report, iter(batches) as stream:
-
-            def step() -> None:
-                drawn = [next(stream) for _ in range(t.accumulation)]
-                started = time.perf_counter()
-                trainer.step(drawn, t.learning_rate, t.ema_decay)
-                seconds.append(time.perf_counter() - started)
-                report(len(seconds), WARM_UP + steps)
-
-            for _ in range(WARM_UP):
-                step()
-            costs = PROFILERS[framework](step, steps, unfinished)
+        costs, seconds = _trace(config, batches, trainer, PROFILERS[framework], steps, unfinished)
         shutil.rmtree(target, ignore_errors=True)
         unfinished.rename(target)
     except BaseException:
         shutil.rmtree(unfinished, ignore_errors=True)
-        with suppress(OSError):  # other files of the user's, or no folder at all
+        with suppress(OSError):  # the folder holds other files, or does not exist
             folder.rmdir()
         raise
-    per_step = 1000 * sum(seconds[WARM_UP:]) / steps
-    _print(costs, steps, f"{framework} on {device}: {per_step:.4g} ms a step while traced, mean of {steps}")
+    per_step = 1000 * sum(seconds) / steps
+    _print_table(costs, steps, f"{framework} on {device}: {per_step:.4g} ms per traced step, mean of {steps}")
     sentence = f"the trace is {next(target.rglob('*.json.gz'))}; open it in https://ui.perfetto.dev"
     Console(stderr=True).print(sentence, soft_wrap=True, markup=False, highlight=False)
     return costs[:SHOWN]
 
 
-def _print(costs: list[Cost], steps: int, title: str) -> None:
+def _trace(
+    config: Config, batches: TrainingBatches, trainer: Any, profiler: Profiler, steps: int, folder: Path
+) -> tuple[list[Cost], list[float]]:
+    """Trace ``steps`` steps into ``folder`` after WARM_UP others; return all costs and the seconds of each step."""
+    t = config.training
+    seconds: list[float] = []
+    with progress.progress_bar("profile") as report, iter(batches) as stream:
+
+        def step() -> None:
+            drawn = [next(stream) for _ in range(t.accumulation)]
+            started = time.perf_counter()
+            trainer.step(drawn, t.learning_rate, t.ema_decay)
+            seconds.append(time.perf_counter() - started)
+            report(len(seconds), WARM_UP + steps)
+
+        for _ in range(WARM_UP):
+            step()
+        return profiler(step, steps, folder), seconds[WARM_UP:]
+
+
+def _print_table(costs: list[Cost], steps: int, title: str) -> None:
     total = sum(seconds for _, seconds, _ in costs) or 1.0
     table = Table(title=title, title_justify="left")
     table.add_column("operation", overflow="fold")
@@ -91,7 +101,7 @@ def _print(costs: list[Cost], steps: int, title: str) -> None:
 
 
 def _summed(costs: Iterable[Cost]) -> list[Cost]:
-    """One for each operation, the most expensive first."""
+    """Sum the costs of each operation; the most expensive comes first."""
     seconds: dict[str, float] = {}
     calls = Counter[str]()
     for name, spent, count in costs:
@@ -104,15 +114,15 @@ def _summed(costs: Iterable[Cost]) -> list[Cost]:
 
 
 def torch_profile(step: Callable[[], None], steps: int, folder: Path) -> list[Cost]:
-    """Trace ``steps`` calls into ``folder/torch.json.gz``; all operations, the most expensive first.
+    """Trace ``steps`` calls of ``step`` into ``folder/torch.json.gz``; return all operations, the most expensive first.
 
-    Where there is a GPU and the step runs on it they are its kernels and copies, otherwise the CPU's operations.
+    They are the kernels and copies of a GPU if the step runs on one, otherwise the CPU's operations.
     """
     import torch
     from torch.autograd import DeviceType
     from torch.profiler import ProfilerActivity, profile
 
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # its library notes each start and stop on the standard error
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # silences a line on the standard error per start and stop
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * torch.cuda.is_available()
     with profile(activities=activities) as trace:
         for _ in range(steps):
@@ -120,7 +130,7 @@ def torch_profile(step: Callable[[], None], steps: int, folder: Path) -> list[Co
     with atomic_path(folder / "torch.json.gz") as temporary:
         trace.export_chrome_trace(str(temporary))
     averages = trace.key_averages()
-    # The time of a kernel also counts towards the CPU's operation that launched it: one or the other.
+    # Not both: the time of a kernel also counts towards the CPU operation that launched it.
     kernels = [a for a in averages if a.device_type == DeviceType.CUDA and not a.is_user_annotation]
     if kernels:
         return _summed((a.key, a.self_device_time_total / 1e6, a.count) for a in kernels)
@@ -129,26 +139,26 @@ def torch_profile(step: Callable[[], None], steps: int, folder: Path) -> list[Co
 
 # ---------------------------------------------------------------------------- JAX
 
-#: What XLA appends to tell one instance of an operation from the next.
+#: Suffixes by which XLA distinguishes the instances of an operation.
 _INSTANCE = re.compile(r"(\.(\d+|clone|remat\d*))+$")
 
 
 def jax_profile(step: Callable[[], None], steps: int, folder: Path) -> list[Cost]:
-    """Trace ``steps`` calls into ``folder/jax``; all HLO operations by kind, the most expensive first.
+    """Trace ``steps`` calls of ``step`` into ``folder/jax``; return all HLO operations, the most expensive first.
 
-    What the compiler has fused is one operation, named by what is in it.
+    The instances of an operation are summed. A fusion counts as one operation, named by its parts.
     """
     import jax
 
     options = jax.profiler.ProfileOptions()
-    options.python_tracer_level = 0  # a frame for each Python call would be most of the trace
+    options.python_tracer_level = 0  # events of Python calls would fill most of the trace
     with jax.profiler.trace(folder / "jax", profiler_options=options):
         for _ in range(steps):
             step()
     costs: list[Cost] = []
     for path in (folder / "jax").rglob("*.xplane.pb"):
         planes = list(jax.profiler.ProfileData.from_file(str(path)).planes)
-        # Of an accelerator's operations the CPU's threads hold the launch alone.
+        # The CPU's threads hold only the launches of an accelerator's operations.
         accelerators = [plane for plane in planes if plane.name.startswith("/device:")]
         for plane in accelerators or planes:
             for line in plane.lines:
@@ -157,23 +167,23 @@ def jax_profile(step: Callable[[], None], steps: int, folder: Path) -> list[Cost
 
 
 def _operations(events: Iterable[Any]) -> list[Cost]:
-    """One thread's HLO operations; the time of an event within another, such as a loop's body, is taken off that."""
+    """HLO operations of one thread; the time of an event within another, such as a loop's body, counts only once."""
     found = []
     for event in events:
         operation = dict(event.stats).get("hlo_op")
-        if operation:  # the others are Python's, the runtime's and the scheduler's
+        if operation:  # other events are Python's, the runtime's and the scheduler's
             found.append((event.start_ns, -event.duration_ns, _INSTANCE.sub("", str(operation))))
     found.sort()
     own = [-minus_duration for _, minus_duration, _ in found]
-    around: list[int] = []
+    enclosing: list[int] = []
     for index, (start, minus_duration, _) in enumerate(found):
-        while around and found[around[-1]][0] - found[around[-1]][1] <= start:
-            around.pop()
-        if around:
-            own[around[-1]] += minus_duration
-        around.append(index)
+        while enclosing and found[enclosing[-1]][0] - found[enclosing[-1]][1] <= start:
+            enclosing.pop()
+        if enclosing:
+            own[enclosing[-1]] += minus_duration
+        enclosing.append(index)
     return [(name, nanoseconds / 1e9, 1) for (_, _, name), nanoseconds in zip(found, own, strict=True)]
 
 
-#: Framework → function (step, how often, folder of the trace) that gives all operations, the most expensive first.
-PROFILERS = {"torch": torch_profile, "jax": jax_profile}
+#: Framework → its profiler.
+PROFILERS: dict[str, Profiler] = {"torch": torch_profile, "jax": jax_profile}

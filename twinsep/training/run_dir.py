@@ -1,8 +1,8 @@
-"""The folder of a run: its checkpoints, which one to go on from, and that none is ever lost.
+"""Folder of a run: its checkpoints, and the choice of the one to resume from.
 
-A new checkpoint is written whole as ``next.safetensors``, then ``last.safetensors`` becomes ``previous.safetensors``
-and the new one ``last.safetensors``. Whenever the process or the machine dies, the newest of the three that is whole is
-what the run goes on from.
+A new checkpoint is written completely as ``next.safetensors``; then ``last.safetensors`` becomes
+``previous.safetensors`` and the new one becomes ``last.safetensors``. Whenever the process or the machine dies, the run
+resumes from the newest of the three that is complete.
 """
 
 from __future__ import annotations
@@ -19,13 +19,15 @@ from twinsep.errors import InputError
 from twinsep.utils.files import remove_temporary_files
 
 NEXT, LAST, PREVIOUS, BEST = (f"{name}.safetensors" for name in ("next", "last", "previous", "best"))
-#: What a run makes beside these.
+#: Folders that a run makes beside its checkpoints.
 FOLDERS = ("live", "samples", "tensorboard", "profile")
 
 
 def save_checkpoint(folder: Path, state: Checkpoint) -> None:
-    """Make ``state`` the last checkpoint and keep the one that was; raises :class:`InputError` where it cannot be
-    written, and both are as they were."""
+    """Write ``state`` as the last checkpoint and keep the one before it as the previous one.
+
+    Raises :class:`InputError` if it cannot be written; the older checkpoints are then unchanged.
+    """
     last = folder / LAST
     checkpoints.write(folder / NEXT, state)
     if last.exists():
@@ -33,11 +35,11 @@ def save_checkpoint(folder: Path, state: Checkpoint) -> None:
     (folder / NEXT).replace(last)
 
 
-def newest_checkpoint(folder: Path, say: Callable[[str], None]) -> Checkpoint | None:
-    """The newest whole checkpoint in ``folder``, or none if there is no checkpoint.
+def newest_checkpoint(folder: Path, print_line: Callable[[str], None]) -> Checkpoint | None:
+    """Return the newest complete checkpoint in ``folder``, or None if it has no checkpoint.
 
-    One that is damaged is passed over, and removed once an older one is found whole; ``say`` is told so. Raises
-    :class:`InputError` where there are checkpoints and none is whole.
+    A damaged checkpoint is skipped, and deleted once an older complete one is found; ``print_line`` receives a sentence
+    about it. Raises :class:`InputError` if every checkpoint is damaged.
     """
     damaged: dict[Path, InputError] = {}
     for path in (folder / name for name in (NEXT, LAST, PREVIOUS)):
@@ -48,8 +50,8 @@ def newest_checkpoint(folder: Path, say: Callable[[str], None]) -> Checkpoint | 
         except InputError as error:
             damaged[path] = error
             continue
-        for broken, why in damaged.items():
-            say(f"{why}; going on from {path.name}, step {found.step}")
+        for broken, reason in damaged.items():
+            print_line(f"{reason}; resuming from {path.name}, step {found.step}")
             broken.unlink()
         return found
     if damaged:
@@ -58,22 +60,22 @@ def newest_checkpoint(folder: Path, say: Callable[[str], None]) -> Checkpoint | 
 
 
 def find_resumable(
-    config: Config, folder: Path, *, overwrite: bool, basis: str, say: Callable[[str], None]
+    config: Config, folder: Path, *, overwrite: bool, basis: str, print_line: Callable[[str], None]
 ) -> Checkpoint | None:
-    """The checkpoint that a run of ``config`` goes on from, or none where it is to begin.
+    """Return the checkpoint from which a run of ``config`` resumes, or None if the run starts from the beginning.
 
-    That is an unfinished run of the same configuration which, where ``basis`` is not empty, rests on the same one. A
-    finished run, one of another configuration or one of which no checkpoint is whole raises :class:`InputError` unless
-    ``overwrite``; so does a file in the place of the folder.
+    A run resumes if it is unfinished, has the same configuration and, unless ``basis`` is empty, the same basis. Unless
+    ``overwrite`` is set, :class:`InputError` is raised for a finished run, a run of another configuration, and a run
+    without a complete checkpoint; it is always raised if ``folder`` is a file.
     """
     if folder.exists() and not folder.is_dir():
-        raise InputError(f"{folder} is a file; give --out the name of a folder")
+        raise InputError(f"{folder} is a file: choose a folder as --out")
     try:
-        found = newest_checkpoint(folder, say)
+        found = newest_checkpoint(folder, print_line)
     except InputError as error:
         if not overwrite:
-            raise InputError(f"{error}, or give --overwrite to begin this run anew") from error
-        say(f"{error}; beginning anew")
+            raise InputError(f"{error}, or give --overwrite to start this run again") from error
+        print_line(f"{error}; starting again")
         return None
     if found is None:
         return None
@@ -82,16 +84,16 @@ def find_resumable(
         if not basis or found.provenance.get("basis") == basis:
             return found
         if overwrite:
-            say(f"{folder} holds an unfinished run of other code or data; beginning anew")
+            print_line(f"{folder} holds an unfinished run of other code or data; starting again")
             return None
     if not overwrite:
         what = "a finished run" if same else "a run of another configuration"
-        raise InputError(f"{folder} holds {what}; give another --out, or --overwrite to train anew in its place")
+        raise InputError(f"{folder} holds {what}: choose another --out, or give --overwrite to replace it")
     return None
 
 
 def clear_run(folder: Path) -> None:
-    """Remove what a run made; files that are not a run's stay, and with them the folder."""
+    """Remove the files of a run; files of other origin stay, and with them the folder."""
     if not folder.is_dir():
         return
     for name in (NEXT, LAST, PREVIOUS, BEST, RECORD):
@@ -99,5 +101,5 @@ def clear_run(folder: Path) -> None:
     for name in FOLDERS:
         shutil.rmtree(folder / name, ignore_errors=True)
     remove_temporary_files(folder)
-    with contextlib.suppress(OSError):  # files of the user's
+    with contextlib.suppress(OSError):  # not empty
         folder.rmdir()

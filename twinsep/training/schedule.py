@@ -1,4 +1,4 @@
-"""Learning rate and decay of the weight average as functions of the step, for both twins."""
+"""Learning rate and decay of the weight average as functions of the step, shared by both twins."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from twinsep.config import TrainingConfig
 
 
 def learning_rate(step: int, config: TrainingConfig) -> float:
-    """Rate of the optimiser step ``step`` (0-based): linear warm-up, then a cosine down to the floor.
+    """Learning rate of optimiser step ``step`` (0-based): linear warm-up, then a cosine down to the floor.
 
-    η_t = η · (t+1)/W for t < W, then η · (f + (1−f)·½(1 + cos(π·p))), p running from 0 to 1 over
-    the rest (Loshchilov and Hutter 2017, arXiv 1608.03983), f = ``cosine_floor``.
+    η_t = η · (t+1)/W for t < W, then η · (f + (1−f)·½(1 + cos(π·p))), where p runs from 0 to 1 over the remaining steps
+    and f is ``cosine_floor`` (Loshchilov and Hutter 2017, arXiv 1608.03983).
     """
     peak, warmup = config.learning_rate, min(config.warmup_steps, config.steps)
     if step < warmup:
@@ -22,9 +22,9 @@ def learning_rate(step: int, config: TrainingConfig) -> float:
 
 
 def ema_decay(step: int, config: TrainingConfig) -> float:
-    """Decay of the weight average after step ``step``: min(decay, (1+t)/(10+t)).
+    """Decay of the weight average after step ``step`` (0-based): min(decay, (1+t)/(10+t)).
 
-    The ramp lets the average forget the random start, without which a run of a few hundred steps
-    would average mostly that (the rule of TensorFlow's ExponentialMovingAverage with num_updates).
+    The ramp lets the average forget the random start, which would otherwise dominate the average of a run of a few
+    hundred steps. It is the rule of TensorFlow's ExponentialMovingAverage with ``num_updates``.
     """
     return min(config.ema_decay, (1 + step) / (10 + step))

@@ -74,8 +74,8 @@ def write_json(path: str | Path, value: Any) -> None:
 
 
 def remove_temporary_files(folder: Path, stem: str | None = None) -> None:
-    """Remove temporary files that killed processes left in ``folder``, of all targets or of those named ``stem``."""
-    for path in folder.glob(".*"):
+    """Remove temporary files of killed processes: all of them below ``folder``, or those of ``stem`` right in it."""
+    for path in folder.rglob(".*") if stem is None else folder.glob(".*"):
         found = _TEMPORARY.fullmatch(path.name)
         if found and stem in (None, found["stem"]) and not _is_in_use(path.name, int(found["process"])):
             with contextlib.suppress(OSError):

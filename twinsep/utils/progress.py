@@ -17,16 +17,16 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-#: A function that is called with (items done, items in all).
+#: Function of (items done, total items).
 ProgressCallback = Callable[[int, int], None]
 
 
 def make_progress(
     *columns: ProgressColumn, console: Console | None = None, percent: bool = False, disable: bool = False
 ) -> Progress:
-    """A rich display of description, bar, count (or ``percent``), ``columns``, time spent and time left.
+    """Make a rich display with description, bar, count (or ``percent``), ``columns``, elapsed and remaining time.
 
-    It is shown on ``console``, the standard error by default, and not at all if ``disable`` is set.
+    It appears on ``console``, by default the standard error, or nowhere if ``disable`` is set.
     """
     count = TaskProgressColumn() if percent else MofNCompleteColumn()
     times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
@@ -38,7 +38,7 @@ def make_progress(
 
 @contextlib.contextmanager
 def progress_bar(description: str, *, disable: bool = False) -> Iterator[ProgressCallback]:
-    """Within a ``with``, a bar; the callback that it yields moves it."""
+    """Show a bar within a ``with``; the yielded callback advances it."""
     with make_progress(disable=disable) as progress:
         task = progress.add_task(description, total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)

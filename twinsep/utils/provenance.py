@@ -37,16 +37,17 @@ def describe(device: str, libraries: Sequence[str] = ()) -> dict[str, Any]:
     }
 
 
-def code_hash(*packages: str) -> str:
-    """Return 16 hexadecimal digits of SHA-256 over the names and contents of the packages' .py and .csv files.
+def code_hash(*paths: str) -> str:
+    """Return 16 hexadecimal digits of SHA-256 over the names and contents of .py and .csv files.
 
-    ``packages`` are folders relative to the repository's root. Raises :class:`FileNotFoundError` if one is missing.
+    ``paths`` are files, or folders to search, relative to the repository's root. Raises :class:`FileNotFoundError` if
+    one is missing.
     """
     digest = hashlib.sha256()
-    folders = [(_ROOT / package).resolve(strict=True) for package in packages]
-    for path in sorted(path for folder in folders for path in folder.rglob("*")):
-        if path.suffix in (".py", ".csv"):
-            digest.update(f"{path.relative_to(_ROOT).as_posix()}\0".encode() + path.read_bytes() + b"\0")
+    found = [(_ROOT / path).resolve(strict=True) for path in paths]
+    for file in sorted(file for path in found for file in (path.rglob("*") if path.is_dir() else [path])):
+        if file.suffix in (".py", ".csv"):
+            digest.update(f"{file.relative_to(_ROOT).as_posix()}\0".encode() + file.read_bytes() + b"\0")
     return digest.hexdigest()[:16]
 
 

@@ -1,4 +1,4 @@
-"""The generated songs: reproducible to the bit, exact, and written whole or not at all."""
+"""Generated songs: reproducible to the bit, with exact sums, and written completely or not at all."""
 
 import csv
 import errno
@@ -49,7 +49,7 @@ def data(tmp_path_factory):
     return root
 
 
-def test_shapes_peak_and_exact_sum(songs):
+def test_songs_have_the_documented_shapes_and_peak_and_sum_exactly(songs):
     for made in songs:
         assert set(made.stems) == set(SOURCES)
         for stem in (*made.stems.values(), made.mixture):
@@ -59,7 +59,7 @@ def test_shapes_peak_and_exact_sum(songs):
         assert np.array_equal(sum(s.astype(np.int32) for s in made.stems.values()), made.mixture)
 
 
-def test_voice_is_silent_at_times_and_well_balanced(songs):
+def test_the_voice_pauses_and_is_balanced_with_the_accompaniment(songs):
     shares, levels = [], []
     for made in songs:
         vocals = made.stems["vocals"] / 32768
@@ -72,7 +72,7 @@ def test_voice_is_silent_at_times_and_well_balanced(songs):
     assert all(-9.5 < level < -2 for level in levels), levels
 
 
-def test_same_seed_same_song_in_another_process_and_order():
+def test_a_seed_gives_the_same_song_in_another_process_and_order():
     code = (
         "import sys; sys.path.insert(0, 'tests/data/synth')\n"
         "from test_synth import digest\n"
@@ -88,7 +88,7 @@ def test_same_seed_same_song_in_another_process_and_order():
     assert digest(song(8, 2.5)) != first
 
 
-def test_speech_does_not_depend_on_what_was_said_before():
+def test_speech_does_not_depend_on_earlier_utterances():
     first = speak("la mama sasa", "de+m1").samples
     speak("oh my heart", "en-us+f4")
     assert np.array_equal(speak("la mama sasa", "de+m1").samples, first)
@@ -96,12 +96,12 @@ def test_speech_does_not_depend_on_what_was_said_before():
         speak("la", "xx+nobody")
 
 
-def test_no_seed_is_shared():
+def test_no_two_songs_share_a_seed():
     seeds = [generate.song_seed(s, split, i) for s in range(3) for split in generate.SPLITS for i in range(50)]
     assert len(set(seeds)) == len(seeds)
 
 
-def test_form_leaves_room_for_instruments():
+def test_the_form_leaves_room_for_instruments():
     for seed in range(40):
         plan = compose(np.random.default_rng(seed), 12.0)
         assert set(plan.sections) >= {"v", "b", "c"}
@@ -110,7 +110,7 @@ def test_form_leaves_room_for_instruments():
         assert 0.6 <= sung / len(plan.sections) <= 0.85
 
 
-def test_soundfont_bends_and_pans():
+def test_notes_are_bent_and_panned():
     notes = [Note(0.1, 1.5, 69, 110)]
     plain = play(notes, 80, SAMPLE_RATE, position=-1.0)
     bent = play(notes, 80, SAMPLE_RATE, position=-1.0, bend=Bend(5.0, 1.0, 0.05))
@@ -118,7 +118,7 @@ def test_soundfont_bends_and_pans():
     assert np.abs(plain - bent).max() > 0.1 * np.abs(plain).max()
 
 
-def test_vocoder_keeps_pitch_and_level():
+def test_the_vocoder_keeps_pitch_and_level():
     frames = 200
     pitch = np.full(frames, 220.0)
     flat = np.zeros((frames, COEFFICIENTS), np.float32)
@@ -135,13 +135,13 @@ def test_vocoder_keeps_pitch_and_level():
     assert np.mean(noise[4096:-4096] ** 2) == pytest.approx(1, rel=0.1)
 
 
-def test_brickwall_cuts_above_only():
+def test_the_brickwall_filter_removes_only_what_lies_above():
     noise = np.random.default_rng(0).standard_normal((SAMPLE_RATE, 2)).astype(np.float32)
     power = (np.abs(np.fft.rfft(brickwall(noise, 14_000), axis=0)) ** 2).mean(1)
     assert power[15_000:].max() < 1e-4 * power[:13_000].mean()
 
 
-def test_layout_and_splits(data):
+def test_the_data_set_has_the_layout_and_splits_of_musdb18(data):
     with (data / "splits.csv").open() as file:
         rows = {row["track"]: row["split"] for row in csv.DictReader(file)}
     assert sorted(rows.values()) == ["real", "test", "train", "train", "valid"]
@@ -157,12 +157,12 @@ def test_layout_and_splits(data):
     assert not list(data.glob(".partial*"))
 
 
-def test_workers_do_not_change_a_byte(data, tmp_path):
+def test_the_number_of_workers_does_not_change_a_byte(data, tmp_path):
     generate.generate_dataset(tmp_path / "two", **{**SMALL, "workers": 2})
     assert tree(tmp_path / "two") == tree(data)
 
 
-def test_resume_makes_only_what_is_missing(tmp_path, monkeypatch):
+def test_a_second_call_makes_only_what_is_missing(tmp_path, monkeypatch):
     small = {**SMALL, "songs": {"train": 2}, "real": False}
     generate.generate_dataset(tmp_path, **small)
     before = tree(tmp_path)
@@ -182,7 +182,7 @@ def test_resume_makes_only_what_is_missing(tmp_path, monkeypatch):
     assert [p.name for p in (tmp_path / "train").iterdir()] == ["synth-train-0000"]
 
 
-def test_full_disk_leaves_no_half_song(tmp_path, monkeypatch):
+def test_a_full_disk_leaves_no_unfinished_song(tmp_path, monkeypatch):
     write = Path.write_bytes
 
     def full(self, content):
@@ -198,7 +198,7 @@ def test_full_disk_leaves_no_half_song(tmp_path, monkeypatch):
     assert not (tmp_path / "splits.csv").exists()
 
 
-def test_refuses_wrong_roots_and_numbers(tmp_path):
+def test_wrong_folders_and_numbers_are_refused(tmp_path):
     file = tmp_path / "file"
     file.write_text("mine")
     with pytest.raises(InputError, match="could not be written"):
@@ -216,7 +216,7 @@ def test_refuses_wrong_roots_and_numbers(tmp_path):
         song(0, 1.0)
 
 
-def test_real_excerpt(monkeypatch):
+def test_the_real_excerpt_is_the_sum_of_its_stems(monkeypatch):
     made = real_excerpt.excerpt()
     assert made.mixture.shape == (268_288 - 2 * 2205, 2)
     assert np.array_equal(sum(s.astype(int) for s in made.stems.values()), made.mixture)
@@ -226,6 +226,6 @@ def test_real_excerpt(monkeypatch):
         real_excerpt.excerpt()
 
 
-def test_imports_no_framework():
+def test_generating_songs_imports_no_framework():
     code = "import sys, twinsep.data.synth.generate; assert not {'torch', 'jax', 'pretty_midi'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[3])

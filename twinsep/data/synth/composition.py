@@ -1,4 +1,4 @@
-"""What is played: tempo, key, chords, sections and the places where somebody sings."""
+"""Composition of a song: tempo, key, chords, sections and the slots for sung phrases."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ import numpy as np
 
 from twinsep.data.synth.effects import Real
 
+#: Semitones of the scale degrees above the tonic.
 MAJOR = (0, 2, 4, 5, 7, 9, 11)
 MINOR = (0, 2, 3, 5, 7, 8, 10)
-#: Chord degrees, one a bar.
+#: Chord degrees, one per bar.
 PROGRESSIONS = (
     (0, 5, 3, 4),
     (0, 3, 4, 4),
@@ -23,7 +24,7 @@ PROGRESSIONS = (
     (0, 5, 1, 4),
     (3, 0, 4, 5),
 )
-#: The unit of form: half a bar of four beats.
+#: Beats of a cell, the unit of form: half a bar of four beats.
 CELL_BEATS = 2
 
 
@@ -39,7 +40,7 @@ class Note:
 
 @dataclass(frozen=True)
 class Slot:
-    """Room for one sung phrase: first beat and length in beats, and the section it stands in."""
+    """Slot for one sung phrase: first beat, length in beats, and letter of its section."""
 
     beat: int
     beats: int
@@ -48,7 +49,11 @@ class Slot:
 
 @dataclass(frozen=True)
 class Plan:
-    """The frame of a song. ``sections`` has one letter a cell: i(ntro), v(erse), b(reak), c(horus)."""
+    """Plan of a song.
+
+    ``tempo`` is in beats per minute, ``key`` in semitones above C, ``swing`` in beats. ``sections`` has one letter per
+    cell: i(ntro), v(erse), b(reak), c(horus). ``chords`` has one degree per bar.
+    """
 
     seconds: Real
     tempo: float
@@ -61,38 +66,39 @@ class Plan:
 
     @property
     def beat(self) -> float:
-        """Seconds of a beat."""
+        """Length of a beat in seconds."""
         return 60 / self.tempo
 
     @property
     def bar(self) -> float:
-        """Seconds of a bar."""
+        """Length of a bar in seconds."""
         return 4 * self.beat
 
     @property
     def bars(self) -> int:
+        """Number of bars."""
         return len(self.chords)
 
     def section(self, bar: int) -> str:
-        """Section of the bar's first half."""
+        """Return the section of the bar's first half."""
         return self.sections[min(2 * bar, len(self.sections) - 1)]
 
     def boundary(self, bar: int) -> bool:
-        """Whether another section follows the bar."""
+        """Return True if another section follows the bar."""
         return bar + 1 < self.bars and self.section(bar + 1) != self.section(bar)
 
     def pitch(self, degree: int) -> int:
-        """Semitones of a scale degree above the tonic, octaves included."""
+        """Return the semitones of a scale degree above the tonic, including octaves."""
         return 12 * (degree // 7) + self.scale[degree % 7]
 
     def chord_keys(self, bar: int, base: int, seventh: bool = False) -> list[int]:
-        """The bar's chord in the octave above MIDI key ``base``, ascending."""
+        """Return the bar's chord as ascending MIDI keys within the octave above ``base``."""
         degrees = (0, 2, 4, 6) if seventh else (0, 2, 4)
         return sorted(base + (self.key + self.pitch(self.chords[bar] + d) - base) % 12 for d in degrees)
 
 
 def compose(rng: np.random.Generator, seconds: Real) -> Plan:
-    """Draws the frame of a song of ``seconds``: a quarter of it is left to the instruments alone."""
+    """Draw the plan of a song of ``seconds``; about a quarter of it is instrumental."""
     tempo = float(rng.uniform(78, 140))
     cells = max(3, int(np.ceil(seconds * tempo / 60 / CELL_BEATS)))
     sections = _form(rng, cells, seconds)
@@ -112,10 +118,10 @@ def compose(rng: np.random.Generator, seconds: Real) -> Plan:
 
 
 def _form(rng: np.random.Generator, cells: int, seconds: Real) -> str:
-    """Intro, verse, break, chorus; longer songs alternate. One letter a cell."""
+    """Sections, one letter per cell: intro, verse, break, chorus; longer songs alternate verse and chorus."""
     quiet = max(2, round(cells * rng.uniform(0.2, 0.3)))
     breaks = max(1, round(seconds / 11))
-    # At least one cell for every break; the rest of the silence opens the song, unless the voice does.
+    # At least one cell for every break; the other instrumental cells form the intro, unless the voice starts the song.
     intro = 0 if rng.random() < 0.15 else max(1, quiet - breaks * max(1, quiet // (breaks + 1)))
     gaps = [(quiet - intro) // breaks + (i < (quiet - intro) % breaks) for i in range(breaks)]
     sung = cells - intro - sum(gaps)
@@ -129,7 +135,7 @@ def _form(rng: np.random.Generator, cells: int, seconds: Real) -> str:
 
 
 def _slots(rng: np.random.Generator, sections: str) -> tuple[Slot, ...]:
-    """Splits every sung stretch into phrases of 2…4 cells, each with its own gap for breath."""
+    """Split every sung stretch into phrases of 2…4 cells."""
     slots: list[Slot] = []
     cell = 0
     while cell < len(sections):

@@ -1,9 +1,8 @@
-"""Speech from the libespeak-ng that the ``espeakng-loader`` wheel ships, called through ctypes.
+"""Speech synthesis by the libespeak-ng in the wheel ``espeakng-loader``, called through ctypes.
 
-The library keeps the phase of its oscillators and noise in static variables from one utterance to the next, which
-neither ``espeak_ng_SetRandSeed`` nor ``espeak_Terminate`` clears (measured: two thirds of a set of utterances came
-out different in another order). :func:`speak` therefore loads the library afresh each time, which costs 5 ms and
-makes an utterance a function of its arguments.
+The library keeps the phase of its oscillators and noise in static variables, which neither ``espeak_ng_SetRandSeed``
+nor ``espeak_Terminate`` resets (two thirds of a set of utterances differed when spoken in another order). :func:`speak`
+therefore loads the library again for each utterance, which takes 5 ms and makes it a function of its arguments.
 """
 
 from __future__ import annotations
@@ -50,7 +49,7 @@ _Callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctype
 
 @dataclass(frozen=True)
 class Utterance:
-    """Spoken text: ``samples`` (n,) in [-1, 1] at ``rate`` Hz, and (seconds, label) of each phoneme's start."""
+    """Spoken text: ``samples`` (n,) in [−1, 1] at ``rate`` Hz, and the start of each phoneme as (seconds, label)."""
 
     samples: np.ndarray
     rate: int
@@ -58,10 +57,10 @@ class Utterance:
 
 
 def speak(text: str, voice: str, *, rate: int = 130, pitch: int = 50, pitch_range: int = 20) -> Utterance:
-    """``text`` spoken by ``voice`` (language+variant) at ``rate`` words per minute; pitch and range 0…99.
+    """Speak ``text`` with ``voice`` (language+variant) at ``rate`` words per minute; pitch and range are 0…99.
 
-    The same arguments give the same samples in any process and any order. Raises :class:`InputError` when the
-    package is missing or refuses the voice.
+    Equal arguments give equal samples in any process and any order. Raises :class:`InputError` if the package
+    espeakng-loader is missing or does not have the voice.
     """
     blocks: list[np.ndarray] = []
     phonemes: list[tuple[float, str]] = []
@@ -82,7 +81,7 @@ def speak(text: str, voice: str, *, rate: int = 130, pitch: int = 50, pitch_rang
         library.espeak_SetSynthCallback(callback)
         library.espeak_ng_SetRandSeed(ctypes.c_long(1))  # otherwise the noise is seeded by the clock
         if library.espeak_SetVoiceByName(voice.encode()) != 0:
-            raise InputError(f"espeak-ng has no voice {voice!r}; use one of twinsep.synth.lexicon")
+            raise InputError(f"espeak-ng has no voice {voice!r}: choose one of twinsep.data.synth.lexicon")
         for parameter, value in ((_RATE, rate), (_PITCH, pitch), (_RANGE, pitch_range), (_WORD_GAP, 0)):
             library.espeak_SetParameter(parameter, value, 0)
         data = text.encode() + b"\0"
@@ -95,7 +94,7 @@ def speak(text: str, voice: str, *, rate: int = 130, pitch: int = 50, pitch_rang
 
 @contextmanager
 def _library() -> Iterator[tuple[ctypes.CDLL, int]]:
-    """A freshly loaded, initialised library and its sample rate in Hz; unloaded at the end."""
+    """Load and initialise the library; yield it with its sample rate in Hz, and unload it afterwards."""
     try:
         import espeakng_loader
     except ImportError as error:
@@ -109,7 +108,7 @@ def _library() -> Iterator[tuple[ctypes.CDLL, int]]:
             if rate > 0:
                 break
         else:
-            raise InputError(f"espeak-ng found no voices in {data}; reinstall the package espeakng-loader")
+            raise InputError(f"espeak-ng found no voices in {data}: reinstall the package espeakng-loader")
         yield library, rate
         library.espeak_Terminate()
     finally:

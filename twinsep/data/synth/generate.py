@@ -1,9 +1,9 @@
-"""A folder of generated songs in the layout of MUSDB18-HQ, written so that it can be stopped at any time.
+"""Generate a data set of songs in the layout of MUSDB18-HQ; it can be interrupted and resumed at any time.
 
-``<root>/train|test/<track>/{mixture,drums,bass,other,vocals}.wav`` (stereo, 44.1 kHz, 16 bit), ``song.json`` beside
-them, ``splits.csv`` (track, split) and ``dataset.json`` (parameters, versions, songs). Validation songs stand in
-``train/``, the real excerpt in ``test/``, as the layout knows only two folders. A song appears by a rename, whole or
-not at all; ``splits.csv`` appears last.
+Each track has ``<root>/{train,test}/<track>/{mixture,drums,bass,other,vocals}.wav`` (stereo, 44.1 kHz, 16 bit) and a
+``song.json``. ``splits.csv`` holds the columns track and split, ``dataset.json`` parameters, versions and songs.
+Validation songs are in ``train/`` and the real excerpt is in ``test/``, because the layout has only these two folders.
+A song appears by a rename, complete or not at all; ``splits.csv`` appears last.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from twinsep.errors import InputError
 from twinsep.utils.files import write_atomically
 
 GENERATOR = "twinsep.synth"
-#: split -> (number in the seed, folder). Numbers are never reused, so that no two splits share a song.
+#: Split → (number in the seed, folder). Numbers are never reused, so that no two splits share a song.
 SPLITS = {"train": (0, "train"), "valid": (1, "train"), "test": (2, "test")}
 _SONGS_PER_SPLIT = 1_000_000
 _PARTIAL = ".partial-"
@@ -38,7 +38,7 @@ _PACKAGES = ("numpy", "scipy", "soxr", "midirenderer", "pretty_midi", "espeakng-
 
 @dataclass(frozen=True)
 class Job:
-    """One track to write: ``seed`` None is the real excerpt."""
+    """One track to write, ``seconds`` long; ``seed`` None means the real excerpt."""
 
     root: Path
     folder: str
@@ -49,11 +49,12 @@ class Job:
 
     @property
     def target(self) -> Path:
+        """Folder of the finished track."""
         return self.root / self.folder / self.track
 
 
 def song_seed(seed: int, split: str, index: int) -> int:
-    """The seed of a song, different for every (seed, split, index)."""
+    """Return the seed of a song, unique for every (seed, split, index)."""
     return (seed * len(SPLITS) + SPLITS[split][0]) * _SONGS_PER_SPLIT + index
 
 
@@ -67,11 +68,11 @@ def generate_dataset(
     real: bool = True,
     progress: bool = True,
 ) -> None:
-    """Writes ``songs[split]`` songs of ``seconds`` each below ``root``, and the real excerpt if ``real``.
+    """Write ``songs[split]`` songs of ``seconds`` each below ``root``, and the real excerpt if ``real``.
 
-    Run again with the same arguments it makes only what is missing; with others it starts clean. The bytes do not
-    depend on ``workers`` (None: one for each core). Raises :class:`InputError` in one sentence for arguments out of
-    range, a root that is no folder, holds other data or cannot be written, a full disk, or a missing package.
+    A second call with the same arguments makes only what is missing; other arguments start again. The bytes do not
+    depend on ``workers`` (default: one per core). Raises :class:`InputError` for arguments out of range, a root that is
+    not a folder, holds other data or cannot be written, a full disk, or a missing package.
     """
     root = Path(root)
     seconds = float(seconds)  # 12 and 12.0 are the same data set
@@ -86,11 +87,13 @@ def generate_dataset(
         write_atomically(root / "splits.csv", _splits(jobs))
     except OSError as error:
         reason = error.strerror or str(error)
-        raise InputError(f"the data set could not be written to {root}: {reason}; free or choose another") from error
+        raise InputError(
+            f"{root} could not be written ({reason}): check permissions and free space, or choose another folder"
+        ) from error
 
 
 def write_song(job: Job) -> None:
-    """Makes one track; what was written of it is removed if that fails."""
+    """Generate and write one track; a failure removes its unfinished files."""
     made = real_excerpt.excerpt() if job.seed is None else song(job.seed, job.seconds)
     partial = job.root / f"{_PARTIAL}{job.track}"
     shutil.rmtree(partial, ignore_errors=True)
@@ -106,21 +109,23 @@ def write_song(job: Job) -> None:
 
 
 def _write_stems(folder: Path, made: Song) -> None:
+    """Write mixture and stems as 16-bit WAV."""
     for name, samples in {"mixture": made.mixture, **made.stems}.items():
-        # Through memory: libsndfile reports a full disk as an error of its own without the reason.
+        # Through memory, because libsndfile reports a full disk without the reason.
         buffer = io.BytesIO()
         soundfile.write(buffer, samples, SAMPLE_RATE, subtype="PCM_16", format="WAV")
         (folder / f"{name}.wav").write_bytes(buffer.getvalue())
 
 
 def _jobs(root: Path, songs: Mapping[str, int], seconds: Real, seed: int, real: bool) -> list[Job]:
+    """Every track of the data set. Raises :class:`InputError` for arguments out of range."""
     unknown = sorted(set(songs) - set(SPLITS))
     if unknown:
         raise InputError(f"unknown split {unknown[0]!r}; known: {', '.join(SPLITS)}")
     if any(not 0 <= count < _SONGS_PER_SPLIT for count in songs.values()):
         raise InputError(f"the number of songs in a split must be between 0 and {_SONGS_PER_SPLIT - 1}")
     if not SHORTEST <= seconds < 3600 or seed < 0:
-        raise InputError(f"a song lasts from {SHORTEST:g} s to an hour and the seed is not negative")
+        raise InputError(f"seconds must be from {SHORTEST:g} to 3600 and the seed must not be negative")
     jobs = [
         Job(root, folder, f"synth-{split}-{index:04d}", split, song_seed(seed, split, index), seconds)
         for split, (_, folder) in SPLITS.items()
@@ -130,7 +135,7 @@ def _jobs(root: Path, songs: Mapping[str, int], seconds: Real, seed: int, real: 
 
 
 def _header(songs: Mapping[str, int], seconds: Real, seed: int, real: bool) -> dict[str, Any]:
-    """What decides the bytes: another header, other songs."""
+    """Everything that determines the bytes of the songs, as JSON types."""
     try:
         versions = {name: version(name) for name in _PACKAGES}
     except ModuleNotFoundError as error:
@@ -140,7 +145,10 @@ def _header(songs: Mapping[str, int], seconds: Real, seed: int, real: bool) -> d
 
 
 def _prepare(root: Path, header: dict[str, Any]) -> None:
-    """Leaves below ``root`` only finished songs of this very ``header``. Never touches a folder of other origin."""
+    """Remove unfinished songs and songs of another ``header``.
+
+    Raises :class:`InputError` if ``root`` holds other data.
+    """
     root.mkdir(parents=True, exist_ok=True)
     record = root / "dataset.json"
     try:
@@ -149,7 +157,7 @@ def _prepare(root: Path, header: dict[str, Any]) -> None:
         found = {}
     ours = found if isinstance(found, dict) and found.get("generator") == GENERATOR else None
     if ours is None and (found is not None or (root / "train").exists() or (root / "test").exists()):
-        raise InputError(f"{root} holds other data; choose an empty folder for the generated songs")
+        raise InputError(f"{root} holds other data: choose an empty folder for the generated songs")
     for partial in root.glob(f"{_PARTIAL}*"):
         shutil.rmtree(partial)
     if ours is not None and {key: ours.get(key) for key in header} == header:
@@ -163,6 +171,7 @@ def _prepare(root: Path, header: dict[str, Any]) -> None:
 
 
 def _splits(jobs: list[Job]) -> bytes:
+    """Content of ``splits.csv``."""
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
     rows.writerow(("track", "split"))

@@ -1,7 +1,7 @@
-"""Note lists to sound: a General-MIDI soundfont, and the air that its samples lack.
+"""Instruments: render notes with a General-MIDI soundfont, and add the high-frequency noise that its samples lack.
 
-The soundfont is ``TimGM6mb.sf2`` (GPL-2), read from the installed package ``pretty_midi``; ``midirenderer`` (MIT,
-a wrapper of rustysynth) plays standard MIDI files with it at 48 kHz, pitch wheel and pan included.
+The soundfont is ``TimGM6mb.sf2`` (GPL-2), read from the installed package ``pretty_midi``. ``midirenderer`` (MIT, a
+wrapper of rustysynth) plays standard MIDI files with it at 48 kHz, including pitch wheel and pan.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from twinsep.data.synth.composition import Note
 from twinsep.data.synth.effects import SAMPLE_RATE, Real, active_rms, high_pass, pan, smooth_noise
 from twinsep.errors import InputError
 
-_TICKS = 960  # a beat, which lasts half a second by MIDI's default tempo
-_BEND_RATE = 100.0  # pitch-wheel messages a second
+_TICKS = 960  # per beat, which lasts half a second at MIDI's default tempo
+_BEND_RATE = 100.0  # pitch-wheel messages per second
 _DRUM_CHANNEL = 9
 
 
 @dataclass(frozen=True)
 class Bend:
-    """How a part moves between and on its notes: vibrato (Hz, semitones), and seconds of a glide from note to note."""
+    """Pitch bend of a part: ``rate`` (Hz) and ``depth`` (semitones) of its vibrato, ``glide`` (s) from note to note."""
 
     rate: float
     depth: float
@@ -43,9 +43,9 @@ def play(
     position: Real = 0.0,
     bend: Bend | None = None,
 ) -> np.ndarray:
-    """``notes`` on General-MIDI ``program`` -> float32 (samples, 2); ``position`` -1 … 1 from left to right.
+    """Render ``notes`` on General-MIDI ``program`` as float32 (samples, 2); ``position`` is −1 (left) … 1 (right).
 
-    Raises :class:`InputError` when the packages of the data extra are missing.
+    Raises :class:`InputError` if the packages of the data extra are missing.
     """
     try:
         import midirenderer
@@ -69,6 +69,7 @@ def play(
 
 @functools.cache
 def _soundfont() -> bytes:
+    """Content of the soundfont. Raises :class:`InputError` if it is missing."""
     found = importlib.util.find_spec("pretty_midi")
     path = Path(found.origin).with_name("TimGM6mb.sf2") if found and found.origin else None
     if path is None or not path.is_file():
@@ -77,7 +78,7 @@ def _soundfont() -> bytes:
 
 
 def _midi_file(messages: list[tuple[float, bytes]], seconds: Real) -> bytes:
-    """A standard MIDI file of format 0 that lasts ``seconds``; ties keep note-offs before note-ons."""
+    """Standard MIDI file of format 0 that lasts ``seconds``; at equal times note-offs precede note-ons."""
     track = bytearray()
     now = 0
     for when, message in sorted(messages, key=lambda m: (round(m[0] * 2 * _TICKS), m[1][0] & 0xF0 == 0x90, m[1])):
@@ -90,6 +91,7 @@ def _midi_file(messages: list[tuple[float, bytes]], seconds: Real) -> bytes:
 
 
 def _variable_length(value: int) -> bytes:
+    """MIDI's variable-length encoding of a number."""
     out = [value & 0x7F]
     while value := value >> 7:
         out.append(value & 0x7F | 0x80)
@@ -97,7 +99,7 @@ def _variable_length(value: int) -> bytes:
 
 
 def bend_curve(notes: list[Note], times: np.ndarray, bend: Bend) -> np.ndarray:
-    """Semitones off the written key at ``times`` (n,) seconds: glides into notes, vibrato that sets in late."""
+    """Return the deviation in semitones (n,) from the written key at ``times`` (n,) in seconds: glides and vibrato."""
     curve = np.zeros(len(times))
     ordered = sorted(notes, key=lambda n: n.start)
     for index, note in enumerate(ordered):
@@ -111,9 +113,9 @@ def bend_curve(notes: list[Note], times: np.ndarray, bend: Bend) -> np.ndarray:
 
 
 def _bend_messages(notes: list[Note], end: Real, channel: int, bend: Bend) -> list[tuple[float, bytes]]:
-    # Registered parameter 0 widens the wheel from 2 to 12 semitones.
+    # Registered parameter 0 sets the range of the wheel to 12 semitones instead of 2.
     messages = [(0.0, bytes((0xB0 | channel, number, value))) for number, value in ((101, 0), (100, 0), (6, 12))]
-    # All three bytes sort by value; the parameter's number must be sent before its value.
+    # Messages at equal times are sorted by their bytes, but the parameter's number must precede its value.
     messages = [(0.001 * i, message) for i, (_, message) in enumerate(messages)]
     times = np.arange(0.005, end, 1 / _BEND_RATE)
     wheel = np.clip(np.round(8192 + bend_curve(notes, times, bend) * 8192 / 12), 0, 16383).astype(int)
@@ -122,7 +124,7 @@ def _bend_messages(notes: list[Note], end: Real, channel: int, bend: Bend) -> li
 
 
 def cymbal_air(rng: np.random.Generator, notes: list[Note], samples: int) -> np.ndarray:
-    """Noise bursts from 5 to 20 kHz on the hits of hats, cymbals and snare -> float32 (samples, 2), unit level."""
+    """Draw bursts of high-frequency noise for hats, cymbals and snare: float32 (samples, 2), unit active level."""
     decays = {38: 0.09, 40: 0.08, 39: 0.1, 42: 0.035, 46: 0.22, 49: 0.9, 51: 0.3, 70: 0.05, 54: 0.08}
     scale = rng.uniform(0.6, 1.8)
     out = np.zeros(samples, np.float32)
@@ -139,8 +141,8 @@ def cymbal_air(rng: np.random.Generator, notes: list[Note], samples: int) -> np.
 
 
 def breath(rng: np.random.Generator, sound: np.ndarray, hertz: Real) -> np.ndarray:
-    """Noise above ``hertz`` that follows the loudness of ``sound`` (samples, 2): bow, blow and fret noise."""
-    hop = 441
+    """Draw noise above ``hertz`` that follows the loudness of ``sound``, (samples, 2), like bow or breath noise."""
+    hop = 441  # 10 ms
     frames = np.abs(sound[: len(sound) // hop * hop]).reshape(-1, hop, 2).mean((1, 2))
     envelope = np.interp(np.arange(len(sound)), np.arange(len(frames)) * hop + hop / 2, frames)
     noise = rng.standard_normal((len(sound), 2), dtype=np.float32) * envelope[:, None]
@@ -148,7 +150,7 @@ def breath(rng: np.random.Generator, sound: np.ndarray, hertz: Real) -> np.ndarr
 
 
 def hiss(rng: np.random.Generator, samples: int) -> np.ndarray:
-    """Slowly swelling wide-band noise (risers, vinyl, rain): float32 (samples, 2), unit level."""
+    """Draw slowly swelling wide-band noise (risers, vinyl, rain): float32 (samples, 2), unit active level."""
     steps = samples // 4410 + 2
     swell = np.interp(np.arange(samples) / 4410, np.arange(steps), np.exp(smooth_noise(rng, steps, 0.95)))
     noise = rng.standard_normal((samples, 2), dtype=np.float32) * swell[:, None]

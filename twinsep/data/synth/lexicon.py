@@ -1,7 +1,8 @@
-"""What the generated singers sing, and with whose voice: word lists and espeak-ng voices."""
+"""Word lists and espeak-ng voices of the generated singers."""
 
 from __future__ import annotations
 
+#: Language code → words.
 WORDS: dict[str, tuple[str, ...]] = {
     language: tuple(words.split())
     for language, words in {
@@ -34,9 +35,10 @@ WORDS: dict[str, tuple[str, ...]] = {
     }.items()
 }
 
-#: Sung without meaning, in any language.
+#: Meaningless syllables, sung in any language.
 VOCALISES = ("la", "na", "oh", "ah", "oo", "ma", "da", "hey", "lo", "ya")
 
+#: Voice variants of espeak-ng.
 FEMALE = ("f1", "f2", "f3", "f4", "f5", "Annie", "Alicia", "steph", "anika", "linda", "belinda", "shelby")
 MALE: tuple[str, ...] = ("m1", "m2", "m3", "m4", "m6", "m7", "Andy", "Lee", "adam", "john", "Gene", "Mike", "Michael")
 MALE += ("paul", "robert", "marcelo")

@@ -1,4 +1,4 @@
-"""Who plays what: note lists for drums, bass, comping, pad and lead. Times are in seconds."""
+"""Instrumental parts: notes for drums, bass, comping, pad and lead. Times are in seconds unless stated otherwise."""
 
 from __future__ import annotations
 
@@ -7,28 +7,32 @@ import numpy as np
 from twinsep.data.synth.composition import Note, Plan
 from twinsep.data.synth.effects import Real
 
+#: Keys of the General-MIDI drum map.
 KICK, RIM, SNARE, HAT, OPEN_HAT, CRASH, RIDE, SHAKER, TAMBOURINE = 36, 37, 38, 42, 46, 49, 51, 70, 54
+# Patterns of kicks, in beats of a bar.
 _KICKS = ((0, 2), (0, 1.5, 2), (0, 0.75, 2, 2.5), (0, 1, 2, 3))
+# Toms of a fill, one per quarter beat.
 _FILL = (38, 50, 47, 45)
-#: (beat, length in beats, semitones above the root)
+# Notes (beat, length in beats, semitones above the root) of a bar.
 _BASS_LINES: tuple[tuple[tuple[float, float, int], ...], ...] = (
     tuple((i * 0.5, 0.45, 0) for i in range(8)),
     ((0, 1.4, 0), (1.5, 0.45, 0), (2, 1.4, 7), (3.5, 0.4, 0)),
     ((0, 0.7, 0), (0.75, 0.7, 0), (1.5, 0.45, 12), (2, 0.9, 0), (3, 0.4, 7), (3.5, 0.4, 10)),
     ((0, 3.8, 0),),
 )
+#: Styles of :func:`comping`.
 STYLES = ("block", "eighth", "arpeggio", "strum")
 
 
 class Player:
-    """Adds what a human adds: a few milliseconds and a few units of velocity."""
+    """Collects the notes of a part, with the small random errors of a human in time and velocity."""
 
     def __init__(self, rng: np.random.Generator, plan: Plan) -> None:
         self.rng, self.plan = rng, plan
         self.notes: list[Note] = []
 
     def add(self, start: Real, length: Real, key: int, velocity: Real, slack: Real = 0.006) -> None:
-        """One note; ``start`` and ``length`` in seconds, ``slack`` the spread of its start."""
+        """Add a note; ``start``, ``length`` and the standard deviation ``slack`` of its start are in seconds."""
         begin = max(0.0, float(start + self.rng.normal(0, slack)))
         loud = int(np.clip(velocity + self.rng.normal(0, 8), 1, 127))
         if begin < self.plan.seconds:
@@ -36,7 +40,7 @@ class Player:
 
 
 def drums(rng: np.random.Generator, plan: Plan) -> list[Note]:
-    """Kick, snare, hats with fills before a new section; keys of the General-MIDI drum map."""
+    """Draw kick, snare and hats, with fills before a new section; keys are those of the General-MIDI drum map."""
     player = Player(rng, plan)
     kicks = _KICKS[rng.integers(len(_KICKS))]
     hat = int(rng.choice([HAT, HAT, RIDE, OPEN_HAT, SHAKER, TAMBOURINE]))
@@ -73,7 +77,7 @@ def _hats(player: Player, start: Real, key: int, density: int, fill: bool) -> No
 
 
 def bass(rng: np.random.Generator, plan: Plan) -> list[Note]:
-    """Roots and fifths between MIDI keys 28 and 52."""
+    """Draw a bass line of roots and fifths between MIDI keys 28 and 52."""
     player = Player(rng, plan)
     line = int(rng.integers(len(_BASS_LINES)))
     rest = rng.random() < 0.3
@@ -88,7 +92,7 @@ def bass(rng: np.random.Generator, plan: Plan) -> list[Note]:
 
 
 def comping(rng: np.random.Generator, plan: Plan, style: str, *, base: int = 48, skip: str = "") -> list[Note]:
-    """Chords above MIDI key ``base`` in one of :data:`STYLES`, silent in the sections ``skip``."""
+    """Draw chords above MIDI key ``base`` in one of :data:`STYLES`, silent in the sections ``skip``."""
     player = Player(rng, plan)
     for bar in range(plan.bars):
         if plan.section(bar) not in skip:
@@ -128,9 +132,9 @@ _COMPING = {"block": _block, "eighth": _eighth, "arpeggio": _arpeggio, "strum": 
 
 
 def lead(rng: np.random.Generator, plan: Plan, base: int = 67, *, legato: bool = False) -> list[Note]:
-    """A riff above MIDI key ``base``, mostly where nobody sings; ``legato`` plays one note at a time, tied."""
+    """Draw a riff above MIDI key ``base``, mostly where nobody sings; ``legato`` ties its notes, one at a time."""
     player = Player(rng, plan)
-    # A sung-like line has few notes and long ones; a riff has many.
+    # A legato line has few long notes; a riff has many.
     slots = 4 if legato else 8
     riff = [int(d) for d in rng.integers(0, 8, slots)]
     for bar in range(plan.bars):

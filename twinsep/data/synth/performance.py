@@ -1,4 +1,4 @@
-"""A spoken phrase sung: vowels stretched to notes, pitch made of melody, glides and vibrato."""
+"""Singing of a spoken phrase: vowels stretched to notes, pitch from melody, glides and vibrato."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from twinsep.data.synth.effects import smooth_noise
 from twinsep.data.synth.singer import Singer
 from twinsep.data.synth.vocoder import STEP, synthesise
 
-#: Seconds a performance starts before its first note: room for the first consonants.
+#: Seconds between the start of a performance and its first note, for the first consonants.
 LEAD_IN = 0.4
+# Longest consonants before a vowel and at the end of a phrase, in seconds.
 _LONGEST_ONSET = 0.22
 _LONGEST_CODA = 0.3
 
@@ -20,9 +21,10 @@ _LONGEST_CODA = 0.3
 def perform(
     rng: np.random.Generator, singer: Singer, phrase: Phrase, notes: list[Note], *, detune: tuple[float, ...] = (0.0,)
 ) -> np.ndarray:
-    """``notes``, one per syllable and in seconds from :data:`LEAD_IN` on, sung to ``phrase`` -> float32 (samples,).
+    """Sing ``notes``, one per syllable of ``phrase``; returns float32 (samples,) at 44.1 kHz.
 
-    ``detune``: one voice in unison for each entry, that many semitones off.
+    Note times are in seconds from :data:`LEAD_IN` after the first sample. Each entry of ``detune`` adds a voice in
+    unison, off by that number of semitones.
     """
     coda = min(max(phrase.coda - phrase.syllables[-1].end, 0), _LONGEST_CODA)
     frames = int((LEAD_IN + notes[-1].end + coda + 0.1) / STEP) + 1
@@ -38,7 +40,7 @@ def perform(
     vibrato, wave = _vibrato(rng, singer, notes, times)
     cepstra[:, 0] += _loudness(phrase, notes, times, coda, phrase.loudness[frame], voiced)
     cepstra[:, 0] += (0.06 * vibrato * np.sin(wave + 1)).astype(np.float32)
-    # A mouth is never still: formants wander by a decibel or two.
+    # A mouth is never still, so formants wander by one or two decibels.
     cepstra[:, 1:13] += (0.05 * smooth_noise(rng, (frames, 12), 0.97)).astype(np.float32)
     pitches = []
     for offset in detune:
@@ -48,14 +50,14 @@ def perform(
 
 
 def _onset(phrase: Phrase, notes: list[Note], index: int) -> float:
-    """Seconds that the consonants before note ``index`` get: as spoken, if the note before leaves room."""
+    """Seconds of the consonants before note ``index``: as spoken, unless the note before leaves less room."""
     syllable = phrase.syllables[index]
     room = 0.45 * (notes[index].start - notes[index - 1].start) if index else LEAD_IN - 0.1
     return min(syllable.vowel - syllable.onset, room, _LONGEST_ONSET)
 
 
 def _anchors(phrase: Phrase, notes: list[Note], coda: float) -> tuple[np.ndarray, np.ndarray]:
-    """Matching times in the song and in the utterance, both non-decreasing."""
+    """Corresponding times (n,) in the song and in the utterance, in seconds, both non-decreasing."""
     pairs: list[tuple[float, float]] = []
     for index, (syllable, note) in enumerate(zip(phrase.syllables, notes, strict=True)):
         pairs += [(note.start - _onset(phrase, notes, index), syllable.onset), (note.start, syllable.vowel)]
@@ -65,7 +67,7 @@ def _anchors(phrase: Phrase, notes: list[Note], coda: float) -> tuple[np.ndarray
             end = min(end, following) if notes[index + 1].start - note.end > 0.12 else following
         end = max(end, note.start + 0.05)
         spoken = syllable.end - syllable.vowel
-        if end - note.start > spoken:  # only the middle of a vowel stretches; its transitions stay as quick as spoken
+        if end - note.start > spoken:  # only the middle of a vowel stretches, not its transitions
             edge = 0.3 * spoken
             pairs += [(note.start + edge, syllable.vowel + edge), (end - edge, syllable.end - edge)]
         pairs.append((end, syllable.end))
@@ -75,7 +77,7 @@ def _anchors(phrase: Phrase, notes: list[Note], coda: float) -> tuple[np.ndarray
 
 
 def _in_vowel(phrase: Phrase, notes: list[Note], times: np.ndarray, position: np.ndarray) -> np.ndarray:
-    """Frames that must be voiced because a vowel is held there, whatever the pitch tracker thought."""
+    """Boolean (frames,), True where a vowel is held: voiced, whatever the pitch tracker found."""
     mask = np.zeros(len(times), bool)
     for syllable, note in zip(phrase.syllables, notes, strict=True):
         inside = (times >= note.start) & (times < note.end)
@@ -86,7 +88,7 @@ def _in_vowel(phrase: Phrase, notes: list[Note], times: np.ndarray, position: np
 def _vibrato(
     rng: np.random.Generator, singer: Singer, notes: list[Note], times: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Its share 0…1, growing on long notes, and its phase in radians."""
+    """Amount 0…1 of vibrato (frames,), which grows on long notes, and its phase (frames,) in radians."""
     share = np.zeros(len(times))
     for note in notes:
         inside = (times >= note.start) & (times < note.end)
@@ -99,7 +101,7 @@ def _vibrato(
 def _keys(
     rng: np.random.Generator, singer: Singer, phrase: Phrase, notes: list[Note], times: np.ndarray, exact: np.ndarray
 ) -> np.ndarray:
-    """Fractional MIDI keys (frames,) without vibrato: melody with portamento, drift, jitter and a scoop."""
+    """Fractional MIDI keys (frames,) without vibrato: melody with portamento, drift, jitter and an initial scoop."""
     starts = np.array([note.start for note in notes]) - 0.03
     index = np.clip(np.searchsorted(starts, times, side="right") - 1, 0, None)
     keys = np.array([note.key for note in notes], float)[index]
@@ -117,7 +119,7 @@ def _keys(
 def _loudness(
     phrase: Phrase, notes: list[Note], times: np.ndarray, coda: float, loudness: np.ndarray, voiced: np.ndarray
 ) -> np.ndarray:
-    """Natural logarithm of the gain (frames,): notes swell and fade, vowels are made about equally loud."""
+    """Natural log gain (frames,): notes swell and fade, and vowels become about equally loud."""
     gain = np.zeros(len(times))
     for index, note in enumerate(notes):
         onset, length = note.start - _onset(phrase, notes, index), note.end - note.start

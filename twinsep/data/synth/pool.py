@@ -1,4 +1,4 @@
-"""Runs independent jobs on all cores with a progress bar, and stops cleanly."""
+"""Pool of worker processes for independent jobs, with a progress bar and a clean stop."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ _THREAD_COUNTS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 def run_jobs(work: Callable[[T], None], jobs: Sequence[T], *, workers: int, progress: bool) -> None:
-    """``work(job)`` for every job, in ``workers`` processes (1: in this one); the first failure is raised.
+    """Call ``work(job)`` for every job, in ``workers`` processes or, for 1, in this process.
 
-    After a failure or Ctrl-C the jobs under way are finished and no more are started.
+    Raises the first failure. After a failure or Ctrl-C no further jobs start, and the running ones finish.
     """
     if not jobs:
         return
@@ -30,13 +30,13 @@ def run_jobs(work: Callable[[T], None], jobs: Sequence[T], *, workers: int, prog
 
 
 def _finished(work: Callable[[T], None], jobs: Sequence[T], workers: int) -> Iterator[None]:
-    """Yields once for each finished job."""
+    """Yield once for each finished job."""
     if workers <= 1:
         for job in jobs:
             work(job)
             yield
         return
-    # Spawned, as a fork would copy the locks of threads that it does not copy.
+    # Spawned, because a fork copies the locks of threads but not the threads.
     context = multiprocessing.get_context("spawn")
     # One BLAS thread each: the processes already take every core.
     one_thread = temporary_env(dict.fromkeys(_THREAD_COUNTS, "1"))
@@ -51,13 +51,13 @@ def _finished(work: Callable[[T], None], jobs: Sequence[T], workers: int) -> Ite
 
 
 def _start() -> None:
-    """In a worker: the parent answers Ctrl-C, and when the parent is gone, so is the worker."""
+    """Set up a worker: it ignores Ctrl-C, which the parent handles, and ends when the parent ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     if parent is not None:
-        threading.Thread(target=_follow, args=(parent,), daemon=True).start()
+        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
 
 
-def _follow(parent: multiprocessing.process.BaseProcess) -> None:
+def _end_with(parent: multiprocessing.process.BaseProcess) -> None:
     parent.join()
     os._exit(1)

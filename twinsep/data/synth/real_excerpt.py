@@ -1,8 +1,8 @@
-"""Six seconds of a real song with its stems, from a package that many researchers have installed anyway.
+"""Six seconds of a real song with its stems, from the package stempeg, which many researchers have installed.
 
 ``stempeg`` ships "Falcon 69" by The Easton Ellises (CC BY-NC-SA 3.0) as five AAC streams. The package cannot be
-imported without ffmpeg, so its file is looked up and decoded by PyAV; nothing of it is copied into this repository.
-The file's own mixture is mastered and no sum of the stems (15 dB); the sum is used instead.
+imported without ffmpeg, so its file is located and decoded by PyAV; nothing of it is copied into this repository. The
+mixture in the file is mastered and differs from the sum of the stems (by 15 dB), so the sum is used instead.
 """
 
 from __future__ import annotations
@@ -16,18 +16,19 @@ from twinsep.data.synth.effects import SAMPLE_RATE
 from twinsep.data.synth.song import PEAK, Song, mix_down
 from twinsep.errors import InputError
 
+#: Name of the track.
 TRACK = "The Easton Ellises - Falcon 69"
 LICENCE = "CC BY-NC-SA 3.0"
-#: Samples cut at each end (50 ms): the file starts with a click.
+#: Samples removed at each end (50 ms), because the file starts with a click.
 CUT = 2205
 #: Stream numbers in the file; 0 is the mastered mixture.
 _STREAMS = {"drums": 1, "bass": 2, "other": 3, "vocals": 4}
 
 
 def excerpt() -> Song:
-    """The excerpt: 263,878 samples (5.98 s) of four stems and their sum.
+    """Read the excerpt: 263,878 samples (5.98 s) of four stems and their sum.
 
-    Raises :class:`InputError` when the package, its file or a stream of it is missing.
+    Raises :class:`InputError` if the package, its file or one of the streams is missing.
     """
     path = _path()
     stems = {name: _decode(path, stream)[CUT:-CUT] for name, stream in _STREAMS.items()}
@@ -38,15 +39,16 @@ def excerpt() -> Song:
 
 
 def _path() -> Path:
+    """Path of the file in the installed package. Raises :class:`InputError` if it is missing."""
     found = importlib.util.find_spec("stempeg")
     files = sorted(Path(found.origin).parent.glob("data/*.stem.mp4")) if found and found.origin else []
     if not files:
-        raise InputError("the real excerpt is in the package stempeg, which is not here; pip install 'twinsep[data]'")
+        raise InputError("the real excerpt needs the package stempeg; pip install 'twinsep[data]'")
     return files[0]
 
 
 def _decode(path: Path, stream: int) -> np.ndarray:
-    """Audio stream number ``stream`` -> float32 (samples, 2)."""
+    """Decode audio stream number ``stream`` as float32 (samples, 2)."""
     import av
 
     with av.open(str(path)) as container:

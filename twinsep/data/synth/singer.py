@@ -1,4 +1,4 @@
-"""Who sings, and how: voices drawn at random."""
+"""Singers: random voices, and the lines that they speak before these are sung."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ from twinsep.data.synth.lexicon import FEMALE, MALE, VOCALISES, WORDS
 from twinsep.data.synth.vocoder import Excitation
 
 Manner = Literal["sung", "belted", "spoken", "whispered", "choir"]
+# Probability of each manner.
 _MANNERS: dict[Manner, float] = {"sung": 0.62, "belted": 0.13, "spoken": 0.13, "whispered": 0.03, "choir": 0.09}
 
 
 @dataclass(frozen=True)
 class Singer:
-    """One voice. ``low`` is the lowest MIDI key; vibrato in Hz and semitones; portamento in seconds."""
+    """One voice: ``low`` is its lowest MIDI key, vibrato is in Hz and semitones, portamento in seconds."""
 
     language: str
     voice: str
@@ -40,7 +41,7 @@ class Singer:
 
 
 def draw(rng: np.random.Generator) -> Singer:
-    """A random singer."""
+    """Draw a random singer."""
     language = str(rng.choice(list(WORDS), p=[0.5, 0.1, 0.1, 0.1, 0.1, 0.1]))
     female = bool(rng.random() < 0.5)
     manner: Manner = rng.choice(list(_MANNERS), p=list(_MANNERS.values())).item()
@@ -58,10 +59,10 @@ def draw(rng: np.random.Generator) -> Singer:
         manner=manner,
         timbre=Timbre(float(rng.uniform(0.88, 1.16)), float(rng.uniform(-2, 1.5)) + belted, tuple(resonances)),
         source=_source(rng, manner),
-        # A belted or shouted line lies a fourth higher; speech lies lower than song.
+        # Belting is a fourth higher than singing, speech a third lower.
         low=(57 if female else 46) + int(rng.integers(-3, 5)) + {"belted": 5, "spoken": -4}.get(manner, 0),
         vibrato_rate=float(rng.uniform(4.5, 6.8)),
-        # A third of the singers sing straight.
+        # A third of the singers use hardly any vibrato.
         vibrato_depth=float(rng.uniform(0.15, 0.75)) if rng.random() < 0.67 else float(rng.uniform(0, 0.08)),
         portamento=float(rng.uniform(0.008, 0.06)),
         words_per_minute=int(rng.integers(115, 160)),
@@ -69,6 +70,7 @@ def draw(rng: np.random.Generator) -> Singer:
 
 
 def _source(rng: np.random.Generator, manner: Manner) -> Excitation:
+    """Random excitation that suits the manner of singing."""
     if manner == "whispered":
         return Excitation(breath=1.0)
     breath = float(rng.choice([0.05, 0.12, 0.25, 0.5], p=[0.35, 0.35, 0.2, 0.1]))
@@ -78,7 +80,10 @@ def _source(rng: np.random.Generator, manner: Manner) -> Excitation:
 
 
 def utter(rng: np.random.Generator, singer: Singer, slot: Slot, plan: Plan) -> Phrase:
-    """A line of words that suits the slot's length, spoken by the singer's voice and analysed."""
+    """Draw words for the length of ``slot``, speak them with the singer's voice and analyse them.
+
+    Raises :class:`InputError` if a package of the data extra is missing.
+    """
     seconds = slot.beats * plan.beat
     per_second = 4.0 if singer.manner == "spoken" else float(rng.uniform(1.4, 2.8))
     count = max(1, round(seconds * per_second / 1.5))

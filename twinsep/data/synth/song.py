@@ -1,4 +1,4 @@
-"""One song from one seed: arrangement, balance, and stems that add up to the bit."""
+"""One generated song from one seed: arrangement, levels, and stems that add up exactly."""
 
 from __future__ import annotations
 
@@ -15,19 +15,22 @@ from twinsep.data.synth.instruments import Bend, play
 from twinsep.data.synth.vocals import vocals
 from twinsep.errors import InputError
 
-#: Changes whenever the same seed would sound different.
+#: Raised whenever a seed would give another song.
 VERSION = 2
+#: Largest peak of a song, full scale being 1.
 PEAK = 0.96
+#: Shortest song in seconds.
 SHORTEST = 2.0
-# Vocals against accompaniment in dB, and how far from the centre the chords, pads and leads stand. The voice in front
-# and in the middle, the rest to the sides, is how much music is mixed; it also is what a model trained for minutes can
-# learn. With −8 … −3 dB and instruments about the centre it had learned no more than a gain a band after 1000 steps.
+# Range of the vocals' level relative to the accompaniment in dB, and of the panning of chords, pads and leads (0 is the
+# centre, 1 a side). Much music has a loud, central voice, and a model can learn that within minutes: with −8 … −3 dB
+# and central instruments it had learned only one gain per band after 1000 steps.
 _VOCALS_DB = (-6.0, -1.0)
 _ASIDE = (0.4, 0.95)
+# General-MIDI programs of each role.
 _COMPING = (0, 1, 2, 4, 5, 16, 18, 24, 25, 26, 27, 28, 29, 30, 6, 7, 11, 88, 90)
 _PADS = (48, 49, 50, 51, 89, 91, 92, 94, 19)
 _LEADS = (56, 57, 61, 62, 64, 65, 66, 68, 71, 73, 80, 81, 84, 87, 29, 30, 40, 21, 11, 104)
-# Programs whose players slide and shake: strings, brass, reeds, flutes, synthesiser leads, also "voices".
+# Programs with glides and vibrato: strings, brass, reeds, flutes, synthesiser leads, also "voices".
 _GLIDING = (40, 41, 42, 56, 57, 64, 65, 66, 68, 71, 73, 75, 78, 79, 80, 81, 82, 84, 85, 29, 110)
 _GUITARS_WITH_FUZZ = (29, 30)
 _DRUM_KITS = (0, 0, 8, 16, 25)
@@ -36,7 +39,10 @@ _BASSES = (32, 33, 33, 34, 35, 36, 38, 39)
 
 @dataclass(frozen=True)
 class Song:
-    """int16 (samples, 2) at 44.1 kHz: ``stems`` by name (:data:`twinsep.config.SOURCES`) and their exact sum."""
+    """A song as int16 (samples, 2) at 44.1 kHz: ``stems`` by source and ``mixture``, their exact sum.
+
+    ``info`` holds what was drawn, in JSON types.
+    """
 
     stems: dict[str, np.ndarray]
     mixture: np.ndarray
@@ -44,9 +50,9 @@ class Song:
 
 
 def song(seed: int, seconds: Real) -> Song:
-    """The song of ``seed``, the same to the bit on one machine, whatever ran before.
+    """Generate the song of ``seed``, ``seconds`` long; it is identical to the bit on one machine, whatever ran before.
 
-    Raises :class:`InputError` for a length below two seconds or a missing package.
+    Raises :class:`InputError` for a length below SHORTEST seconds or a missing package.
     """
     if seconds < SHORTEST:
         raise InputError(f"a generated song lasts at least {SHORTEST:g} s, not {seconds:g}")
@@ -64,7 +70,7 @@ def song(seed: int, seconds: Real) -> Song:
     ratio = float(rng.uniform(*_VOCALS_DB))
     stems["vocals"] = voice * np.float32(effects.active_rms(accompaniment) * gain(ratio) / effects.active_rms(voice))
     cutoff = None
-    if rng.random() < 0.5:  # as lossy coders do; the same for all stems, so that the top tells nothing
+    if rng.random() < 0.5:  # like a lossy codec, equal for all stems so that the cut-off gives no cue
         cutoff = float(rng.uniform(12_000, 20_000))
         stems = {name: effects.brickwall(x, cutoff) for name, x in stems.items()}
     info = {
@@ -80,7 +86,7 @@ def song(seed: int, seconds: Real) -> Song:
 
 
 def mix_down(stems: dict[str, np.ndarray], peak: Real, info: dict[str, Any]) -> Song:
-    """Float stems (samples, 2) -> :class:`Song`: scaled together to ``peak``, rounded, then summed as integers."""
+    """Scale float stems (samples, 2) together to ``peak`` (full scale 1), round them, and sum them as integers."""
     stems = {name: stems[name] for name in SOURCES}
     loudest = max(float(np.abs(x).max()) for x in (*stems.values(), sum(stems.values())))
     scale = peak * 32767 / max(loudest, 1e-9)
@@ -90,10 +96,12 @@ def mix_down(stems: dict[str, np.ndarray], peak: Real, info: dict[str, Any]) -> 
 
 
 def _level(x: np.ndarray, decibels: Real) -> np.ndarray:
+    """Scale ``x`` to an active level of ``decibels`` re full scale."""
     return (x * (gain(decibels) / effects.active_rms(x))).astype(np.float32)
 
 
 def _drums(rng: np.random.Generator, plan: Plan, samples: int) -> np.ndarray:
+    """Drum stem (samples, 2)."""
     notes = parts.drums(rng, plan)
     kit = play(notes, int(rng.choice(_DRUM_KITS)), samples, drums=True)
     kit = kit / effects.active_rms(kit)
@@ -105,6 +113,7 @@ def _drums(rng: np.random.Generator, plan: Plan, samples: int) -> np.ndarray:
 
 
 def _bass(rng: np.random.Generator, plan: Plan, samples: int) -> np.ndarray:
+    """Bass stem (samples, 2), nearly mono."""
     bend = Bend(rng.uniform(4, 6), rng.uniform(0, 0.2), rng.uniform(0.01, 0.08)) if rng.random() < 0.3 else None
     sound = play(parts.bass(rng, plan), int(rng.choice(_BASSES)), samples, bend=bend)
     sound = effects.saturate(sound, rng.uniform(0.2, 3))
@@ -112,7 +121,10 @@ def _bass(rng: np.random.Generator, plan: Plan, samples: int) -> np.ndarray:
 
 
 def _other(rng: np.random.Generator, plan: Plan, samples: int) -> tuple[np.ndarray, list[int]]:
-    """Two comping parts, a pad, a riff and a gliding lead, or some of them; and their programs."""
+    """Stem of the other instruments (samples, 2), and their programs.
+
+    Up to five parts: two comping parts, a pad, a riff and a gliding lead.
+    """
     out = np.zeros((samples, 2), np.float32)
     programs: list[int] = []
 
@@ -123,7 +135,7 @@ def _other(rng: np.random.Generator, plan: Plan, samples: int) -> tuple[np.ndarr
         if program in _GUITARS_WITH_FUZZ:
             sound = effects.saturate(sound, rng.uniform(2, 5))
         sound = sound / effects.active_rms(sound)
-        if rng.random() < 0.2:  # the samples are dull: overtones up to 20 kHz, and the noise of blowing and bowing
+        if rng.random() < 0.2:  # the soundfont is dull: add overtones up to 20 kHz
             sound = effects.exciter(sound, rng.uniform(2000, 4500), rng.uniform(0.2, 1.0))
         if rng.random() < 0.15:
             sound = sound + instruments.breath(rng, sound, rng.uniform(1500, 6000)) * gain(rng.uniform(-30, -16))

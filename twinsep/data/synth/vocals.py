@@ -1,4 +1,4 @@
-"""The vocal stem: which phrase is sung where, by whom, with which doubles, harmonies and effects."""
+"""Vocal stem: the phrases of a song, their singers, doubles, harmonies and effects."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from twinsep.data.synth.singer import Singer
 
 @dataclass(frozen=True)
 class Line:
-    """A phrase that can be sung again: its singer, the analysed words, and scale degrees of its melody."""
+    """A repeatable line: its singer, its analysed words, and the scale degrees of its melody, one per syllable."""
 
     singer: Singer
     phrase: Phrase
@@ -26,14 +26,17 @@ class Line:
 
 @dataclass(frozen=True)
 class Backing:
-    """Which other voices join the lead."""
+    """Voices that join the lead: a double on each side, a harmony."""
 
     double: bool
     harmony: bool
 
 
 def vocals(rng: np.random.Generator, plan: Plan, samples: int) -> tuple[np.ndarray, dict[str, Any]]:
-    """The wet vocal stem, float32 (samples, 2) at any level, and what was drawn."""
+    """Draw the vocal stem with its effects, float32 (samples, 2) at an arbitrary level, and a record of what was drawn.
+
+    Raises :class:`InputError` if a package of the data extra is missing.
+    """
     out = np.zeros((samples, 2), np.float32)
     singers = [singer.draw(rng) for _ in range(1 + (rng.random() < 0.2))]
     backing = Backing(double=bool(rng.random() < 0.55), harmony=bool(rng.random() < 0.45))
@@ -57,10 +60,10 @@ def vocals(rng: np.random.Generator, plan: Plan, samples: int) -> tuple[np.ndarr
 
 
 def _line(rng: np.random.Generator, plan: Plan, slot: Slot, singers: list[Singer], known: list[Line]) -> Line:
-    """A new line, or words heard before, to the same melody or another: refrains are also cheaper."""
+    """A new line, or an earlier one with its melody or another; repeats are also cheaper to make."""
     if known and rng.random() < 0.4:
         old = known[rng.integers(len(known))]
-        # The words must fit: not more than eight syllables a second.
+        # The words must fit: at most eight syllables per second.
         if len(old.degrees) <= 8 * slot.beats * plan.beat:
             return old if rng.random() < 0.4 else replace(old, degrees=_degrees(rng, plan, slot, len(old.degrees)))
     who = singers[rng.integers(len(singers))]
@@ -69,7 +72,7 @@ def _line(rng: np.random.Generator, plan: Plan, slot: Slot, singers: list[Singer
 
 
 def _degrees(rng: np.random.Generator, plan: Plan, slot: Slot, count: int) -> tuple[int, ...]:
-    """A melody in steps and small leaps, drawn towards the notes of the chord."""
+    """Random melody of ``count`` scale degrees in steps and small leaps, attracted by the notes of the chord."""
     chord = plan.chords[min(slot.beat // 4, plan.bars - 1)]
     current = int(rng.integers(2, 9))
     degrees = []
@@ -82,7 +85,7 @@ def _degrees(rng: np.random.Generator, plan: Plan, slot: Slot, count: int) -> tu
 
 
 def _notes(rng: np.random.Generator, plan: Plan, slot: Slot, line: Line) -> list[Note]:
-    """One note per syllable, in seconds from the slot's first beat, on the grid of quarter beats if they fit."""
+    """One note per syllable, in seconds from the slot's first beat, on a grid of quarter beats if they fit."""
     count, who = len(line.degrees), line.singer
     lead = float(rng.choice([0, 0, 0.5, 1.0] if slot.beats > 4 else [0, 0, 0.5]))
     span = slot.beats - lead - float(rng.choice([0.25, 0.5, 1.0]))
@@ -115,7 +118,7 @@ def _sing(
     backing: Backing,
     plan: Plan,
 ) -> None:
-    """Adds the line at ``first`` seconds to ``out`` (samples, 2): lead, doubles left and right, a harmony."""
+    """Add the line at ``first`` seconds to ``out`` (samples, 2): lead, doubles left and right, harmony."""
     who = line.singer
 
     def put(voice: np.ndarray, level: Real, position: Real, late: Real = 0.0) -> None:
@@ -142,7 +145,7 @@ def _sing(
 
 
 def _effects(rng: np.random.Generator, x: np.ndarray, plan: Plan) -> tuple[np.ndarray, list[str]]:
-    """What a mixing desk does to a voice, and the names of what is unusual."""
+    """Apply the effects of a mixing desk to the vocals (samples, 2); also return the names of the unusual ones."""
     names = []
     x = effects.compress(effects.high_pass(x, 80), 0.35)
     if rng.random() < 0.1:
