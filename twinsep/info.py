@@ -83,7 +83,8 @@ def _parameters(name: str) -> int | None:
 
 def _paths() -> list[Path]:
     runs = sorted(RUNS.glob("*/best.safetensors"))
-    return runs + sorted(path for path in RELEASED.glob("*") if path.is_dir() or path.suffix == ".safetensors")
+    released = (path for path in RELEASED.glob("*") if not path.name.startswith("."))
+    return runs + sorted(path for path in released if path.is_dir() or path.suffix == ".safetensors")
 
 
 def _checkpoint(path: Path) -> Record:

@@ -170,7 +170,7 @@ def test_eight_channels_keep_their_order(tmp_path):
     write(tmp_path / "a.mkv", waveform, "flac", layout="7.1")
     with pytest.raises(InputError, match="has 8 channels"):
         audio.verify(tmp_path / "a.mkv")
-    with audio.open_audio(tmp_path / "a.mkv", most_channels=8) as source:
+    with audio.open_audio(tmp_path / "a.mkv", max_channels=8) as source:
         assert np.abs(next(source.blocks()) - waveform).max() < 2**-14
 
 

@@ -267,9 +267,9 @@ def test_more_channels_than_asked_for_are_refused(tmp_path):
         audio.verify(path)
     assert_sentence(caught, pairs)
     with pytest.raises(InputError, match="has 6 channels, but at most 4 are supported") as caught:
-        audio.verify(path, most_channels=4)
+        audio.verify(path, max_channels=4)
     assert pairs not in str(caught.value)
-    assert audio.verify(path, most_channels=6).channels == len(joined(path, most_channels=6)) == 6
+    assert audio.verify(path, max_channels=6).channels == len(joined(path, max_channels=6)) == 6
 
 
 def test_error_sentences_are_one_line_for_any_file_name(tmp_path):

@@ -137,15 +137,6 @@ def test_the_two_commands_stand_in_the_readme_in_order():
     assert 0 <= README.index(first) < README.index(second)
 
 
-def test_root_holds_nothing_that_is_not_in_the_layout():
-    files = git("ls-files").splitlines()
-    allowed = {
-        "README.md", "pyproject.toml", "dvc.yaml", "dvc.lock", "LICENSE", "CITATION.cff", "CHANGELOG.md",
-        "requirements.lock", "paper", "torch_impl", "jax_impl", "ablations", "results", "notebooks", "tests", "twinsep",
-    }  # fmt: skip
-    assert {f.split("/")[0] for f in files if not f.startswith(".")} <= allowed
-
-
 # ---------------------------------------------------------------------------- code
 
 

@@ -43,7 +43,7 @@ from twinsep.utils.files import display_path
 from twinsep.utils.progress import ProgressCallback
 
 #: Most channels of a file that is separated in pairs of channels.
-MOST_CHANNELS = 64
+MAX_CHANNELS = 64
 _RATES = (8_000, 192_000)  # Hz
 _UNKNOWN_SIZE = 0xFFFF_FF00  # sizes from here on are a pipe's "unknown"
 _LOG_BYTES = 2_000  # libsndfile ends its log soon after
@@ -63,24 +63,24 @@ class AudioInfo:
 
 
 @contextlib.contextmanager
-def open_audio(path: FilePath, *, most_channels: int = 2) -> Iterator[AudioSource]:
+def open_audio(path: FilePath, *, max_channels: int = 2) -> Iterator[AudioSource]:
     """Open ``path`` for reading block by block, in memory that does not grow with its length.
 
-    Raises :class:`InputError` as :func:`read` does, as soon as it shows; also for more than ``most_channels``
+    Raises :class:`InputError` as :func:`read` does, as soon as it shows; also for more than ``max_channels``
     channels and for a sample rate outside 8 to 192 kHz.
     """
-    with _open_source(path, most_channels=most_channels) as source:
+    with _open_source(path, max_channels=max_channels) as source:
         yield _check_rate(source)
 
 
-def verify(path: FilePath, *, most_channels: int = 2, report: ProgressCallback | None = None) -> AudioInfo:
+def verify(path: FilePath, *, max_channels: int = 2, report: ProgressCallback | None = None) -> AudioInfo:
     """Decode all of ``path`` to find any damage before long work starts; memory does not grow with its length.
 
     ``report`` is called with (samples done, samples expected in total). Raises :class:`InputError` as
     :func:`open_audio` and the source's blocks do.
     """
-    advice = ", or separate the channels in pairs with --pairs" if most_channels == 2 else ""
-    with _open_source(path, most_channels=most_channels, advice=advice) as source:
+    advice = ", or separate the channels in pairs with --pairs" if max_channels == 2 else ""
+    with _open_source(path, max_channels=max_channels, advice=advice) as source:
         _check_rate(source)
         frames = 0
         for block in source.blocks():
@@ -142,16 +142,16 @@ def blocks(path: FilePath) -> Iterator[Float32[np.ndarray, "c s"]]:
 
 
 @contextlib.contextmanager
-def _open_source(path: FilePath, *, stream: int = 0, most_channels: int = 2, advice: str = "") -> Iterator[AudioSource]:
+def _open_source(path: FilePath, *, stream: int = 0, max_channels: int = 2, advice: str = "") -> Iterator[AudioSource]:
     path = check_file(path)
     file = _open(path)
     if file is None or stream:
         with ffmpeg.open_with_ffmpeg(path, stream) as source:
-            yield _check_channels(source, most_channels, advice)
+            yield _check_channels(source, max_channels, advice)
     else:
         with file:
             _check_header(file, path)
-            yield _check_channels(_source(file, path, file.frames), most_channels, advice)
+            yield _check_channels(_source(file, path, file.frames), max_channels, advice)
 
 
 def _check_channels(source: AudioSource, most: int, advice: str) -> AudioSource:

@@ -8,7 +8,7 @@ from pathlib import Path
 import twinsep
 from twinsep import audio
 from twinsep.audio import spectrogram
-from twinsep.audio.reading import MOST_CHANNELS
+from twinsep.audio.reading import MAX_CHANNELS
 from twinsep.audio.writing import supports
 from twinsep.errors import InputError, Interrupted, TwinsepError
 from twinsep.separation.file import Encoding, separate_file
@@ -89,7 +89,7 @@ def _separate_all(
                 options.encoding,
                 overwrite=options.overwrite,
                 figure=figure,
-                most_channels=MOST_CHANNELS if options.pairs else 2,
+                max_channels=MAX_CHANNELS if options.pairs else 2,
                 reading=reading,
                 separating=separating,
             )

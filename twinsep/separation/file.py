@@ -63,7 +63,7 @@ def separate_file(
     *,
     overwrite: bool = False,
     figure: Path | None = None,
-    most_channels: int = 2,
+    max_channels: int = 2,
     reading: ProgressCallback | None = None,
     separating: ProgressCallback | None = None,
 ) -> SeparationResult:
@@ -72,10 +72,10 @@ def separate_file(
     The song is decoded twice: once to its end, so that faults show before the work begins (``reading`` reports it),
     and once while it is separated (``separating``). Stems keep the song's length, sample rate, channels, tags and
     cover. ``figure`` is the path of a PNG of spectrograms. Raises :class:`InputError`, and writes nothing, for a song
-    that cannot be read, is damaged or has more than ``most_channels`` channels, and for a path that cannot be written
+    that cannot be read, is damaged or has more than ``max_channels`` channels, and for a path that cannot be written
     or, without ``overwrite``, exists.
     """
-    info = audio.verify(song, most_channels=most_channels, report=reading)
+    info = audio.verify(song, max_channels=max_channels, report=reading)
     result = SeparationResult(dict(paths), info.frames / info.sample_rate)
     song_tags = tags.read(song)
     if song_tags.problem:
@@ -98,7 +98,7 @@ def separate_file(
             writers[stem] = stack.enter_context(stem_writer)
         picture = stack.enter_context(atomic_path(figure, overwrite=overwrite)) if figure else None
         sink = stack.enter_context(_open_sink(song, writers, encoding.clip_mode))
-        source = stack.enter_context(audio.open_audio(song, most_channels=most_channels))
+        source = stack.enter_context(audio.open_audio(song, max_channels=max_channels))
         # Decoding and encoding run in threads of their own; the model runs in this one, which Ctrl-C reaches.
         with prefetch(_check_unchanged(source, info)) as blocks, write_behind(sink.write) as write:
             for mixture, stems in separator.stream(blocks, info.frames, info.sample_rate, progress=separating):
