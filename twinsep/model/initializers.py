@@ -47,10 +47,14 @@ def draw(name: str, shape: Sequence[int], initialiser: Initialiser, seed: int, s
     """
     key = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little")
     drawn = initialiser(np.random.default_rng([seed, key]), tuple(shape))
-    if start == "identity":
-        change = next((change for pattern, change in IDENTITY_START if re.search(f"{pattern}$", name)), None)
-        drawn = drawn if change is None else change(drawn)
+    if start == "identity" and (pattern := change_of(name)) is not None:
+        drawn = dict(IDENTITY_START)[pattern](drawn)
     return drawn.astype(np.float32)
+
+
+def change_of(name: str) -> str | None:
+    """The pattern in :data:`IDENTITY_START` that matches the parameter ``name``, or None."""
+    return next((pattern for pattern, _ in IDENTITY_START if re.search(f"{pattern}$", name)), None)
 
 
 def ones(_: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
