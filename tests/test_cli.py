@@ -67,7 +67,7 @@ def test_separate_in_another_format_and_only_once(call, weights, tmp_path):
     written = path.read_bytes()
     status, said = call(*arguments)
     assert status == 2
-    assert "exists; give --overwrite" in said
+    assert "exists; pass --overwrite" in said
     assert path.read_bytes() == written
     assert call(*arguments, "--overwrite")[0] == 0
 

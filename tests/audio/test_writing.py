@@ -331,7 +331,7 @@ def test_existing_files_are_replaced_only_with_overwrite(tmp_path):
     (tmp_path / "real.wav").write_text("what stood there")
     (tmp_path / "link.wav").symlink_to("real.wav")
     for name in ("real.wav", "link.wav"):
-        sentence = r"real\.wav exists; give --overwrite to replace it, or choose another --out"
+        sentence = r"real\.wav exists; pass --overwrite to replace it, or choose another --out"
         with pytest.raises(InputError, match=sentence), audio.writer(tmp_path / name, RATE, 2, overwrite=False):
             pass
     assert (tmp_path / "real.wav").read_text() == "what stood there"

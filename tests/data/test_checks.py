@@ -271,7 +271,7 @@ def test_a_clean_set_passes_and_a_list_is_not_overwritten(root, call, tmp_path):
     (tmp_path / "list").write_text("mine\n")
     status, printed, said = call(*arguments)
     assert (status, printed) == (2, "")
-    assert "list exists: choose another file, or give --overwrite" in said
+    assert "list exists: choose another file, or pass --overwrite" in said
     assert (tmp_path / "list").read_text() == "mine\n"
     assert call(*arguments, "--overwrite")[0] == 0
     assert (tmp_path / "list").read_text() == ""

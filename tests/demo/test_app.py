@@ -93,14 +93,20 @@ def served(weights, folder, proxy="http://127.0.0.1:9", delete_cache=app._DELETE
         "port=int(sys.argv[2]), open_browser=False, limit_mb=1))"
     )
     with (folder.parent / "log").open("w+") as log:
-        command = [sys.executable, "-c", code, str(weights), str(port)]
+        command = [sys.executable, "-X", "faulthandler", "-c", code, str(weights), str(port)]
         process = subprocess.Popen(command, stderr=log, env=environment)
         try:
             wait_for(lambda: answers(f"http://127.0.0.1:{port}/"), 60)
             yield f"http://127.0.0.1:{port}/"
         finally:
             process.send_signal(signal.SIGTERM)
-            status = process.wait(60)
+            try:
+                status = process.wait(60)
+            except subprocess.TimeoutExpired:
+                process.send_signal(signal.SIGABRT)  # faulthandler prints where every thread stands
+                process.wait(60)
+                log.seek(0)
+                pytest.fail(f"the server did not end: {log.read()}")
         log.seek(0)
         assert (status, "Traceback" in log.read()) == (0, False)
     assert list(folder.iterdir()) == []

@@ -244,7 +244,7 @@ def test_files_are_replaced_only_with_overwrite(separate, tmp_path):
     wave(tmp_path / "a.wav")
     out = separate(tmp_path / "a.wav")
     (out / "a/instrumental.wav").write_bytes(b"mine")
-    with pytest.raises(InputError, match="exists; give --overwrite"):
+    with pytest.raises(InputError, match="exists; pass --overwrite"):
         separate(tmp_path / "a.wav")
     assert (out / "a/instrumental.wav").read_bytes() == b"mine"
     separate(tmp_path / "a.wav", overwrite=True)

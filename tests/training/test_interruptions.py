@@ -106,7 +106,7 @@ def test_a_run_whose_checkpoints_are_all_damaged_is_left_alone_without_overwrite
     cut(stopped / LAST)
     cut(stopped / PREVIOUS)
     with pytest.raises(
-        InputError, match=r"last\.safetensors: not a whole .*, or give --overwrite to start this run again"
+        InputError, match=r"last\.safetensors: not a whole .*, or pass --overwrite to start this run again"
     ):
         train(micro, stopped)
     assert (stopped / LAST).exists()

@@ -113,7 +113,7 @@ def test_an_occupied_folder_is_left_alone_without_overwrite(micro, tmp_path):
     written = (tmp_path / LAST).read_bytes()
     other = micro.override({"training": {"seed": 1}})
     for config, sentence in [(micro, "a finished run"), (other, "a run of another configuration")]:
-        with pytest.raises(InputError, match=f"holds {sentence}: choose another --out, or give --overwrite"):
+        with pytest.raises(InputError, match=f"holds {sentence}: choose another --out, or pass --overwrite"):
             train(config, tmp_path)
     assert (tmp_path / LAST).read_bytes() == written
     train(other, tmp_path, RunOptions(overwrite=True))

@@ -143,7 +143,7 @@ def test_an_existing_file_is_refused_or_replaced(tmp_path):
         path.unlink(missing_ok=True)
         if there_before:
             path.write_text("another's")
-        sentence = "f exists; give --overwrite to replace it, or choose another --out$"
+        sentence = "f exists; pass --overwrite to replace it, or choose another --out$"
         with pytest.raises(InputError, match=sentence), files.atomic_path(path, overwrite=False) as temporary:  # noqa: PT012
             assert not there_before
             temporary.write_text("ours")

@@ -81,7 +81,7 @@ def check_dataset(
     (unless ``overwrite``), and a name that the list cannot hold.
     """
     if out is not None and out.exists() and not overwrite:
-        raise InputError(f"{out} exists: choose another file, or give --overwrite to replace it")
+        raise InputError(f"{out} exists: choose another file, or pass --overwrite to replace it")
     with progress.progress_bar("check") as report:
         songs, stray = find_faults(root, sample_rate, segment_seconds, report)
     findings = [*stray, *(finding for song in songs for finding in song.findings)]

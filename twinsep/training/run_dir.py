@@ -74,7 +74,7 @@ def find_resumable(
         found = newest_checkpoint(folder, print_line)
     except InputError as error:
         if not overwrite:
-            raise InputError(f"{error}, or give --overwrite to start this run again") from error
+            raise InputError(f"{error}, or pass --overwrite to start this run again") from error
         print_line(f"{error}; starting again")
         return None
     if found is None:
@@ -88,7 +88,7 @@ def find_resumable(
             return None
     if not overwrite:
         what = "a finished run" if same else "a run of another configuration"
-        raise InputError(f"{folder} holds {what}: choose another --out, or give --overwrite to replace it")
+        raise InputError(f"{folder} holds {what}: choose another --out, or pass --overwrite to replace it")
     return None
 
 

@@ -109,7 +109,7 @@ def _check_target(path: Path, overwrite: bool) -> None:
     if is_refused:
         raise InputError(f"cannot write {display_path(path)}: it is a folder or a device; name a file instead")
     if not overwrite and os.path.lexists(path):
-        raise InputError(f"{display_path(path)} exists; give --overwrite to replace it, or choose another --out")
+        raise InputError(f"{display_path(path)} exists; pass --overwrite to replace it, or choose another --out")
 
 
 def _is_in_use(name: str, process: int) -> bool:
