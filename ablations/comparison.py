@@ -78,7 +78,16 @@ _OTHERS: dict[str, dict[str, Any]] = {
         "memory_tokens": [0, 0, 0, 4],
         "targets": ["drums", "bass", "other", "vocals"],
     },
+    "conv; level features; identity start": {
+        "mixer": {"kind": "conv", "kernel": 5},
+        "features": "complex+level",
+        "init": "identity",
+    },
+    "level features; no U-Net": {"features": "complex+level", "levels": 0},
+    "mamba; one level": {"mixer": {"kind": "mamba", "d_state": 4}, "levels": 1},
 }
+#: The modules of a network without the deeper levels, by ``model.levels``.
+_SHALLOW = {0: {"BandSplit", "MaskHead"}, 1: {"BandSplit", "LocalConv", "EncoderBlock", "MaskHead"}}
 
 
 def configuration(model: Mapping[str, Any]) -> Config:
@@ -170,7 +179,7 @@ def weights_of(config: Config, seed: int = 0) -> Arrays:
     """Initial weights with a little noise, so that no bias is zero and no norm one."""
     with torch.device("meta"):
         own = torch_impl.layers.named_parameters(torch_impl.unet.BandSplitUNet(config))
-    draws = {name: initializers.draw(name, w.shape, w.initialiser, seed) for name, w in own.items()}
+    draws = {name: initializers.draw(name, w.shape, w.initialiser, seed, config.model.init) for name, w in own.items()}
     return {name: w + noise(*w.shape, seed=i, rms=0.05) for i, (name, w) in enumerate(draws.items())}
 
 
@@ -178,8 +187,10 @@ def weights_of(config: Config, seed: int = 0) -> Arrays:
 
 
 def modules(config: Config) -> list[str]:
-    """Names of the modules in a model of ``config``."""
-    return [name for name in MODULES if config.model.has_memory or name not in ("memory_bank", "MemoryAttention")]
+    """The modules that a network of ``config`` has."""
+    model = config.model
+    names = [name for name in MODULES if name in _SHALLOW.get(model.levels, MODULES)]
+    return [name for name in names if model.has_memory or name not in ("memory_bank", "MemoryAttention")]
 
 
 def module_in_torch(name: str, config: Config, dtype: str) -> Arrays:

@@ -26,7 +26,7 @@ def load(path_or_preset: str | Path, *, weights: str = "ema", seed: int = 0, dev
     config, tensors = checkpoints.config_and_weights(path_or_preset, weights)
     model = BandSplitUNet(config)
     if tensors is None:
-        initialise(model, seed)
+        initialise(model, seed, config.model.init)
     else:
         load_weights(model, tensors, str(path_or_preset))
     nnx.update(model, jax.device_put(nnx.state(model), find_device(device)))

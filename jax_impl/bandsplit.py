@@ -31,30 +31,37 @@ from jax_impl.ops import (
 )
 from twinsep.config import ModelConfig
 from twinsep.model import initializers
-from twinsep.model.bands import REALS, band_groups
+from twinsep.model.bands import band_groups
+from twinsep.model.features import REALS, log_levels, reals_per_bin
 
 
 class BandSplit(Module):
     """Spectrum to D features per band and frame: Linear, RMSNorm, plus a learned band embedding.
 
-    Linear and norm follow BSRNN (Luo and Yu 2022, arXiv 2209.15174). A band of w bins has 4·w real inputs: real and
-    imaginary parts of both channels.
+    Linear and norm follow BSRNN (Luo and Yu 2022, arXiv 2209.15174). A band of w bins has 4·w real inputs, real and
+    imaginary parts of both channels, and with the features ``complex+level`` 4·w levels, bin by bin.
     """
 
     def __init__(self, model: ModelConfig):
         table, d = model.band_table, model.d_model
         self.groups = band_groups(table)
         self.n_bins = int(table[-1, 1])  # reference68 leaves out the Nyquist bin
-        fan_in = REALS * (table[:, 1] - table[:, 0])
-        self.weight = parameter((d, REALS * self.n_bins), initializers.uniform(np.repeat(fan_in, fan_in)), decay=True)
+        self.reals = reals_per_bin(model.features)
+        fan_in = self.reals * (table[:, 1] - table[:, 0])
+        self.weight = parameter(
+            (d, self.reals * self.n_bins), initializers.uniform(np.repeat(fan_in, fan_in)), decay=True
+        )
         self.bias = parameter((len(table), d), initializers.uniform(fan_in[:, None]))
         self.norm = parameter((len(table), d), initializers.ones)
         self.embedding = parameter((1, len(table), 1, d), initializers.normal(0.02))
 
     def __call__(self, spectrum: Complex[Array, "b c f t"]) -> Float[Array, "b k t d"]:
-        reals = split_complex(spectrum[:, :, : self.n_bins])  # (b, c, f, t, 2)
-        x = rearrange(reals, "b c f t ri -> b t (f c ri)")  # a band is a range of the last axis
-        columns = [REALS * bands * width for bands, width in self.groups]
+        spectrum = spectrum[:, :, : self.n_bins]
+        x = rearrange(split_complex(spectrum), "b c f t ri -> b t f (c ri)")
+        if self.reals > REALS:
+            x = concatenate([x, rearrange(log_levels(spectrum), "b l f t -> b t f l")], -1)
+        x = rearrange(x, "b t f r -> b t (f r)")  # a band is a range of the last axis
+        columns = [self.reals * bands * width for bands, width in self.groups]
         bands = [bands for bands, _ in self.groups]
         parts = zip(
             split(x, columns, -1), split(self.weight[...], columns, 1), split(self.bias[...], bands, 0), strict=True
@@ -65,7 +72,7 @@ class BandSplit(Module):
     def project(
         self, x: Float[Array, "b t r"], weight: Float[Array, "d r"], bias: Float[Array, "k d"]
     ) -> Float[Array, "b k t d"]:
-        """Apply the Linear of every band in one group of equally wide bands; r = k·4·w inputs for k bands."""
+        """Apply the Linear of every band in one group of equally wide bands; r inputs for k bands."""
         inputs = rearrange(x, "b t (k w) -> k (b t) w", k=len(bias))
         y = batched_linear(inputs, rearrange(weight, "d (k w) -> k d w", k=len(bias)), bias)  # (k, b·t, d)
         return rearrange(y, "k (b t) d -> b k t d", b=x.shape[0])

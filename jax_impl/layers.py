@@ -42,10 +42,10 @@ def named_parameters(module: Module) -> dict[str, Parameter]:
     return {".".join(map(str, path)): node for path, node in nodes if isinstance(node, Parameter)}
 
 
-def initialise(module: Module, seed: int) -> None:
-    """Draw every weight of ``module`` from ``seed`` and the weight's name."""
+def initialise(module: Module, seed: int, start: str = "default") -> None:
+    """Draw every weight of ``module`` from ``seed`` and the weight's name; ``start`` is that of ``model.init``."""
     for name, weight in named_parameters(module).items():
-        weight.set_value(jnp.asarray(initializers.draw(name, weight.shape, weight.initialiser, seed)))
+        weight.set_value(jnp.asarray(initializers.draw(name, weight.shape, weight.initialiser, seed, start)))
 
 
 class Linear(Module):

@@ -34,7 +34,7 @@ class Trainer:
     def __init__(self, config: Config, device: str = "cpu"):
         self.config, self.device = config, find_device(device)
         model = BandSplitUNet(config)
-        initialise(model, config.training.seed)
+        initialise(model, config.training.seed, config.model.init)
         self.functional = Functional(model)
         self.decay = {name: weight.decay for name, weight in named_parameters(model).items()}
         t = config.training

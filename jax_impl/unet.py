@@ -13,7 +13,7 @@ from jax_impl.bandsplit import BandSplit, MaskHead
 from jax_impl.blocks import DecoderBlock, Downsample, DualPath, EncoderBlock, GlobalAttention, Upsample, memory_bank
 from jax_impl.layers import Module, ModuleList, named_parameters
 from jax_impl.ops import concatenate, constant, pad_axis, rematerialised
-from twinsep.config import Config
+from twinsep.config import Config, ModelConfig
 from twinsep.model.stereo import MID_SIDE
 from twinsep.stft import istft, stft
 
@@ -24,9 +24,16 @@ class BandSplitUNet(Module):
     def __init__(self, config: Config):
         self.config = config
         self.model = model = config.model
-        enc, dec = range(model.n_enc), range(model.n_dec)
         self.band_split = BandSplit(model)
-        self.enc1 = ModuleList([EncoderBlock(model, conv=True) for _ in enc])
+        if model.levels >= 1:
+            self.enc1 = ModuleList([EncoderBlock(model, conv=True) for _ in range(model.n_enc)])
+        if model.levels == 3:
+            self.add_deeper_levels(model)
+        self.mask_head = MaskHead(model)
+
+    def add_deeper_levels(self, model: ModelConfig) -> None:
+        """Add the encoder's levels 2 and 3, the bottleneck and the decoder."""
+        enc, dec = range(model.n_enc), range(model.n_dec)
         self.down1 = Downsample(model)
         self.enc2 = ModuleList([EncoderBlock(model, conv=True) for _ in enc])
         self.down2 = Downsample(model)
@@ -40,7 +47,6 @@ class BandSplitUNet(Module):
         self.dec2 = ModuleList([DecoderBlock(model) for _ in dec])
         self.up1 = Upsample(model)
         self.dec1 = ModuleList([DecoderBlock(model) for _ in dec])
-        self.mask_head = MaskHead(model)
 
     @property
     def stems(self) -> tuple[str, ...]:
@@ -83,8 +89,12 @@ class BandSplitUNet(Module):
         return (y, {"mask": mask, "spectrum": spectrum}) if return_auxiliary_outputs else y
 
     def network(self, x: Float[Array, "b k t d"]) -> Float[Array, "b k t d"]:
-        """Apply the U-Net to band features."""
+        """Apply the U-Net to band features, or as much of it as ``model.levels`` says."""
+        if self.model.levels == 0:
+            return x
         e1 = self.stage("enc1", x)  # (b, k, t, d)
+        if self.model.levels == 1:
+            return e1
         e2 = self.stage("enc2", self.down1(e1))  # (b, k, t/2, d)
         e3 = self.stage("enc3", self.down2(e2))  # (b, k, t/4, d)
         y = self.stage("bottleneck", self.down3(e3))  # (b, k, t/8, d)

@@ -100,6 +100,13 @@ def expected_mixture_phase_l1(e, x, m):
     return np.mean(np.abs(np.abs(E) * turn - np.abs(X) * turn))
 
 
+def expected_compressed(e, x, _):
+    E, X = model_spectra(e, x)
+    E_size, X_size = (np.sqrt(np.abs(z) ** 2 + 1e-10) for z in (E, X))
+    magnitude = np.mean((E_size**0.3 - X_size**0.3) ** 2)
+    return 5 * (0.7 * magnitude + 0.3 * np.mean(np.abs(E * E_size**-0.7 - X * X_size**-0.7) ** 2))
+
+
 def expected(name, *waveforms):
     return globals()[f"expected_{name}"](*waveforms)
 

@@ -25,7 +25,7 @@ class Trainer:
     def __init__(self, config: Config, device: str = "cpu"):
         self.config, self.device = config, find_device(device)
         self.model = BandSplitUNet(config)
-        initialise(self.model, config.training.seed)
+        initialise(self.model, config.training.seed, config.model.init)
         self.model.to(self.device).train()
         self.average = BandSplitUNet(config).to(self.device).eval().requires_grad_(False)
         self.average.load_state_dict(self.model.state_dict())

@@ -32,6 +32,7 @@ from twinsep.stft import constant, stft
 _TINY = 1e-36
 #: Floors of the reference implementation: for magnitudes under a logarithm, and for energies.
 _LOG_FLOOR, _ENERGY_FLOOR = 1e-7, 1e-6
+_COMPRESSION, _COMPRESSION_FLOOR = 0.3, 1e-10
 _MR_SIZES = (512, 1024, 2048)
 _MR_COMPLEX_SIZES, _MR_COMPLEX_HOP = (4096, 2048, 1024, 512, 256), 147
 
@@ -51,13 +52,21 @@ class Signals:
         self.xp = array_namespace(estimate, target)
         self.config = config
         self.estimate, self.target = (self.xp.reshape(x, (-1, *x.shape[-2:])) for x in (estimate, target))
+        self._spectra: dict[tuple[int, int], tuple[Any, Any]] = {}
         self._magnitudes: dict[tuple[int, int], tuple[Any, Any]] = {}
+
+    def spectra(self, n_fft: int, hop: int) -> tuple[Any, Any]:
+        """X̂ and X, (B, C, F, T), for STFTs with ``n_fft`` and ``hop`` samples."""
+        key = n_fft, hop
+        if key not in self._spectra:
+            self._spectra[key] = stft(self.estimate, n_fft=n_fft, hop=hop), stft(self.target, n_fft=n_fft, hop=hop)
+        return self._spectra[key]
 
     def magnitudes(self, n_fft: int, hop: int) -> tuple[Any, Any]:
         """M̂ and M, (B, C, F, T), for STFTs with ``n_fft`` and ``hop`` samples."""
         key = n_fft, hop
         if key not in self._magnitudes:
-            estimate, target = (stft(x, n_fft=n_fft, hop=hop) for x in (self.estimate, self.target))
+            estimate, target = self.spectra(n_fft, hop)
             self._magnitudes[key] = _modulus(estimate, self.xp), _modulus(target, self.xp)
         return self._magnitudes[key]
 
@@ -208,6 +217,21 @@ def _mixture_phase_l1(s: Signals) -> Any:
     name keeps that system's row in the tables; a test compares the value with the equation above.
     """
     return _magnitude(s)
+
+
+def _compressed(s: Signals) -> Any:
+    """5·(0.7·mean (|X̂|^c − |X|^c)² + 0.3·mean |X̂·|X̂|^(c−1) − X·|X|^(c−1)|²), c = 0.3.
+
+    Power-compressed magnitudes and spectra (Ephrat et al. 2018, arXiv 1804.03619; Braun and Tashev 2021, arXiv
+    2009.12286), with |X| = sqrt(|X|² + 1e-10). Being a squared error, its best constant gain is a mean, not a median.
+    """
+    xp, power = s.xp, _COMPRESSION
+    spectra = s.spectra(s.config.model.n_fft, s.config.model.hop)
+    moduli = [xp.sqrt(xp.real(x) ** 2 + xp.imag(x) ** 2 + _COMPRESSION_FLOOR) for x in spectra]
+    magnitude = xp.mean((moduli[0] ** power - moduli[1] ** power) ** 2)
+    scaled = [x * m ** (power - 1) for x, m in zip(spectra, moduli, strict=True)]
+    error = scaled[0] - scaled[1]
+    return 5 * (0.7 * magnitude + 0.3 * xp.mean(xp.real(error) ** 2 + xp.imag(error) ** 2))
 
 
 #: Terms by their name in the configuration; the term ``name`` is the function ``_name`` of this module.

@@ -27,6 +27,7 @@ MODELS = {
     "mamba2": {"mixer": {"kind": "mamba2", "d_state": 4, "head_dim": 8}},
     "transformer": {"mixer": {"kind": "transformer"}},
     "lstm": {"mixer": {"kind": "lstm"}},
+    "levels": {"features": "complex+level", "levels": 0},
 }
 
 
@@ -182,6 +183,16 @@ MUTANTS = {
         "mamba",
         "BandSplit",
         replaced(bandsplit.BandSplit, "forward", lambda f: lambda s, x: f(s, x) - s.embedding),
+    ),
+    "levels without the half": (
+        "levels",
+        "BandSplit",
+        replaced(bandsplit, "log_levels", lambda f: lambda x: 2 * f(x)),
+    ),
+    "levels of mid and side swapped": (
+        "levels",
+        "BandSplit",
+        replaced(bandsplit, "log_levels", lambda f: lambda x: f(x)[:, [0, 1, 3, 2]]),
     ),
     "rotary pairs interleaved": ("transformer", "Mixer", replaced(transformer, "rotate", interleaved)),
     "gates in another order": (

@@ -29,7 +29,9 @@ def module_cases():
     out, seen = [(FIRST, None)], {FIRST.split("; ")[0]}
     for name in CASES:
         mixer, *options = name.split("; ")
-        if mixer not in seen:
+        if CASES[name].get("levels") == 0:
+            out.append((name, None))
+        elif mixer not in seen:
             out.append((name, OF_MIXER))
         elif mixer == FIRST.split("; ")[0] and "reference" in options:
             out.append((name, OF_MEMORY))

@@ -97,7 +97,7 @@ class Worker:
         """
         chosen, devices = from_dict(config), twin(self.framework, "devices")
         model = twin(self.framework, "unet").BandSplitUNet(chosen)
-        twin(self.framework, "layers").initialise(model, 0)
+        twin(self.framework, "layers").initialise(model, 0, chosen.model.init)
         self.separator = devices.on_numpy(model, devices.find_device("cpu"))
         self.chunk_of_noise = noise(1, 2, round(seconds * chosen.model.sample_rate), seed=0)
         return {"parameters": model.parameter_count, "first_call_s": self.chunk(), **thread_settings(self.framework)}

@@ -22,7 +22,7 @@ from twinsep.checkpoints import Checkpoint, Tensors
 from twinsep.checkpoints.pickled import read_torch_file
 from twinsep.config import Config, preset
 from twinsep.errors import InputError
-from twinsep.model.bands import REALS
+from twinsep.model.features import REALS
 from twinsep.utils.backend import twin
 
 Shape = tuple[int, ...]

@@ -30,6 +30,7 @@ LOSS_NAMES = (
     "waveform_l1",
     "mr_stft_complex",
     "mixture_phase_l1",
+    "compressed",
 )
 
 #: The sources of MUSDB18, and the stems a model can estimate: a source, or the sum of all except the vocals.

@@ -43,6 +43,9 @@ class ModelConfig:
     bands: str = "vocal72"  # name of a band table
     memory_alignment: Literal["aligned", "reference"] = "aligned"  # what the decoder reads; reference: the public fault
     memory_tokens: tuple[int, int, int, int] = (64, 48, 32, 16)  # tokens pooled from levels 1, 2, 3 and the bottleneck
+    features: Literal["complex", "complex+level"] = "complex"  # of a bin: its reals; and the logarithms of its levels
+    init: Literal["default", "identity"] = "default"  # initial weights: PyTorch's; or a network that passes features on
+    levels: Literal[0, 1, 3] = 3  # of the U-Net; 1: the first encoder level alone; 0: band split and mask head alone
     mid_side: bool = False  # feed (L+R)/2 and (L−R)/2 instead of left and right
     targets: tuple[str, ...] = ("instrumental",)  # stems to estimate
     residual: bool = False  # also return the mixture minus the targets
@@ -89,8 +92,8 @@ class ModelConfig:
 
     @property
     def has_memory(self) -> bool:
-        """True unless all memory token counts are 0."""
-        return any(self.memory_tokens)
+        """True if the network has a decoder and a memory token count is not 0."""
+        return self.levels == 3 and any(self.memory_tokens)
 
     @property
     def stems(self) -> tuple[str, ...]:
