@@ -296,5 +296,5 @@ def test_train_excludes_the_songs_of_a_list(root, call, tmp_path, monkeypatch):
     assert seen == [("b [live]",)]
     status, _, said = call(*arguments, tmp_path / "none")
     assert status == 2
-    assert "none cannot be read" in said
+    assert "none: No such file or directory" in said
     assert not (tmp_path / "run").exists()

@@ -333,7 +333,7 @@ def test_load_accepts_a_preset_and_rejects_an_unknown_name():
     assert model.stems == ("instrumental",)
     assert model.parameter_count == 235_444
     assert not model.training
-    with pytest.raises(InputError, match="does not exist"):
+    with pytest.raises(InputError, match="neither a checkpoint nor one of the presets"):
         load("no-such-thing")
     with pytest.raises(InputError, match="cannot be used here"):
         load("tiny", device="nonsense")

@@ -112,7 +112,7 @@ def test_load_accepts_a_preset_and_rejects_an_unknown_name():
     model = jax_impl.load("tiny", seed=1)
     assert model.stems == ("instrumental",)
     assert model.parameter_count == torch_impl.load("tiny").parameter_count
-    with pytest.raises(InputError, match="does not exist"):
+    with pytest.raises(InputError, match="neither a checkpoint nor one of the presets"):
         jax_impl.load("no-such-thing")
     with pytest.raises(InputError, match="cannot be used here"):
         jax_impl.load("tiny", device="nonsense")

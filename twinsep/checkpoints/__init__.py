@@ -18,10 +18,10 @@ def read(path: str | Path, *, prefixes: tuple[str, ...] | None = None) -> Checkp
     ``prefixes`` ("model/", "ema/", …) selects tensors by the start of their names; by default all are read.
 
     Raises :class:`twinsep.errors.InputError` as :func:`twinsep.checkpoints.native.read_file` and
-    :func:`twinsep.checkpoints.hub.read` do, and for a missing path without an extension (a mistyped preset).
+    :func:`twinsep.checkpoints.hub.read` do, and for a bare name that is neither a file nor a folder.
     """
     path = Path(path)
-    if not path.suffix and not path.exists():
+    if path.name == str(path) and not path.suffix and not path.exists():
         raise InputError(f"{path} is neither a checkpoint nor one of the presets {', '.join(PRESETS)}")
     if path.is_dir():
         return hub.read(path, weights=prefixes is None or "model/" in prefixes)
