@@ -43,7 +43,7 @@ def test_the_mask_starts_with_phase_zero_and_magnitude_near_sigmoid_of_1():
     assert abs(float(extra["mask"].real.median()) - 1 / (1 + np.exp(-1))) < 0.05
 
 
-@pytest.mark.parametrize("pattern", [pattern for pattern, _ in initializers.IDENTITY_START])
+@pytest.mark.parametrize("pattern", initializers.IDENTITY_START)
 def test_every_entry_changes_a_weight_of_some_network(pattern):
     found = False
     for mixer in MIXERS:

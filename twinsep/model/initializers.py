@@ -16,23 +16,24 @@ import numpy as np
 Initialiser = Callable[[np.random.Generator, tuple[int, ...]], np.ndarray]
 
 
-#: What the start ``identity`` makes of a drawn weight, by the end of its name; the first pattern that matches counts.
-IDENTITY_START: tuple[tuple[str, Callable[[np.ndarray], np.ndarray]], ...] = (
-    # The output of every residual branch: of a sequence block, a pointwise convolution, SwiGLU, attention.
-    (r"\.(time|band)\.proj\.(weight|bias)", lambda w: BRANCH_GAIN * w),
-    (r"\.(time|band)\.mixer\.(out_proj|attention\.out_proj|pointwise)\.(weight|bias)", lambda w: BRANCH_GAIN * w),
-    (r"\.conv\.pointwise\.(weight|bias)", lambda w: BRANCH_GAIN * w),
-    (r"\.ff\.w3\.weight", lambda w: BRANCH_GAIN * w),
-    (r"(bottleneck\.\d+|\.memory\.(time|band))\.attention\.out_proj\.weight", lambda w: BRANCH_GAIN * w),
-    # The signal that comes up from the bottleneck.
-    (r"up\d\.conv\.(weight|bias)", lambda w: BRANCH_GAIN * w),
-    # The skip: its gate starts near one half.
-    (r"\.skip\.proj\.weight", lambda w: 2 * np.eye(len(w))),
-    # The logits of the mask, which alternate between magnitude and phase: phase 0, magnitude near sigmoid(1).
-    (r"mask_head\.weight2", lambda w: w * _is_magnitude(w)[:, None]),
-    (r"mask_head\.bias2", lambda w: 1.0 * _is_magnitude(w)),
-)
+#: Gain of every residual branch at the start ``identity``.
 BRANCH_GAIN = 0.1
+#: Changes to drawn weights at the start ``identity``, by the end of the name; the first pattern that matches counts.
+IDENTITY_START: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    # The output of every residual branch: of a sequence block, a pointwise convolution, SwiGLU, attention.
+    r"\.(time|band)\.proj\.(weight|bias)": lambda w: BRANCH_GAIN * w,
+    r"\.(time|band)\.mixer\.(out_proj|attention\.out_proj|pointwise)\.(weight|bias)": lambda w: BRANCH_GAIN * w,
+    r"\.conv\.pointwise\.(weight|bias)": lambda w: BRANCH_GAIN * w,
+    r"\.ff\.w3\.weight": lambda w: BRANCH_GAIN * w,
+    r"(bottleneck\.\d+|\.memory\.(time|band))\.attention\.out_proj\.weight": lambda w: BRANCH_GAIN * w,
+    # The signal that comes up from the bottleneck.
+    r"up\d\.conv\.(weight|bias)": lambda w: BRANCH_GAIN * w,
+    # The skip: its gate starts near one half.
+    r"\.skip\.proj\.weight": lambda w: 2 * np.eye(len(w)),
+    # The logits of the mask, which alternate between magnitude and phase: phase 0, magnitude near sigmoid(1).
+    r"mask_head\.weight2": lambda w: w * _is_magnitude(w)[:, None],
+    r"mask_head\.bias2": lambda w: 1.0 * _is_magnitude(w),
+}
 
 
 def _is_magnitude(w: np.ndarray) -> np.ndarray:
@@ -48,13 +49,13 @@ def draw(name: str, shape: Sequence[int], initialiser: Initialiser, seed: int, s
     key = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little")
     drawn = initialiser(np.random.default_rng([seed, key]), tuple(shape))
     if start == "identity" and (pattern := change_of(name)) is not None:
-        drawn = dict(IDENTITY_START)[pattern](drawn)
+        drawn = IDENTITY_START[pattern](drawn)
     return drawn.astype(np.float32)
 
 
 def change_of(name: str) -> str | None:
     """The pattern in :data:`IDENTITY_START` that matches the parameter ``name``, or None."""
-    return next((pattern for pattern, _ in IDENTITY_START if re.search(f"{pattern}$", name)), None)
+    return next((pattern for pattern in IDENTITY_START if re.search(f"{pattern}$", name)), None)
 
 
 def ones(_: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
