@@ -1,4 +1,8 @@
-"""The rows, runs and parameters of the pipeline: ``params.yaml``, ``rows.yaml`` and ``dvc.yaml`` resolved."""
+"""The rows, groups, runs and parameters of the pipeline: ``params.yaml``, ``rows.yaml`` and ``dvc.yaml`` resolved.
+
+A *row* is an override of the default configuration. A *group* is a row in one framework, trained with several seeds;
+a *run* is one of these trainings.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +22,13 @@ ROOT = HERE.parent
 GENERATED = Path("results/data/generated")
 CONFIGS = Path("results/work/configs")
 RUNS = Path("results/runs")
-#: Run whose checkpoint the command line uses by default.
-BASE_RUN = "torch-base-0"
+WEIGHTS = Path("results/weights")
+#: Group whose weights the command line uses by default.
+BASE_GROUP = "torch-base"
+
+#: Keys that define a row, and those that it may have besides.
+_ROW_KEYS = {"question", "axis", "override"}
+_OPTIONAL_KEYS = {"preset", "control"}
 
 
 @cache
@@ -30,64 +39,114 @@ def params() -> dict[str, Any]:
 
 @cache
 def row_table() -> dict[str, Any]:
-    """Content of ``rows.yaml``: ``axes``, and ``runs``, which maps a run to its framework and may define its row."""
+    """Content of ``rows.yaml``: ``axes``, and ``groups``, which maps a group to framework, seeds and perhaps its row."""
     return yaml.safe_load((HERE / "rows.yaml").read_text())
 
 
-class RunName(NamedTuple):
-    """The three parts of a run's name."""
+class Group(NamedTuple):
+    """A row in one framework, with the seeds it is trained with."""
 
     framework: str
     row: str
-    seed: int
+    seeds: tuple[int, ...]
 
-    @classmethod
-    def parse(cls, name: str) -> RunName:
-        """Split ``<framework>-<row>-<seed>``.
-
-        Raises :class:`InputError` if the name has another form or its entry in ``rows.yaml`` another framework.
-        """
-        match = re.fullmatch(r"(torch|jax)-(.+)-(\d+)", name)
-        if not match:
-            raise InputError(f"rows.yaml: run {name!r} is not named <framework>-<row>-<seed>, framework torch or jax")
-        framework, row, seed = match.groups()
-        if row_table()["runs"].get(name, {}).get("framework") != framework:
-            raise InputError(f"rows.yaml: run {name} must have the entry 'framework: {framework}'")
-        return cls(framework, row, int(seed))
+    @property
+    def name(self) -> str:
+        """``<framework>-<row>``."""
+        return f"{self.framework}-{self.row}"
 
 
-def runs() -> dict[str, RunName]:
-    """Every run in the order of ``rows.yaml``; the first is the base row's."""
-    return {name: RunName.parse(name) for name in row_table()["runs"]}
+def groups() -> dict[str, Group]:
+    """Every group in the order of ``rows.yaml``; the first is the base row's.
 
-
-def rows() -> dict[str, dict[str, Any]]:
-    """Every row: ``question``, ``axis``, ``override`` and, if it differs from the profile's, ``preset``.
-
-    Raises :class:`InputError` if the first run of a row does not define it, if a later run defines it again, or if the
-    definition has missing or unknown keys or an unknown axis.
+    Raises :class:`InputError` if a name is not ``<framework>-<row>``, or its entry has another framework or no seeds.
     """
-    found: dict[str, dict[str, Any]] = {}
-    for name, run in runs().items():
-        entry = {key: value for key, value in row_table()["runs"][name].items() if key != "framework"}
-        if entry and run.row in found:
-            raise InputError(f"rows.yaml: run {name} defines row {run.row!r} again; only its first run may")
-        if not entry and run.row not in found:
-            raise InputError(f"rows.yaml: run {name} is the first of row {run.row!r} and must define it")
-        if entry and not {"question", "axis", "override"} <= set(entry) <= {"question", "axis", "override", "preset"}:
-            raise InputError(f"rows.yaml: run {name} must have question, axis and override, and may have preset")
-        if entry and entry["axis"] not in ("base", "all", *row_table()["axes"]):
-            raise InputError(f"rows.yaml: run {name} has the axis {entry['axis']!r}, which is not one of 'axes'")
-        found.setdefault(run.row, entry)
+    found = {}
+    for name, entry in row_table()["groups"].items():
+        match = re.fullmatch(r"(torch|jax)-(.+)", name)
+        if not match:
+            raise InputError(f"rows.yaml: group {name!r} is not named <framework>-<row>, framework torch or jax")
+        framework, row = match.groups()
+        if entry.get("framework") != framework:
+            raise InputError(f"rows.yaml: group {name} must have the entry 'framework: {framework}'")
+        seeds = entry.get("seeds")
+        if not seeds or len(set(seeds)) != len(seeds) or not all(isinstance(s, int) and s >= 0 for s in seeds):
+            raise InputError(f"rows.yaml: group {name} must list different seeds, such as 'seeds: [0, 1]'")
+        found[name] = Group(framework, row, tuple(seeds))
     return found
 
 
+def rows() -> dict[str, dict[str, Any]]:
+    """Every row: ``question``, ``axis``, ``override`` and, where they apply, ``preset`` and ``control``.
+
+    Raises :class:`InputError` if the first group of a row does not define it, if a later group defines it again, or if
+    the definition has missing or unknown keys, an unknown axis or an unknown control.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for name, group in groups().items():
+        entry = {k: v for k, v in row_table()["groups"][name].items() if k not in ("framework", "seeds")}
+        if entry and group.row in found:
+            raise InputError(f"rows.yaml: group {name} defines row {group.row!r} again; only its first group may")
+        if not entry and group.row not in found:
+            raise InputError(f"rows.yaml: group {name} is the first of row {group.row!r} and must define it")
+        if entry and not _ROW_KEYS <= set(entry) <= _ROW_KEYS | _OPTIONAL_KEYS:
+            raise InputError(
+                f"rows.yaml: group {name} must have question, axis and override, and may have preset and control"
+            )
+        for axis in _listed(entry.get("axis", [])):
+            if axis not in ("base", "all", *row_table()["axes"]):
+                raise InputError(f"rows.yaml: group {name} has the axis {axis!r}, which is not one of 'axes'")
+        found.setdefault(group.row, entry)
+    for row, entry in found.items():
+        if entry.get("control", row) not in found:
+            raise InputError(f"rows.yaml: row {row!r} has the control {entry['control']!r}, which is no row")
+    return found
+
+
+def axes(row: str) -> list[str]:
+    """The axes whose tables show ``row``: ``base`` for the base row, ``all`` for the default row."""
+    return _listed(rows()[row]["axis"])
+
+
+def _listed(axis: str | list[str]) -> list[str]:
+    return [axis] if isinstance(axis, str) else axis
+
+
+def default_row() -> str:
+    """The row with which the others are compared: the one of the axis ``all``."""
+    return next(row for row, entry in rows().items() if entry["axis"] == "all")
+
+
+def control(row: str) -> str:
+    """The row with which ``row`` is compared: its ``control``, or else the default row."""
+    return rows()[row].get("control", default_row())
+
+
+def seeds(group: str) -> tuple[int, ...]:
+    """The seeds that the profile trains ``group`` with: none for a row that it leaves out, at most its ``seeds``."""
+    chosen = profile()
+    found = groups()[group]
+    if "only" in chosen and found.row not in chosen["only"]:
+        return ()
+    return found.seeds[: chosen.get("seeds", len(found.seeds))]
+
+
+def trained_groups() -> dict[str, Group]:
+    """The groups that the profile trains, each with the seeds of the profile."""
+    found = {name: group._replace(seeds=seeds(name)) for name, group in groups().items()}
+    return {name: group for name, group in found.items() if group.seeds}
+
+
 def profile() -> dict[str, Any]:
-    """The chosen profile. Raises :class:`InputError` if it does not exist."""
+    """The chosen profile. Raises :class:`InputError` if it does not exist or names an unknown row."""
     p = params()
     if p["profile"] not in p["profiles"]:
         raise InputError(f"params.yaml: unknown profile {p['profile']!r}; known: {', '.join(p['profiles'])}")
-    return p["profiles"][p["profile"]]
+    chosen = p["profiles"][p["profile"]]
+    unknown = set(chosen.get("only", ())) - {group.row for group in groups().values()}
+    if unknown:
+        raise InputError(f"params.yaml: profile {p['profile']} names the row {min(unknown)!r}, which rows.yaml lacks")
+    return chosen
 
 
 def data_root() -> Path:
@@ -105,33 +164,50 @@ def splits() -> list[str]:
     return ["test", "real"] if uses_generated_songs() else dataset.scored_splits(str(data_root()))
 
 
-def configuration(name: str) -> Config:
+# ---------------------------------------------------------------------------- files of a run
+
+
+def run_path(group: str, seed: int) -> Path:
+    """Record of a run: configuration, provenance, time."""
+    return RUNS / group / "training" / str(seed) / "run.json"
+
+
+def curves_path(group: str, seed: int) -> Path:
+    """Curves of a run, by step and by seconds."""
+    return RUNS / group / "training" / str(seed) / "curves.csv"
+
+
+def scores_path(group: str, seed: int) -> Path:
+    """Scores of a run, one record per song, stem and metric."""
+    return RUNS / group / "scores" / str(seed) / "metrics.json"
+
+
+def weights_path(group: str, seed: int) -> Path:
+    """Averaged weights of a run after its last step."""
+    return WEIGHTS / group / f"{seed}.safetensors"
+
+
+def configs_path(group: str) -> Path:
+    """Configurations of a group's runs: seed -> configuration."""
+    return CONFIGS / f"{group}.json"
+
+
+def configuration(group: str, seed: int) -> Config:
     """The configuration of one run: preset, then profile, then row, then seed.
 
-    Raises :class:`InputError` if there is no such run or its configuration is invalid.
+    Raises :class:`InputError` if there is no such group or its configuration is invalid.
     """
-    if name not in runs():
-        raise InputError(f"rows.yaml has no run {name!r}; known: {', '.join(runs())}")
-    run = runs()[name]
-    row = rows()[run.row]
+    if group not in groups():
+        raise InputError(f"rows.yaml has no group {group!r}; known: {', '.join(groups())}")
+    row = rows()[groups()[group].row]
     chosen = preset(row.get("preset", profile()["preset"]))
     chosen = chosen.override({"training": profile()["training"], "data": {"root": str(data_root())}})
     if row["axis"] != "base":
         chosen = chosen.override({"training": profile()["rows"]})
-    return _with_enough_frames(chosen.override(row["override"]).override({"training": {"seed": run.seed}}))
-
-
-def _with_enough_frames(config: Config) -> Config:
-    """Double the segments and halve the steps until every level has at least as many frames as memory tokens."""
-    frames = 1 + config.segment_samples // config.model.hop
-    if all(tokens <= frames >> level for level, tokens in enumerate(config.model.memory_tokens)):
-        return config
-    t = config.training
-    longer = {"segment_seconds": 2 * t.segment_seconds, "steps": t.steps // 2, "validate_every": t.validate_every // 2}
-    return _with_enough_frames(config.override({"training": longer}))
+    return chosen.override(row["override"]).override({"training": {"seed": seed}})
 
 
 def code_dependencies(stage: str, framework: str) -> list[str]:
-    """Files and folders of code that ``dvc.yaml`` lists for a stage with an entry per run, relative to the root."""
+    """Files and folders of code that ``dvc.yaml`` lists for a stage with an entry per group, relative to the root."""
     listed = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"][stage]["do"]["deps"]
     return [path.replace("${item.framework}", framework) for path in listed if not path.startswith("results/")]

@@ -19,11 +19,13 @@ def models(micro, tmp_path, monkeypatch):
     """A folder with three runs, one with a damaged checkpoint and one with unreadable scores, and a released model."""
     made = Checkpoint(micro, {"model/w": np.ones(3, np.float32)}, 1234)
     for name in ("a", "broken", "c"):
-        checkpoints.write(tmp_path / "results" / "runs" / f"[{name}]" / "best.safetensors", made)
+        checkpoints.write(tmp_path / "results" / "weights" / f"[{name}]" / "0.safetensors", made)
     scores = {"usdr": {"median": 1.0, "mean": 7.256, "n": 3}, "csdr": {"median": None, "mean": None, "n": 0}}
-    (tmp_path / "results/runs/[a]/summary.json").write_text(json.dumps({"test": {"instrumental": scores}}))
-    (tmp_path / "results/runs/[broken]/best.safetensors").write_bytes(b"no")
-    (tmp_path / "results/runs/[c]/summary.json").write_text("{")
+    for name, content in {"a": json.dumps({"test": {"instrumental": scores}}), "c": "{"}.items():
+        path = tmp_path / "results" / "runs" / f"[{name}]" / "scores" / "0" / "summary.json"
+        path.parent.mkdir(parents=True)
+        path.write_text(content)
+    (tmp_path / "results/weights/[broken]/0.safetensors").write_bytes(b"no")
     hub.write(tmp_path / "results/released/small", made)
     (tmp_path / "results/released/summary.md").touch()
     monkeypatch.chdir(tmp_path)
@@ -39,13 +41,13 @@ def test_json_holds_versions_frameworks_presets_and_checkpoints(capsys):
     assert {name: preset["parameters"] for name, preset in found["presets"].items()} == {
         "reference": 64_844_032,
         "reference-large": 82_246_912,
-        "paper": 65_113_348,
-        "small": 4_816_292,
-        "tiny": 235_444,
+        "paper": 66_162_948,
+        "small": 5_209_892,
+        "tiny": 301_044,
     }
     assert (found["presets"]["tiny"]["bands"], found["presets"]["tiny"]["mixer"]) == ("vocal72", "mamba")
     a, broken, c, released = found["checkpoints"]
-    assert a["path"] == "results/runs/[a]/best.safetensors"
+    assert a["path"] == "results/weights/[a]/0.safetensors"
     assert (a["bands"], a["d_model"], a["step"]) == ("vocal18", 8, 1234)
     assert a["scores"]["test"]["instrumental"]["usdr"]["mean"] == 7.256
     assert "not a whole safetensors file" in broken["error"]
@@ -58,12 +60,12 @@ def test_the_tables_show_scores_and_the_package_version(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "120")
     info.print_info()
     out = capsys.readouterr().out
-    row = next(line for line in out.splitlines() if "[a]/best.safetensors" in line)
+    row = next(line for line in out.splitlines() if "[a]/0.safetensors" in line)
     assert [cell.strip() for cell in row.split("│")[2:-1]] == ["vocal18", "mamba", "8", "1234", "7.26", "–"]
-    assert "235,444" in out
+    assert "301,044" in out
     assert re.search(rf"twinsep +│ {re.escape(version('twinsep'))} ", out)
     assert "Numba kernel" in out
-    assert any(line.startswith("results/runs/[broken]/best.safetensors: not a whole") for line in out.splitlines())
+    assert any(line.startswith("results/weights/[broken]/0.safetensors: not a whole") for line in out.splitlines())
 
 
 def test_each_missing_or_broken_framework_is_reported_on_one_line(capsys, monkeypatch, tmp_path):
@@ -78,7 +80,7 @@ def test_each_missing_or_broken_framework_is_reported_on_one_line(capsys, monkey
     lines = capsys.readouterr().out.splitlines()
     assert "torch: framework torch needs the package torch; install it with: pip install 'twinsep[torch]'" in lines
     assert "jax: cannot be used: OSError: libcuda.so: cannot be opened" in lines
-    assert any(line.startswith("no checkpoints under results/runs or results/released") for line in lines)
+    assert any(line.startswith("no checkpoints under results/weights or results/released") for line in lines)
     info.print_info(True)
     found = json.loads(capsys.readouterr().out)
     assert found["presets"]["tiny"]["parameters"] is None

@@ -282,7 +282,7 @@ def test_mix_is_the_weighted_sum_of_its_terms(xp):
     assert set(terms) == {"magnitude", "band", "si_sdr"}
     for name, value in terms.items():
         np.testing.assert_allclose(float(value), expected(name, e, x, m), rtol=1e-12)
-    plain = 0.25 * terms["magnitude"] + 1.25 * terms["band"] + 0.5 * terms["si_sdr"]
+    plain = 0.25 * terms["magnitude"] + 0.5 * terms["band"] + 2.5 * terms["si_sdr"]
     r = np.sqrt(np.mean(x[:, 0] ** 2) + np.mean(x[:, 1] ** 2))
     np.testing.assert_allclose(float(total), float(plain) * (1 + 2 * r), rtol=1e-12)
 

@@ -19,7 +19,7 @@ from twinsep.utils import provenance
 from twinsep.utils.backend import TWINS, twin
 
 #: Folders of checkpoints, relative to the working directory.
-RUNS, RELEASED = Path("results/runs"), Path("results/released")
+WEIGHTS, RUNS, RELEASED = Path("results/weights"), Path("results/runs"), Path("results/released")
 #: Columns of scores: (heading, metric, statistic).
 SCORES = (("uSDR, mean", "usdr", "mean"), ("cSDR, median", "csdr", "median"))
 Record = dict[str, Any]
@@ -82,7 +82,7 @@ def _parameters(name: str) -> int | None:
 
 
 def _paths() -> list[Path]:
-    runs = sorted(RUNS.glob("*/best.safetensors"))
+    runs = sorted(WEIGHTS.glob("*/*.safetensors"))
     released = (path for path in RELEASED.glob("*") if not path.name.startswith("."))
     return runs + sorted(path for path in released if path.is_dir() or path.suffix == ".safetensors")
 
@@ -90,12 +90,19 @@ def _paths() -> list[Path]:
 def _checkpoint(path: Path) -> Record:
     try:
         found = checkpoints.read(path, prefixes=())
-        scores = _scores(path if path.is_dir() else path.parent)
+        scores = _scores(_scores_folder(path))
     except InputError as error:
         return {"path": str(path), "error": _line(error)}
     model = found.config.model
     about = {"bands": model.bands, "mixer": model.mixer.kind, "d_model": model.d_model, "targets": list(model.targets)}
     return {"path": str(path), **about, "step": found.step, "scores": scores}
+
+
+def _scores_folder(path: Path) -> Path:
+    """Folder of the scores of a checkpoint: beside a released one, below ``results/runs`` for a run of the pipeline."""
+    if path.parent.parent == WEIGHTS:
+        return RUNS / path.parent.name / "scores" / path.stem
+    return path if path.is_dir() else path.parent
 
 
 def _scores(folder: Path) -> Record | None:
@@ -161,7 +168,11 @@ def _problems(found: Record) -> list[str]:
         *(f"{name}: {machine['error']}" for name, machine in frameworks if "error" in machine),
         *(f"{name}: {note}" for name, machine in frameworks for note in machine.get("notes", [])),
         *(record["error"] for record in found["checkpoints"] if "error" in record),
-        *([] if found["checkpoints"] else [f"no checkpoints under {RUNS} or {RELEASED}; `dvc repro base` trains one"]),
+        *(
+            []
+            if found["checkpoints"]
+            else [f"no checkpoints under {WEIGHTS} or {RELEASED}; `dvc repro base` trains one"]
+        ),
     ]
 
 

@@ -139,13 +139,13 @@ def _magnitude(s: Signals) -> Any:
 def _band(s: Signals) -> Any:
     """mean over bands k of the mean over k's bins, frames and channels of |log(M̂ + ε) − log(M + ε)|.
 
-    Bands are those of the model's table; ε is ``loss.log_floor``. The reference's ε = 1e-7 is below the quantisation
-    noise of 16-bit audio, so that rounding noise dominates its loss on band-limited songs.
+    Bands are those of the table ``loss.bands``; ε is ``loss.log_floor``. The reference's ε = 1e-7 is below the
+    quantisation noise of 16-bit audio, so that rounding noise dominates its loss on band-limited songs.
     """
-    model = s.config.model
-    difference = _log_difference(s.model_magnitudes, s.config.loss.log_floor, s.xp)
+    model, loss = s.config.model, s.config.loss
+    difference = _log_difference(s.model_magnitudes, loss.log_floor, s.xp)
     per_bin = s.xp.mean(difference, axis=(0, 1, 3))
-    return s.xp.sum(per_bin * constant(_bin_weights(model.bands, model.n_fft, model.sample_rate), per_bin, s.xp))
+    return s.xp.sum(per_bin * constant(_bin_weights(loss.bands, model.n_fft, model.sample_rate), per_bin, s.xp))
 
 
 def _log_magnitude(s: Signals) -> Any:

@@ -1,13 +1,13 @@
-"""Stage ``collect``: gather all runs' scores and curves for ``dvc metrics`` and ``dvc plots``.
+"""Stage ``collect``: gather all groups' records, curves and scores in one file each.
 
-``results/metrics.json`` maps a run or baseline to its scores, means over songs in dB. ``results/curves.csv`` has one
-line per logged step of each run.
+The tables, ``dvc metrics`` and ``dvc plots`` read these files, so a table runs again only when a number changes.
 """
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -17,6 +17,7 @@ from twinsep.utils.files import write_atomically, write_json
 
 METRICS = Path("results/metrics.json")
 CURVES = Path("results/curves.csv")
+RECORDS = Path("results/records.json")
 #: Score -> (split, stem, metric) in a run's ``summary.json``.
 SCORES = {
     "uSDR": ("test", "instrumental", "usdr"),
@@ -26,39 +27,53 @@ SCORES = {
     "real uSDR": ("real", "instrumental", "usdr"),
     "real cSDR": ("real", "instrumental", "csdr"),
 }
-#: Column -> (file, column) of DVCLive below a run's ``live/plots/metrics``.
-LOGGED = {"validation uSDR": ("valid/usdr.tsv", "usdr"), "training loss": ("train/loss.tsv", "loss")}
+#: Parts of ``run.json`` that tables and captions state.
+_STATED = ("parameters", "seconds", "device", "commit", "versions", "configuration")
 
 
 def main() -> None:
-    """Write both files."""
-    baselines = [f"baseline-{name}" for name in settings.params()["baselines"]]
-    write_json(METRICS, {name: scores(name) for name in (*baselines, *settings.runs())})
-    table = pd.concat([curves(name) for name in settings.runs()])
-    write_atomically(CURVES, table.to_csv(index=False).encode())
+    """Write the files."""
+    baselines = {f"baseline-{name}": settings.RUNS / f"baseline-{name}" for name in settings.params()["baselines"]}
+    runs = {
+        f"{name}-{seed}": settings.scores_path(name, seed).parent
+        for name, group in settings.trained_groups().items()
+        for seed in group.seeds
+    }
+    write_json(METRICS, {name: means(folder / "summary.json") for name, folder in {**baselines, **runs}.items()})
+    write_json(RECORDS, records())
+    write_atomically(CURVES, curves().to_csv(index=False).encode())
 
 
-def scores(name: str) -> dict[str, float]:
-    """The scores of a run or baseline; undefined ones are left out."""
-    summary = json.loads((settings.RUNS / name / "summary.json").read_text())
-    found = {}
+def means(summary: Path) -> dict[str, float]:
+    """The scores of a run or baseline, means over songs in dB; undefined ones are left out."""
+    found, content = {}, json.loads(summary.read_text())
     for score, (split, stem, metric) in SCORES.items():
-        mean = summary.get(split, {}).get(stem, {}).get(metric, {}).get("mean")
+        mean = content.get(split, {}).get(stem, {}).get(metric, {}).get("mean")
         if mean is not None:
             found[score] = mean
     return found
 
 
-def curves(name: str) -> pd.DataFrame:
-    """Validation uSDR in dB and training loss of a run by step; a value that was not logged at a step is empty."""
-    framework, row, seed = settings.runs()[name]
-    folder = settings.RUNS / name / "live" / "plots" / "metrics"
-    logged = [
-        pd.read_csv(folder / file, sep="\t").set_index("step")[column].rename(heading)
-        for heading, (file, column) in LOGGED.items()
-    ]
-    table = pd.concat(logged, axis=1).sort_index().round(4).reset_index()
-    return pd.DataFrame({"run": name, "framework": framework, "row": row, "seed": seed, **table})
+def records() -> dict[str, dict[str, dict[str, Any]]]:
+    """Group -> seed -> what tables and captions state about the run."""
+    return {
+        name: {
+            str(seed): {key: json.loads(settings.run_path(name, seed).read_text())[key] for key in _STATED}
+            for seed in group.seeds
+        }
+        for name, group in settings.trained_groups().items()
+    }
+
+
+def curves() -> pd.DataFrame:
+    """The curves of all runs, with the columns group, framework, row and seed."""
+    return pd.concat(
+        pd.read_csv(settings.curves_path(name, seed)).assign(
+            group=name, framework=group.framework, row=group.row, seed=seed
+        )
+        for name, group in settings.trained_groups().items()
+        for seed in group.seeds
+    )
 
 
 if __name__ == "__main__":

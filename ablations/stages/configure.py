@@ -1,4 +1,4 @@
-"""Stage ``configure``: write one configuration file per run, and one for the rows whose cost is measured.
+"""Stage ``configure``: write one file of configurations per group, and one of the rows whose cost is measured.
 
 A stage that depends on such a file runs again only when its own row changes.
 """
@@ -7,16 +7,20 @@ from ablations import settings
 from twinsep.errors import guarded
 from twinsep.utils.files import write_json
 
+#: Axes whose rows are measured by stage ``cost``.
+MEASURED = {"all", "size", "mixer"}
+
 
 def main() -> None:
-    """Write ``results/work/configs/<run>.json`` and ``cost.json`` beside them."""
-    found = {run: settings.configuration(run).to_dict() for run in settings.runs()}
-    for run, configuration in found.items():
-        write_json(settings.CONFIGS / f"{run}.json", configuration)
+    """Write ``results/work/configs/<group>.json``, seed -> configuration, and ``cost.json`` beside them."""
+    settings.rows()  # raises for a faulty table before anything is written
+    for name in settings.groups():
+        found = {seed: settings.configuration(name, seed).to_dict() for seed in settings.seeds(name)}
+        write_json(settings.configs_path(name), found)
     measured = {
-        run.row: found[name]
-        for name, run in settings.runs().items()
-        if run.framework == "torch" and settings.rows()[run.row]["axis"] in ("all", "mixer")
+        group.row: settings.configuration(name, group.seeds[0]).to_dict()
+        for name, group in settings.trained_groups().items()
+        if group.framework == "torch" and not MEASURED.isdisjoint(settings.axes(group.row))
     }
     write_json(settings.CONFIGS / "cost.json", measured)
 

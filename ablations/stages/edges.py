@@ -17,7 +17,6 @@ from twinsep import metrics
 from twinsep.data import dataset
 from twinsep.errors import guarded
 from twinsep.separation.overlap_add import apply_model
-from twinsep.training.run_dir import BEST
 from twinsep.utils import progress, provenance
 from twinsep.utils.files import write_json
 
@@ -29,7 +28,7 @@ PLACES = ("first second", "middle second", "last second")
 
 def main() -> None:
     """Write ``results/edges.json``."""
-    checkpoint = settings.RUNS / settings.BASE_RUN / BEST
+    checkpoint = settings.weights_path(settings.BASE_GROUP, 0)
     device = settings.profile()["device"]
     separator = twinsep.load(checkpoint, device=device)
     model, chunking, rate = separator.model, separator.grid, separator.sample_rate

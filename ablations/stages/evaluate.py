@@ -1,37 +1,55 @@
-"""Stage ``evaluate``: ``python -m ablations.stages.evaluate <run or baseline>``, the command ``twinsep evaluate``."""
+"""Stages ``evaluate`` and ``baseline``: ``python -m ablations.stages.evaluate <group or baseline>``.
+
+They score what ``twinsep evaluate`` scores. The runs of a group are scored side by side; with a seed as second argument
+one run is scored alone.
+"""
 
 import json
+import shutil
 import sys
 
-from ablations import settings
+from ablations import settings, side_by_side
 from twinsep.config import from_dict
 from twinsep.errors import guarded
 from twinsep.evaluation.evaluate import evaluate_baseline, evaluate_checkpoint
 from twinsep.evaluation.systems import BASELINES
-from twinsep.training.run_dir import BEST
 from twinsep.utils import provenance
 from twinsep.utils.files import write_json
 
 
 def main(name: str) -> None:
-    """Score a run's best checkpoint, or a baseline under the configuration of the base run."""
-    profile = settings.profile()
+    """Score a group's runs, or a baseline under the configuration of the base run."""
     if name in BASELINES:
-        config = from_dict(json.loads((settings.CONFIGS / f"{settings.BASE_RUN}.json").read_text()))
-        out = settings.RUNS / f"baseline-{name}"
-        evaluate_baseline(name, config, out=out, museval=profile["museval"], overwrite=True)
-        write_json(out / "run.json", {"configuration": config.to_dict(), **provenance.describe("cpu")})
+        baseline(name)
         return
-    run = settings.runs()[name]
+    folder = settings.RUNS / name / "scores"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    commands = {f"{name}, seed {seed}": ["ablations.stages.evaluate", name, str(seed)] for seed in settings.seeds(name)}
+    side_by_side.run_modules(commands, device=settings.profile()["device"])
+
+
+def run(group: str, seed: int) -> None:
+    """Score one run."""
+    profile, found = settings.profile(), settings.groups()[group]
     evaluate_checkpoint(
-        settings.RUNS / name / BEST,
-        out=settings.RUNS / name,
-        museval=profile["museval"] and run.row == "base",
-        framework=run.framework,
+        settings.weights_path(group, seed),
+        out=settings.scores_path(group, seed).parent,
+        museval=profile["museval"] and found.name == settings.BASE_GROUP,
+        framework=found.framework,
         device=profile["device"],
         overwrite=True,
     )
 
 
+def baseline(name: str) -> None:
+    """Score a floor or the ceiling."""
+    (first, *_) = json.loads(settings.configs_path(settings.BASE_GROUP).read_text()).values()
+    config, out = from_dict(first), settings.RUNS / f"baseline-{name}"
+    evaluate_baseline(name, config, out=out, museval=settings.profile()["museval"], overwrite=True)
+    write_json(out / "run.json", {"configuration": config.to_dict(), **provenance.describe("cpu")})
+
+
 if __name__ == "__main__":
-    guarded(lambda: main(sys.argv[1]))
+    name, *seed = sys.argv[1:]
+    guarded((lambda: run(name, int(seed[0]))) if seed else (lambda: main(name)))

@@ -33,7 +33,7 @@ def main() -> None:
         "instrumental, true": song.read("instrumental"),
         "vocals, true": song.read("vocals"),
     }
-    run = json.loads((settings.RUNS / settings.BASE_RUN / "run.json").read_text())
+    run = json.loads(settings.run_path(settings.BASE_GROUP, 0).read_text())
     figure, grid = plt.subplots(2, 3, figsize=(10, 5), sharex=True, sharey=True, layout="constrained")
     places = (grid[0, 0], grid[0, 1], grid[0, 2], grid[1, 1], grid[1, 2])
     top = np.abs(_spectrum(shown["mixture"])).max()

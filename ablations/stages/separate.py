@@ -9,7 +9,6 @@ from twinsep.data import dataset
 from twinsep.errors import guarded
 from twinsep.separation import batch
 from twinsep.separation.file import Encoding
-from twinsep.training.run_dir import BEST
 
 OUT = Path("results/work/separated")
 
@@ -27,7 +26,7 @@ def main() -> None:
         audio.write(mixture, chosen.read("mixture"), chosen.sample_rate, subtype="FLOAT")
         options = batch.SeparationOptions(
             out=OUT,
-            checkpoint=settings.RUNS / settings.BASE_RUN / BEST,
+            checkpoint=settings.weights_path(settings.BASE_GROUP, 0),
             two_stems="vocals",
             encoding=Encoding("PCM_24"),
             overwrite=True,

@@ -35,9 +35,9 @@ folder = Path("results/data/generated")
 shutil.copytree("made", folder, dirs_exist_ok=True)
 (folder / "dataset.json").write_text('{"version": 1, "songs": {}}')
 """
-#: Two rows of one table, and a run of the default row in each framework.
-RUNS = ("torch-default-0", "jax-default-0", "torch-lstm-0", "torch-conv-0")
-TRAINED = {f"train@{run}" for run in RUNS}
+#: Two rows of one table, and the default row in each framework.
+GROUPS = ("torch-default", "jax-default", "torch-lstm", "torch-conv")
+TRAINED = {f"train@{group}" for group in GROUPS}
 STAGES = ("data", "inventory", "train", "evaluate")
 #: Modules that training imports and that change no number it computes.
 WITHOUT_NUMBERS = ("twinsep.audio", "twinsep.checkpoints.hub", "twinsep.errors", "twinsep.utils")
@@ -56,7 +56,7 @@ def outdated(folder, *stages):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, songs):
-    """A workspace in which these runs have been trained and evaluated."""
+    """A workspace in which these groups have been trained and evaluated."""
     folder = tmp_path_factory.mktemp("pipeline")
     for package in ("ablations", "twinsep", "torch_impl", "jax_impl"):
         shutil.copytree(ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
@@ -76,7 +76,7 @@ def finished(tmp_path_factory, songs):
     (folder / "stub.py").write_text(STUB)
     (folder / "stub_data.py").write_text(STUB_DATA)
     rows = yaml.safe_load((ROOT / "ablations" / "rows.yaml").read_text())
-    rows["runs"] = {run: rows["runs"][run] for run in RUNS}
+    rows["groups"] = {group: rows["groups"][group] for group in GROUPS}
     (folder / "ablations" / "rows.yaml").write_text(yaml.safe_dump(rows, sort_keys=False))
     dvc(folder, "init", "--no-scm", "--quiet")
     dvc(folder, "config", "core.analytics", "false")
@@ -104,30 +104,41 @@ def append(path, line="# another line\n"):
 def test_only_a_changed_row_is_trained_again(workspace):
     edit(
         workspace / "ablations" / "rows.yaml",
-        lambda c: c["runs"]["torch-conv-0"]["override"].update(loss={"log_floor": 1e-4}),
+        lambda c: c["groups"]["torch-conv"]["override"].update(loss={"log_floor": 1e-4}),
     )
     dvc(workspace, "repro", "--quiet", "configure")
-    assert outdated(workspace) == {"train@torch-conv-0"}
+    assert outdated(workspace) == {"train@torch-conv"}
     dvc(workspace, "repro", "--quiet", "train", "evaluate")
     assert outdated(workspace) == set()
 
 
 def test_a_new_row_is_trained_and_a_reworded_question_trains_nothing(workspace):
-    new = {"framework": "torch", "axis": "mixer", "question": "Two?", "override": {"model": {"n_enc": 2}}}
+    new = {"framework": "torch", "seeds": [0], "axis": "mixer", "question": "Two?", "override": {"model": {"n_enc": 2}}}
 
     def change(content):
-        content["runs"]["torch-lstm-0"]["question"] = "Why not?"
-        content["runs"]["torch-deeper-0"] = new
+        content["groups"]["torch-lstm"]["question"] = "Why not?"
+        content["groups"]["torch-deeper"] = new
 
     edit(workspace / "ablations" / "rows.yaml", change)
     dvc(workspace, "repro", "--quiet", "configure")
-    assert outdated(workspace) == {"train@torch-deeper-0", "evaluate@torch-deeper-0"}
+    assert outdated(workspace) == {"train@torch-deeper", "evaluate@torch-deeper"}
 
 
-def test_all_runs_follow_the_profile_and_those_of_one_framework_its_code(workspace):
+def test_another_seed_trains_its_group_again(workspace):
+    edit(workspace / "ablations" / "rows.yaml", lambda c: c["groups"]["torch-lstm"].update(seeds=[0, 1, 2]))
+    dvc(workspace, "repro", "--quiet", "configure")
+    assert outdated(workspace) == {"train@torch-lstm"}
+
+
+def test_all_groups_follow_the_profile_and_those_of_one_framework_its_code(workspace):
     append(workspace / "jax_impl" / "unet.py")
-    assert outdated(workspace) == {"train@jax-default-0", "evaluate@jax-default-0"}
-    edit(workspace / "ablations" / "params.yaml", lambda c: c.update(profile="smoke"))
+    assert outdated(workspace) == {"train@jax-default", "evaluate@jax-default"}
+
+    def choose_smoke(content):
+        content["profile"] = "smoke"
+        del content["profiles"]["smoke"]["only"]  # names rows that this workspace lacks
+
+    edit(workspace / "ablations" / "params.yaml", choose_smoke)
     dvc(workspace, "repro", "--quiet", "configure")
     assert outdated(workspace) >= TRAINED | {"data"}
 

@@ -91,5 +91,5 @@ def test_the_configuration_and_a_row_accept_the_kind(add, monkeypatch):
     chosen = preset("tiny").override({"model": {"mixer": {"kind": "mean"}}})
     assert chosen.model.mixer == mixers.MIXERS["mean"](directions=2)
     for name, run in yaml.safe_load(ROW).items():
-        monkeypatch.setitem(settings.row_table()["runs"], name, run)
-    assert settings.configuration("torch-mean-0").model.mixer == chosen.model.mixer
+        monkeypatch.setitem(settings.row_table()["groups"], name, run)
+    assert settings.configuration("torch-mean", 0).model.mixer == chosen.model.mixer

@@ -26,10 +26,11 @@ def test_reference_presets_have_the_references_faults_and_no_other_does():
         assert (chosen.model.bands == "reference68") == faulty
         assert (chosen.model.memory_alignment == "reference") == faulty
         assert ("log_magnitude" in chosen.loss.weights) == faulty
+        assert (chosen.model.features == "complex") == (chosen.model.init == "default") == faulty
 
 
 def test_default_loss_is_the_papers_mix():
-    assert preset("paper").loss.weights == {"magnitude": 0.25, "band": 1.25, "si_sdr": 0.5}
+    assert preset("paper").loss.weights == {"magnitude": 0.25, "band": 0.5, "si_sdr": 2.5}
 
 
 @pytest.mark.parametrize(
@@ -100,7 +101,7 @@ def test_derived_sizes():
     assert (model.n_bands, model.n_bins, model.d_ff, model.min_samples) == (72, 1025, 682, 1792)
     mamba = model.mixer
     assert (mamba.inner_width(256), mamba.dt_rank(256), mamba.dt_rank(250)) == (512, 16, 16)
-    assert preset("tiny").model.min_samples == 7 * 512
+    assert preset("tiny").model.min_samples == 7 * 1024
 
 
 def test_targets_and_residual_name_the_stems():

@@ -290,11 +290,13 @@ def in_stems(folder):
 @pytest.mark.usefixtures("one_thread")
 def test_the_stages_separate_and_figure_need_no_mixture_file(micro, tmp_path, monkeypatch, make):
     make(tmp_path / "set")
-    run = tmp_path / "runs" / "torch-base-0"
-    checkpoints.write(run / "best.safetensors", checkpoints.Checkpoint(micro, Trainer(micro).state()))
-    write_json(run / "run.json", {"configuration": micro.to_dict(), "parameters": 1, "device": "cpu"})
-    monkeypatch.setitem(settings.params()["data"], "root", str(tmp_path / "set"))
     monkeypatch.setattr(settings, "RUNS", tmp_path / "runs")
+    monkeypatch.setattr(settings, "WEIGHTS", tmp_path / "weights")
+    base = settings.BASE_GROUP, 0
+    checkpoints.write(settings.weights_path(*base), checkpoints.Checkpoint(micro, Trainer(micro).state()))
+    record = {"configuration": micro.to_dict(), "parameters": 1, "device": "cpu"}
+    write_json(settings.run_path(*base), record)
+    monkeypatch.setitem(settings.params()["data"], "root", str(tmp_path / "set"))
     monkeypatch.setattr(separate, "OUT", tmp_path / "separated")
     monkeypatch.setattr(figure, "OUT", tmp_path / "separation.png")
     separate.main()

@@ -22,4 +22,4 @@ def test_the_pipeline_runs_in_an_archive_after_one_line(tmp_path):
     for arguments in (line.split()[1:], ["repro", "configure"]):
         done = dvc(*arguments)
         assert done.returncode == 0, done.stderr
-    assert (tmp_path / "results" / "work" / "configs" / "torch-base-0.json").exists()
+    assert (tmp_path / "results" / "work" / "configs" / "torch-base.json").exists()

@@ -108,7 +108,8 @@ class LossConfig:
     """The training loss: a weighted sum of the losses in :data:`twinsep.losses.LOSSES`."""
 
     #: Name → weight; a loss of weight 0 is not computed.
-    weights: dict[str, NonNegative] = Field(default_factory=lambda: {"magnitude": 0.25, "band": 1.25, "si_sdr": 0.5})
+    weights: dict[str, NonNegative] = Field(default_factory=lambda: {"magnitude": 0.25, "band": 0.5, "si_sdr": 2.5})
+    bands: str = "vocal72"  # name of the band loss's table, so that another table of the model leaves the loss as it is
     log_floor: Annotated[float, Field(gt=0)] = 1e-3  # ε of the band loss, a magnitude; below it lies 16-bit silence
     loudness_weighting: bool = True  # weigh loud batches up to twice as much, as the reference does
 
@@ -169,6 +170,10 @@ class Config:
     loss: LossConfig = LossConfig()
     training: TrainingConfig = TrainingConfig()
     data: DataConfig = DataConfig()
+
+    def __post_init__(self) -> None:
+        if self.loss.weights.get("band"):  # raises for an unknown table, or one that does not exist at this n_fft
+            bands.table(self.loss.bands, n_fft=self.model.n_fft, sample_rate=self.model.sample_rate)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON types, which :func:`from_dict` reads back."""

@@ -19,7 +19,7 @@ from twinsep.separation.separator import Separator
 from twinsep.utils.files import display_path
 
 #: Checkpoint of ``separate`` without ``--checkpoint``: in the current folder, or in the checkout it runs from.
-BASE_CHECKPOINT = Path("results/runs/torch-base-0/best.safetensors")
+BASE_CHECKPOINT = Path("results/weights/torch-base/0.safetensors")
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from twinsep.data.loader import Batch, BatchIterator, TrainingBatches
 from twinsep.data.validation import ValidationSegment, validation_segments
 from twinsep.errors import NonFiniteLossError, OutOfMemoryError, TwinsepError, is_out_of_memory
 from twinsep.training import logger, run_dir, schedule
-from twinsep.training.run_dir import BEST, LAST, RECORD
+from twinsep.training.run_dir import BEST, FINAL, LAST, RECORD
 from twinsep.utils import provenance
 from twinsep.utils.backend import make_deterministic, twin
 from twinsep.utils.files import remove_temporary_files, write_json
@@ -183,11 +183,17 @@ class _TrainingLoop:
                 machine = {
                     "machine/audio_seconds_per_second": round(speed, 2),
                     "machine/peak_memory_mib": float(provenance.peak_memory_mib()),
+                    "machine/seconds": round(run.seconds, 2),
                 }
                 # Before the checkpoint: a resumed run removes the rows after it, but could not add a missing one.
                 log(run.step, report | machine | (run.validation if validating else {}))
                 if validating:
                     self.save(stream)
+                    if not self.console.is_terminal:  # where no bar is drawn
+                        score, minutes = run.validation["valid/usdr"], run.seconds / 60
+                        self.print_line(
+                            f"step {run.step} of {t.steps}, {minutes:.1f} min: validation uSDR {score:.2f} dB"
+                        )
                 bar.update(
                     task,
                     completed=run.step,
@@ -263,16 +269,17 @@ class _TrainingLoop:
             run.best_usdr, run.best_step = float(usdr), run.step
 
     def save(self, stream: BatchIterator) -> None:
-        """Write the averaged weights if this step is the best, the record if it is the last, and the checkpoint.
+        """Write the averaged weights of the best and the last step, the record after the last, and the checkpoint.
 
         The checkpoint comes last because it marks the step as done.
         """
         state, run = self.trainer.state(), self.run
         origin = {"progression": vars(run), "framework": self.options.framework, "basis": self.options.basis}
-        if run.best_step == run.step:
-            average = {name: t for name, t in state.items() if name.startswith("ema/")}
-            checkpoints.write(self.folder / BEST, Checkpoint(self.config, average, run.step))
-        if run.step == self.config.training.steps:
+        last = run.step == self.config.training.steps
+        average = {name: t for name, t in state.items() if name.startswith("ema/")}
+        for name in [BEST] * (run.best_step == run.step) + [FINAL] * last:
+            checkpoints.write(self.folder / name, Checkpoint(self.config, average, run.step))
+        if last:
             self.record = self.describe(state)
             write_json(self.folder / RECORD, self.record)
         run_dir.save_checkpoint(self.folder, Checkpoint(self.config, state, run.step, stream.get_state(), origin))

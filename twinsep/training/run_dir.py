@@ -18,7 +18,7 @@ from twinsep.config import Config
 from twinsep.errors import InputError
 from twinsep.utils.files import remove_temporary_files
 
-NEXT, LAST, PREVIOUS, BEST = (f"{name}.safetensors" for name in ("next", "last", "previous", "best"))
+NEXT, LAST, PREVIOUS, BEST, FINAL = (f"{name}.safetensors" for name in ("next", "last", "previous", "best", "final"))
 #: Folders that a run makes beside its checkpoints.
 FOLDERS = ("live", "samples", "tensorboard", "profile")
 
@@ -96,7 +96,7 @@ def clear_run(folder: Path) -> None:
     """Remove the files of a run; files of other origin stay, and with them the folder."""
     if not folder.is_dir():
         return
-    for name in (NEXT, LAST, PREVIOUS, BEST, RECORD):
+    for name in (NEXT, LAST, PREVIOUS, BEST, FINAL, RECORD):
         (folder / name).unlink(missing_ok=True)
     for name in FOLDERS:
         shutil.rmtree(folder / name, ignore_errors=True)
