@@ -52,19 +52,21 @@ class Difference(NamedTuple):
     def spread(self, seeds: Any = None, *, alone: bool = False) -> tuple[np.ndarray, np.ndarray]:
         """(standard error in dB, degrees of freedom), now or with other numbers of ``seeds``; NaN if unknown.
 
-        The variance is at least as large as each of the three terms, which the estimate may undercut. ``alone``: as if
-        the noise were estimated from this row and its control only.
+        The variance is at least as large as each of the three terms, which the estimate may undercut. More seeds would
+        add degrees of freedom to the noise. ``alone``: as if it were estimated from this row and its control only.
         """
         n = np.asarray(self.seeds if seeds is None else seeds, dtype=float)
-        song_square = self.song_square if seeds is None else n * self.song_variance + self.noise.residual
-        between, rest = self.noise.seeds_df, self.noise.residual_df
-        freedom = [n - 1 if alone else between, self.songs - 1, (n - 1) * (self.songs - 1) if alone else rest]
-        squares = [self.noise.seeds, song_square, self.noise.residual]
-        from_seeds, from_songs, twice = (square / (n * self.songs) for square in squares)
-        bound = np.maximum(np.maximum(from_seeds, from_songs), twice)
-        variance = np.maximum(from_seeds + from_songs - twice, bound)
-        parts = zip((from_seeds, from_songs, twice), freedom, strict=True)
-        weight = sum(part**2 / np.maximum(f, 1) for part, f in parts)
+        more = n - (1 if alone else self.seeds)
+        known = Noise(self.noise.seeds, 0, self.noise.residual, 0) if alone else self.noise
+        song_square = self.song_square if seeds is None else n * self.song_variance + known.residual
+        terms = [
+            (known.seeds / (n * self.songs), known.seeds_df + more),
+            (song_square / (n * self.songs), self.songs - 1),
+            (known.residual / (n * self.songs), known.residual_df + more * (self.songs - 1)),
+        ]
+        from_seeds, from_songs, twice = (term for term, _ in terms)
+        variance = np.maximum.reduce([from_seeds + from_songs - twice, from_seeds, from_songs, twice])
+        weight = sum(term**2 / np.maximum(freedom, 1) for term, freedom in terms)
         df = np.divide(variance**2, weight, out=np.ones_like(variance), where=weight > 0)
         return np.sqrt(variance), df
 

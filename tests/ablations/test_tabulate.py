@@ -242,6 +242,7 @@ def test_one_plot_of_each_kind_overlays_all_groups(collected):
     assert set(plots) == {"validation uSDR", "training loss"}
     for heading, (plot,) in plots.items():
         content = plot["content"]
+        assert [content["encoding"][channel]["field"] for channel in ("color", "detail")] == ["group", "seed"]
         assert content["encoding"]["y"]["field"] == heading
         points = {(p["group"], p["seed"], p["step"]): p[heading] for p in content["data"]["values"] if p[heading]}
         assert {group for group, _, _ in points} == set(GROUPS)
