@@ -6,12 +6,13 @@ The tables, ``dvc metrics`` and ``dvc plots`` read these files, so a table runs 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from ablations import settings
+from ablations import scores, settings
 from twinsep.errors import guarded
 from twinsep.utils.files import write_atomically, write_json
 
@@ -40,8 +41,9 @@ def main() -> None:
         for seed in group.seeds
     }
     write_json(METRICS, {name: means(folder / "summary.json") for name, folder in {**baselines, **runs}.items()})
-    write_json(RECORDS, records())
+    write_json(RECORDS, records(settings.trained_groups()))
     write_atomically(CURVES, curves().to_csv(index=False).encode())
+    write_atomically(scores.PATH, scores_table(settings.trained_groups()).to_csv(index=False).encode())
 
 
 def means(summary: Path) -> dict[str, float]:
@@ -54,14 +56,14 @@ def means(summary: Path) -> dict[str, float]:
     return found
 
 
-def records() -> dict[str, dict[str, dict[str, Any]]]:
+def records(groups: Iterable[str]) -> dict[str, dict[str, dict[str, Any]]]:
     """Group -> seed -> what tables and captions state about the run."""
     return {
         name: {
             str(seed): {key: json.loads(settings.run_path(name, seed).read_text())[key] for key in _STATED}
-            for seed in group.seeds
+            for seed in settings.trained_groups()[name].seeds
         }
-        for name, group in settings.trained_groups().items()
+        for name in groups
     }
 
 
@@ -74,6 +76,30 @@ def curves() -> pd.DataFrame:
         for name, group in settings.trained_groups().items()
         for seed in group.seeds
     )
+
+
+def scores_table(groups: Iterable[str], stems: Mapping[str, str] = scores.STEMS) -> pd.DataFrame:
+    """Scores in dB of the baselines and of all runs of ``groups``: one line per run, split, song and metric.
+
+    The columns are group, framework, row, seed, split, track, metric and value, which is NaN where it is undefined.
+    ``stems`` maps each wanted metric to the stem whose score is taken. A baseline, ``baseline-<name>``, has neither
+    framework nor seed.
+    """
+    runs: dict[tuple[str, str, str, int | None], Path] = {
+        (f"baseline-{name}", "", name, None): settings.RUNS / f"baseline-{name}" / "metrics.json"
+        for name in settings.params()["baselines"]
+    }
+    for name in groups:
+        framework, row, seeds = settings.trained_groups()[name]
+        runs |= {(name, framework, row, seed): settings.scores_path(name, seed) for seed in seeds}
+    lines = [
+        (*run, record["split"], record["track"], record["metric"], record["value"])
+        for run, path in runs.items()
+        for record in json.loads(path.read_text())
+        if stems.get(record["metric"]) == record["target"]
+    ]
+    columns = ["group", "framework", "row", "seed", "split", "track", "metric", "value"]
+    return pd.DataFrame(lines, columns=columns).astype({"seed": "Int64", "value": float}).round({"value": 4})
 
 
 if __name__ == "__main__":

@@ -1,23 +1,34 @@
 """Stages ``base`` and ``tabulate``: ``python -m ablations.stages.tabulate <axis>`` writes one table in three formats.
 
-The rows of a table stand between two floors and a ceiling. Scores are of the instrumental, except leakage, which is the
-energy of the estimated vocals while nobody sings. A row's score is the mean over its seeds; :mod:`ablations.statistics`
-compares it with the default row of its framework. The caption states profile, data, training, device and versions.
+The rows of a table stand between three floors and a ceiling. Scores are of the instrumental, except leakage, which is
+the energy of the estimated vocals while nobody sings. A row's score is the mean over its seeds;
+:mod:`ablations.statistics` compares it with its control in the same framework. Every number comes from the files that
+the stage ``collect`` wrote, except in the base table, which depends on no other group than its own.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from ablations import settings
-from ablations.statistics import Scores, between_seeds, between_songs, difference
+from ablations import scores, settings
+from ablations.stages import collect
+from ablations.statistics import (
+    ALPHA,
+    MARGIN_DB,
+    between_seeds,
+    between_songs,
+    difference,
+    holm,
+    seeds_to_decide,
+    verdict,
+)
+from ablations.variance import pooled_noise
 from twinsep.errors import guarded
 from twinsep.metrics import aggregate
 from twinsep.utils.files import write_atomically
@@ -25,211 +36,214 @@ from twinsep.utils.files import write_atomically
 TABLES = Path("results/tables")
 COST = Path("results/cost.json")
 #: Baseline -> its row.
-FLOORS = {"mixture": "mixture", "band_gain": "fixed gain per band"}
+FLOORS = {"mixture": "mixture", "band_gain": "fixed gain per band", scores.FLOOR: "level regression"}
 CEILING = {"ideal_mask": "ideal ratio mask"}
-#: Heading -> (split, stem, metric, mean or median over songs).
-Columns = dict[str, tuple[str, str, str, str]]
+#: Heading -> (split, metric, mean or median over songs).
+Columns = dict[str, tuple[str, str, str]]
 COLUMNS: Columns = {
-    "uSDR mean": ("test", "instrumental", "usdr", "mean"),
-    "uSDR median": ("test", "instrumental", "usdr", "median"),
-    "cSDR mean": ("test", "instrumental", "csdr", "mean"),
-    "cSDR median": ("test", "instrumental", "csdr", "median"),
-    "SI-SDR mean": ("test", "instrumental", "si_sdr", "mean"),
-    "leakage mean": ("test", "vocals", "leakage", "mean"),
-    "real uSDR": ("real", "instrumental", "usdr", "mean"),
-    "real cSDR": ("real", "instrumental", "csdr", "mean"),
+    "uSDR mean": ("test", "usdr", "mean"),
+    "uSDR median": ("test", "usdr", "median"),
+    "cSDR mean": ("test", "csdr", "mean"),
+    "cSDR median": ("test", "csdr", "median"),
+    "SI-SDR mean": ("test", "si_sdr", "mean"),
+    "leakage mean": ("test", "leakage", "mean"),
+    "real uSDR": ("real", "usdr", "mean"),
+    "real cSDR": ("real", "csdr", "mean"),
 }
 #: Medians over songs of museval's medians over frames, in the table of the base row only.
 MUSEVAL: Columns = {
-    f"museval {name.upper()}": ("test", "instrumental", f"museval_{name}", "median")
-    for name in ("sdr", "isr", "sir", "sar")
+    f"museval {name.upper()}": ("test", f"museval_{name}", "median") for name in ("sdr", "isr", "sir", "sar")
 }
-#: The score by which rows are compared.
-JUDGED = ("test", "instrumental", "usdr")
+#: Axes whose tables have the measurements of stage ``cost``, and those with the score at equal time.
+COSTS = ("size", "mixer")
+EQUAL_TIME = ("start", *COSTS)
+#: Stands in place of a verdict if a row does not exceed the regression floor.
+NOT_TRAINED = "not trained"
 
-REAL_EXCERPT = "one excerpt of 6 s"
-REAL_SONGS = "the songs in the split real"
 JUDGEMENT = (
-    "Difference: uSDR minus that of the default row of the same framework, with a 95 % interval by a paired bootstrap "
-    "over songs; better or worse if the interval excludes zero and the difference exceeds twice the standard deviation "
-    "between the default row's seeds (that of the framework in which it is larger), otherwise within noise. sd: "
-    "standard deviations of the uSDR over songs and over seeds."
+    "Difference: uSDR minus that of the default row in the same framework, paired by seed and song, with a 95 % t "
+    "interval over seeds and songs; p: adjusted over the table (Holm); equivalent: the 90 % interval is within "
+    f"±{MARGIN_DB} dB; {NOT_TRAINED}: not above the level regression; seeds needed: for a verdict, if difference and "
+    "noise stay as they are. sd: standard deviations of the uSDR."
 )
-COSTS = (
-    "GFLOP / s: floating-point operations per second of audio, forward; step and MiB: median time and peak memory of a "
-    "training step, all rows in turn in one measurement; at equal time: uSDR of the validation songs when the "
-    "fastest row had finished."
+MEASURED = (
+    "GFLOP / s: operations per second of audio, forward; step and MiB: median time and peak memory of a training step."
 )
+AT_EQUAL_TIME = "At equal time: validation uSDR when the fastest row of the framework had finished."
+
+
+class Inputs(NamedTuple):
+    """What a table is made of: its groups in order, all scores, and the records of runs by group and seed."""
+
+    groups: list[str]
+    scores: pd.DataFrame
+    records: dict[str, dict[str, Any]]
 
 
 def main(axis: str) -> None:
     """Write the table of ``axis``: default row and own rows, or for ``base`` the base row with museval's scores."""
+    inputs = _read(axis)
     columns = COLUMNS | (MUSEVAL if axis == "base" else {})
-    if "real" not in settings.splits():
-        columns = {heading: c for heading, c in columns.items() if c[0] != "real"}
-    groups = _groups(axis)
-    deviation = _deviation(groups)
-    lines = [_baseline(name, row, columns) for name, row in FLOORS.items()]
-    for (row, framework), runs in groups.items():
-        line = _line(row, framework, runs, columns)
-        lines.append(line if axis == "base" else line | _judged(runs, _default(groups, row, framework), deviation))
-    lines += [_baseline(name, row, columns) for name, row in CEILING.items()]
-    if axis == "mixer":
+    scored = set(zip(inputs.scores["split"], inputs.scores["metric"], strict=True))
+    columns = {heading: c for heading, c in columns.items() if c[:2] in scored}
+    lines = {group: _line(group, inputs, columns) for group in inputs.groups}
+    if axis != "base":
+        _add_spreads(lines, inputs)
+    if axis in COSTS:
         _add_costs(lines)
-    _write(axis, pd.DataFrame(lines), _caption(axis, [runs[0] for runs in groups.values()]))
+    if axis in EQUAL_TIME:
+        _add_scores_at_equal_time(lines)
+    if axis != "base":
+        _add_verdicts(lines, inputs)
+    for group, line in lines.items():
+        if not scores.is_trained(inputs.scores, group):
+            line |= {"verdict": NOT_TRAINED, "seeds needed": None}
+    floors = [_baseline(name, row, inputs, columns) for name, row in FLOORS.items()]
+    ceiling = [_baseline(name, row, inputs, columns) for name, row in CEILING.items()]
+    _write(axis, pd.DataFrame([*floors, *lines.values(), *ceiling]), _caption(axis, inputs))
 
 
-def _groups(axis: str) -> dict[tuple[str, str], list[str]]:
-    """(row, framework) -> its runs, in the order of ``rows.yaml``."""
-    wanted = ("base",) if axis == "base" else ("all", axis)
-    groups: dict[tuple[str, str], list[str]] = {}
-    for name, run in settings.runs().items():
-        if settings.rows()[run.row]["axis"] in wanted:
-            groups.setdefault((run.row, run.framework), []).append(name)
-    return groups
+def _read(axis: str) -> Inputs:
+    wanted = {"base"} if axis == "base" else {"all", axis}
+    groups = [n for n, g in settings.trained_groups().items() if wanted & set(settings.axes(g.row))]
+    if axis == "base":
+        stems = scores.STEMS | {metric: "instrumental" for _, metric, _ in MUSEVAL.values()}
+        return Inputs(groups, collect.scores_table(groups, stems), collect.records(groups))
+    return Inputs(groups, scores.read(), json.loads(collect.RECORDS.read_text()))
 
 
-def _default(groups: dict[tuple[str, str], list[str]], row: str, framework: str) -> list[str] | None:
-    """The runs to compare a row with: the default row's of its framework. The default row itself is compared with its
-    runs in the first framework."""
-    (default, first), *_ = groups
-    if row == default:
-        return None if framework == first else groups[default, first]
-    return groups.get((default, framework))
+# ---------------------------------------------------------------------------- columns
 
 
-def _deviation(groups: dict[tuple[str, str], list[str]]) -> float:
-    """Standard deviation between the default row's seeds, the larger of the frameworks': two seeds alone say little."""
-    ((default, _), *_) = groups
-    found = [between_seeds(_scores(runs)) for (row, _), runs in groups.items() if row == default]
-    return max((d for d in found if np.isfinite(d)), default=math.nan)
-
-
-def _judged(runs: list[str], default: list[str] | None, deviation: float) -> dict[str, Any]:
-    """Spreads of the judged score and, if there is a ``default`` to compare with, the difference."""
-    own = _scores(runs)
-    line: dict[str, Any] = {"sd songs": between_songs(own), "sd seeds": between_seeds(own)}
-    if default:
-        found = difference(own, _scores(default), deviation)
-        line |= {"difference": found.mean, "low": found.low, "high": found.high, "verdict": found.verdict}
-    return line
-
-
-def _scores(runs: list[str]) -> Scores:
-    by_song = [_by_song(run, *JUDGED) for run in runs]
-    assert all(list(scores) == list(by_song[0]) for scores in by_song)  # one data set, in one order
-    return np.array([list(scores.values()) for scores in by_song])
-
-
-def _add_costs(lines: list[dict[str, Any]]) -> None:
-    """Add the measurements of stage ``cost`` to rows in PyTorch, and their validation score at equal time.
-
-    That time is what the fastest row took for all its steps. A row's score is its last validation by then, in the
-    middle of its schedule, so it is a little below what a run planned for that time would reach.
-    """
-    costs = json.loads(COST.read_text())["rows"]
-    steps = {row: _run(f"torch-{row}-0")["configuration"]["training"]["steps"] for row in costs}
-    seconds = min(cost["step_s"] * steps[row] for row, cost in costs.items())
-    for line in lines:
-        row = line["row"]
-        if row in costs and line["framework"] == "torch":
-            by_then = seconds / costs[row]["step_s"]
-            curves = [_validation(run) for run, r in settings.runs().items() if (r.row, r.framework) == (row, "torch")]
-            line |= {
-                "GFLOP / s": costs[row]["flop_per_audio_second"] / 1e9,
-                "step s": costs[row]["step_s"],
-                "MiB": costs[row]["peak_memory_mib"],
-                "at equal time": float(np.mean([_last_by(curve, by_then) for curve in curves])),
-            }
-
-
-def _validation(run: str) -> dict[int, float]:
-    """Step -> validation uSDR in dB."""
-    table = pd.read_csv(settings.RUNS / run / "live" / "plots" / "metrics" / "valid" / "usdr.tsv", sep="\t")
-    return dict(zip(table["step"], table["usdr"], strict=True))
-
-
-def _last_by(curve: dict[int, float], step: float) -> float:
-    """The last value at or before ``step``; NaN if there is none."""
-    return next((value for at, value in sorted(curve.items(), reverse=True) if at <= round(step)), math.nan)
-
-
-def _baseline(name: str, row: str, columns: Columns) -> dict[str, Any]:
-    """The line of a floor or ceiling, which has neither framework nor seeds nor parameters."""
-    return {"row": row, "framework": None, "seeds": None, "parameters": None, **_means([f"baseline-{name}"], columns)}
-
-
-def _line(row: str, framework: str, runs: list[str], columns: Columns) -> dict[str, Any]:
+def _line(group: str, inputs: Inputs, columns: Columns) -> dict[str, Any]:
     """The line of a row in one framework."""
-    parameters = _run(runs[0])["parameters"]
-    return {
-        "row": row,
-        "framework": framework,
-        "seeds": len(runs),
-        "parameters": parameters,
-        **_means(runs, columns),
-    }
+    runs = scores.runs(inputs.scores, group, *scores.JUDGED)
+    record = inputs.records[group][str(runs.seeds[0])]
+    line = {"row": runs.row, "framework": runs.framework, "seeds": len(runs.seeds), "parameters": record["parameters"]}
+    return line | _means(group, inputs, columns)
 
 
-def _means(runs: list[str], columns: Columns) -> dict[str, float]:
-    """Each column as the mean over ``runs``."""
+def _baseline(name: str, row: str, inputs: Inputs, columns: Columns) -> dict[str, Any]:
+    """The line of a floor or ceiling, which has neither framework nor seeds nor parameters."""
+    line = {"row": row, "framework": None, "seeds": None, "parameters": None}
+    return line | _means(f"baseline-{name}", inputs, columns)
+
+
+def _means(group: str, inputs: Inputs, columns: Columns) -> dict[str, float]:
+    """Each column as the mean over seeds."""
     found = {}
-    for heading, (split, stem, metric, over) in columns.items():
-        values = [aggregate(_by_song(run, split, stem, metric).values())[over] for run in runs]
-        found[heading] = sum(values) / len(values)
+    for heading, (split, metric, over) in columns.items():
+        by_seed = scores.runs(inputs.scores, group, split, metric).scores
+        found[heading] = float(np.mean([aggregate(songs)[over] for songs in by_seed]))
     return found
 
 
-def _by_song(run: str, split: str, stem: str, metric: str) -> dict[str, float]:
-    """A stem's metric on every song of a split; NaN if undefined."""
-    records = json.loads((settings.RUNS / run / "metrics.json").read_text())
-    return {
-        r["track"]: math.nan if r["value"] is None else r["value"]
-        for r in records
-        if (r["split"], r["target"], r["metric"]) == (split, stem, metric)
-    }
+def _add_spreads(lines: dict[str, dict[str, Any]], inputs: Inputs) -> None:
+    """Add the standard deviations of the judged score."""
+    for group, line in lines.items():
+        judged = scores.runs(inputs.scores, group, *scores.JUDGED).scores
+        line |= {"sd songs": between_songs(judged), "sd seeds": between_seeds(judged)}
 
 
-def _run(run: str) -> dict[str, Any]:
-    return json.loads((settings.RUNS / run / "run.json").read_text())
+def _add_costs(lines: dict[str, dict[str, Any]]) -> None:
+    """Add the measurements of stage ``cost``, which are of rows in PyTorch."""
+    costs = json.loads(COST.read_text())["rows"]
+    for line in lines.values():
+        if line["framework"] == "torch" and line["row"] in costs:
+            cost = costs[line["row"]]
+            line |= {
+                "GFLOP / s": cost["flop_per_audio_second"] / 1e9,
+                "step s": cost["step_s"],
+                "MiB": cost["peak_memory_mib"],
+            }
 
 
-def _caption(axis: str, runs: list[str]) -> str:
-    """Scores and songs of the table, how its first run was made, and which runs were trained otherwise."""
-    first = _run(runs[0])
-    tracks = len(_by_song(runs[0], *JUDGED))
-    generated = settings.uses_generated_songs()
-    songs = f"{tracks} held-out generated songs" if generated else f"{tracks} test songs of {settings.data_root().name}"
-    libraries = ", ".join(f"{name} {version}" for name, version in first["versions"].items())
+def _add_scores_at_equal_time(lines: dict[str, dict[str, Any]]) -> None:
+    """Add the validation uSDR at the time when the fastest row of the framework had finished, mean over seeds.
+
+    Values between two validations are interpolated. A row is then in the middle of its schedule, so the value is a
+    little below what a run planned for that time would reach.
+    """
+    curves = pd.read_csv(collect.CURVES).dropna(subset="validation uSDR")
+    ends = curves.groupby(["group", "seed"])["seconds"].max().groupby("group").mean()
+    for line_group, line in lines.items():
+        peers = [group for group in lines if lines[group]["framework"] == line["framework"]]
+        time = ends[peers].min()
+        own = [curve for _, curve in curves[curves["group"] == line_group].groupby("seed")]
+        values = [np.interp(time, c["seconds"], c["validation uSDR"], left=np.nan) for c in own]
+        line["at equal time"] = float(np.mean(values))
+
+
+def _add_verdicts(lines: dict[str, dict[str, Any]], inputs: Inputs) -> None:
+    """Add difference, 95 % interval, adjusted p-value, verdict and seeds needed to each row that has a control."""
+    noise = pooled_noise(list(scores.grid(inputs.scores).values()))
+    found = {}
+    for group, line in lines.items():
+        control = f"{line['framework']}-{settings.control(line['row'])}"
+        if control != group and control in settings.trained_groups():
+            pair = [scores.runs(inputs.scores, name, *scores.JUDGED) for name in (group, control)]
+            found[group] = difference(pair[0], pair[1], noise)
+    adjusted = holm([one.p if one.seeds > 1 else np.nan for one in found.values()])
+    decided = sum(p < ALPHA for p in adjusted)
+    for (group, one), p in zip(found.items(), adjusted, strict=True):
+        low, high = one.interval() if one.seeds > 1 else (np.nan, np.nan)
+        judged = {"difference": one.mean, "low": low, "high": high, "p": p, "verdict": verdict(one, p)}
+        if judged["verdict"] == "undecided":
+            judged["seeds needed"] = seeds_to_decide(one, ALPHA / (len(found) - decided))
+        lines[group] |= judged
+
+
+# ---------------------------------------------------------------------------- caption
+
+
+def _caption(axis: str, inputs: Inputs) -> str:
+    """Scores and songs of the table, how differences are judged, and how the rows were trained."""
+    tracks = inputs.scores.groupby("split")["track"].nunique()
+    data = "generated songs" if settings.uses_generated_songs() else f"songs of {settings.data_root().name}"
     sentences = [
-        f"Axis {axis}, profile {settings.params()['profile']}: scores of the instrumental of {songs}, dB. cSDR is the "
-        "median over 1-s frames, leakage the energy of the estimated vocals while nobody sings, relative to the "
-        "mixture; – is undefined."
+        f"Axis {axis}, profile {settings.params()['profile']}: scores of the instrumental of {tracks['test']} test "
+        f"{data}, dB. cSDR: median over 1-s frames; leakage: energy of the estimated vocals while nobody sings, "
+        "relative to the mixture; – is undefined."
     ]
-    if "real" in settings.splits():
-        real = REAL_EXCERPT if generated else REAL_SONGS
-        sentences.append(f"Real: {real}, a probe on which nothing is selected.")
+    if "real" in tracks:
+        sentences.append(f"Real: the {tracks['real']} of the split real, on which nothing is selected.")
     if axis != "base":
         sentences.append(JUDGEMENT)
-    if axis == "mixer":
-        sentences.append(COSTS)
-    sentences.append(
-        f"Models were trained for {_training(first)} on {first['device']} (commit {first['commit']}; {libraries})."
-    )
-    for run in runs:
-        if _training(_run(run)) != _training(first):
-            sentences.append(
-                f"{run} was trained for {_training(_run(run))}, so that it has as many frames as memory tokens."
-            )
-    return " ".join(sentences)
+    if axis in COSTS:
+        sentences.append(MEASURED)
+    if axis in EQUAL_TIME:
+        sentences.append(AT_EQUAL_TIME)
+    return " ".join([*sentences, *_trainings(inputs)])
+
+
+def _trainings(inputs: Inputs) -> list[str]:
+    """How most rows were trained, which rows otherwise, and which have another control than the default row."""
+    runs = [run for group in inputs.groups for run in inputs.records[group].values()]
+    where = ", ".join(sorted({run["device"] for run in runs}))
+    commits = ", ".join(sorted({run["commit"] for run in runs}))
+    usual = _training(runs[0])
+    sentences = [f"Trained for {usual} on {where} (commit {commits})."]
+    others: dict[str, dict[str, None]] = {}
+    for group in inputs.groups:
+        row, run = settings.trained_groups()[group].row, next(iter(inputs.records[group].values()))
+        if _training(run) != usual:
+            others.setdefault(_training(run), {})[row] = None
+        if "control" in settings.rows()[row]:
+            sentences.append(f"{row} is compared with {settings.control(row)}.")
+    return sentences + [f"{', '.join(rows)}: {training}." for training, rows in others.items()]
 
 
 def _training(run: dict[str, Any]) -> str:
     t = run["configuration"]["training"]
-    return f"{t['steps']} steps of {t['batch_size'] * t['accumulation']} × {t['segment_seconds']:g} s"
+    return f"{t['steps']:,} steps of {t['batch_size'] * t['accumulation']} × {t['segment_seconds']:g} s"
+
+
+# ---------------------------------------------------------------------------- files
 
 
 def _write(axis: str, table: pd.DataFrame, caption: str) -> None:
+    last = ["verdict"] if axis == "base" else ["difference", "low", "high", "p", "verdict", "seeds needed"]
+    table = table.reindex(columns=[*(heading for heading in table if heading not in last), *last])
     table = table.astype({"parameters": "Int64", "seeds": "Int64"})
     write_atomically(TABLES / f"{axis}.csv", table.to_csv(index=False, float_format="%.4f").encode())
     shown = _shown(table)
@@ -241,23 +255,29 @@ def _write(axis: str, table: pd.DataFrame, caption: str) -> None:
 
 
 def _shown(table: pd.DataFrame) -> pd.DataFrame:
-    """The table for readers: a difference and its interval in one cell."""
+    """The table for readers: a difference and its interval in one cell, a small p-value as a bound."""
     shown = table.map(_cell)
     if "difference" in table:
-        interval = table["difference"].map("{:+.2f}".format) + table["low"].map(" [{:+.2f}".format)
-        shown["difference"] = (interval + table["high"].map(", {:+.2f}]".format)).where(
-            table["difference"].notna(), "–"
-        )
+        shown["difference"] = [_interval(*row) for row in table[["difference", "low", "high"]].itertuples(index=False)]
+        shown["p"] = ["< 0.001" if p < 0.001 else _cell(p, digits=3) for p in table["p"]]
+        needed = table["seeds needed"].astype(float)
+        shown["seeds needed"] = ["more songs" if np.isinf(n) else _cell(n, digits=0) for n in needed]
         shown = shown.drop(columns=["low", "high"])
     return shown
 
 
-def _cell(value: Any) -> str:
+def _interval(difference: float, low: float, high: float) -> str:
+    if pd.isna(low):
+        return "–" if pd.isna(difference) else f"{difference:+.2f}"
+    return f"{difference:+.2f} [{low:+.2f}, {high:+.2f}]"
+
+
+def _cell(value: Any, digits: int = 2) -> str:
     if isinstance(value, str):
         return value
     if pd.isna(value):
         return "–"
-    return f"{value:,}" if isinstance(value, int) else f"{value:.2f}"
+    return f"{value:,}" if isinstance(value, int) else f"{value:.{digits}f}"
 
 
 if __name__ == "__main__":

@@ -1,0 +1,182 @@
+"""Stage ``noise``: how much of a score is seed, song, framework and processor, and how many seeds a difference needs.
+
+Both twins draw the same weights and batches from a seed, so seeds are crossed with frameworks, and all runs with songs.
+The default row's runs in both frameworks give the variance components of the judged score, all rows that trained the
+noise of a comparison. A run of the same configuration on another processor, kept in ``results/second_processor.json``,
+gives one difference, which no interval can accompany.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from ablations import scores, settings
+from ablations.scores import Runs
+from ablations.stages import collect
+from ablations.statistics import ALPHA, Difference, difference, seeds_to_decide, seeds_to_find, verdict
+from ablations.variance import components, homogeneity, pooled_noise
+from twinsep.errors import guarded
+from twinsep.utils import provenance
+from twinsep.utils.files import write_json
+
+OUT = Path("results/noise.json")
+SECOND_PROCESSOR = Path("results/second_processor.json")
+#: Differences in dB for which the numbers of seeds are given.
+EFFECTS = (0.1, 0.2, 0.3, 0.5, 1.0)
+
+
+def main() -> None:
+    """Write ``results/noise.json``; what cannot be estimated from the runs of the profile is null."""
+    table = scores.read()
+    found = {
+        "score": "uSDR of the instrumental on a test song, dB",
+        "components": _components(table),
+        "frameworks": _frameworks(table),
+        "comparisons": _comparisons(table),
+        "processor": _processor(table),
+    }
+    write_json(OUT, _finite({**found, **provenance.describe("cpu")}))
+
+
+def _default_runs(table: pd.DataFrame) -> list[Runs]:
+    """The default row in each framework, on the seeds that all have and on the songs with a score."""
+    row = settings.default_row()
+    runs = [scores.runs(table, n, *scores.JUDGED) for n, g in settings.trained_groups().items() if g.row == row]
+    seeds = [seed for seed in runs[0].seeds if all(seed in r.seeds for r in runs)]
+    scored = np.isfinite(np.concatenate([r.scores for r in runs])).all(0)
+    return [
+        Runs(r.framework, r.row, tuple(seeds), r.scores[[r.seeds.index(seed) for seed in seeds]][:, scored])
+        for r in runs
+    ]
+
+
+def _components(table: pd.DataFrame) -> dict[str, Any] | None:
+    """Variance components of the default row's scores; a factor with a single level is left out."""
+    runs = _default_runs(table)
+    layout = np.stack([r.scores for r in runs])
+    factors = ["framework", "seed", "song"]
+    present = [axis for axis, levels in enumerate(layout.shape) if levels > 1]
+    if 2 not in present or len(present) < 2:
+        return None
+    effects = components(layout.squeeze(), [factors[axis] for axis in present])
+    return {
+        "frameworks": [r.framework for r in runs],
+        "seeds": list(runs[0].seeds),
+        "songs": layout.shape[2],
+        "mean": float(layout.mean()),
+        "effects": {
+            name: {
+                "variance": max(effect.variance, 0.0),
+                "sd": max(effect.variance, 0.0) ** 0.5,
+                "estimate": effect.variance,
+                "mean square": effect.mean_square,
+                "df": effect.df,
+            }
+            for name, effect in effects.items()
+        },
+    }
+
+
+def _frameworks(table: pd.DataFrame) -> dict[str, Any] | None:
+    """The default row in JAX minus PyTorch on the same seeds, whose noise is that of these differences alone."""
+    by_framework = {r.framework: r for r in _default_runs(table)}
+    if set(by_framework) != {"torch", "jax"}:
+        return None
+    # As two rows of one layout, whose interaction with the seeds is what remains of the difference.
+    jax, torch = (by_framework[name]._replace(framework="both", row=name) for name in ("jax", "torch"))
+    found = difference(jax, torch, pooled_noise([jax, torch]))
+    return {"difference": "jax - torch", "seeds": found.seeds, "songs": found.songs, **_judged(found)}
+
+
+def _judged(found: Difference) -> dict[str, Any]:
+    (low, high), (inner_low, inner_high) = found.interval(), found.interval(1 - 2 * ALPHA)
+    verdict_found = verdict(found, found.p)
+    return {
+        "mean": found.mean,
+        "low": low,
+        "high": high,
+        "90 % interval": [inner_low, inner_high],
+        "df": float(found.spread()[1]),
+        "p": found.p,
+        "verdict": verdict_found,
+        "seeds needed": seeds_to_decide(found) if verdict_found == "undecided" else None,
+    }
+
+
+def _comparisons(table: pd.DataFrame) -> dict[str, Any] | None:
+    """The pooled noise of a paired difference between two rows, its homogeneity, and the seeds that differences need.
+
+    The difference of a pair of runs is a mean over these songs and has the standard deviation "sd over seeds". "sd over
+    songs" is that of one song's true difference, in the median row. No number of seeds: more songs are needed.
+    """
+    grid = scores.grid(table)
+    noise, test = pooled_noise(list(grid.values())), homogeneity(list(grid.values()))
+    found = {}
+    for name, row in grid.items():
+        control = grid.get(f"{row.framework}-{settings.control(row.row)}")
+        if control and control is not row:
+            found[name] = difference(row, control, noise)
+    if not test or not found:
+        return None
+    songs = next(iter(found.values())).songs
+    over_songs = float(np.median([one.song_variance for one in found.values()]))
+    bounds = noise.seeds_df / stats.chi2.ppf([1 - ALPHA / 2, ALPHA / 2], noise.seeds_df)
+    return {
+        "rows": len(grid),
+        "songs": songs,
+        "sd over seeds": (noise.seeds / songs) ** 0.5,
+        "sd over seeds, 95 % interval": np.sqrt(noise.seeds / songs * bounds).tolist(),
+        "df": noise.seeds_df,
+        "residual sd": noise.residual**0.5,
+        "sd over songs": over_songs**0.5,
+        "Cochran": test._asdict(),
+        "seeds needed": {
+            f"{effect:g}": {
+                "in this grid": seeds_to_find(effect, songs, over_songs, noise, alone=False),
+                "two rows alone": seeds_to_find(effect, songs, over_songs, noise, alone=True),
+            }
+            for effect in EFFECTS
+        },
+    }
+
+
+def _processor(table: pd.DataFrame) -> dict[str, Any]:
+    """The difference between the kept run on another processor and the run here of the same configuration."""
+    second = json.loads(SECOND_PROCESSOR.read_text())
+    stated = ("device", "commit", "versions")
+    theirs = {key: second["run"][key] for key in stated}
+    score = second["summary"]["test"]["instrumental"]["usdr"]
+    for group, runs in json.loads(collect.RECORDS.read_text()).items():
+        for seed, run in runs.items():
+            own = scores.runs(table, group, *scores.JUDGED)
+            same = (
+                run["configuration"] == second["run"]["configuration"] and own.framework == second["run"]["framework"]
+            )
+            if same and own.scores.shape[1] == score["n"]:
+                mean = float(np.nanmean(own.scores[own.seeds.index(int(seed))]))
+                here = {"group": group, "seed": int(seed), "mean": mean, **{key: run[key] for key in stated}}
+                there = {"mean": score["mean"], **theirs}
+                return {"difference": score["mean"] - mean, "here": here, "there": there}
+    left_out = f"no run here has the configuration and songs of that on {theirs['device']} (commit {theirs['commit']})"
+    return {"difference": None, "left out": left_out}
+
+
+def _finite(value: Any) -> Any:
+    """``value`` for JSON: numbers rounded to 6 significant digits, those that are not finite null."""
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_finite(inner) for inner in value]
+    if isinstance(value, float):
+        return float(f"{value:.6g}") if np.isfinite(value) else None
+    return value
+
+
+if __name__ == "__main__":
+    guarded(main)

@@ -1,0 +1,200 @@
+"""The noise study: variance components, the twins on the same seeds, the other processor, seeds for a difference."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from ablations import scores, settings
+from ablations.stages import collect, noise
+
+SONGS = 30
+
+
+def row(axis, *, framework="torch", seeds=(0, 1)):
+    return {"framework": framework, "seeds": list(seeds), "axis": axis, "question": "Is it?", "override": {}}
+
+
+GROUPS = {
+    "torch-base": {**row("base", seeds=[0]), "override": {"training": {"steps": 2000}}},
+    "torch-default": row("all", seeds=[0, 1, 2, 3]),
+    "jax-default": {"framework": "jax", "seeds": [0, 1, 2, 3]},
+    **{f"torch-row{i}": row("loss") for i in range(12)},
+}
+
+
+def simulated(rng, groups, *, shared=0.0, own=0.1, songs=2.0, rest=0.1, jax=0.0, over_songs=0.0):
+    """Scores by group: ``shared`` is what a seed does to all rows of both frameworks, ``own`` what it does to a run.
+
+    The effects of seeds and songs have exactly the standard deviations ``shared`` and ``songs``.
+    """
+    seeds = shared * np.array([[-1.5], [-0.5], [0.5], [1.5]]) / np.sqrt(5 / 3)
+    song = rng.standard_normal((1, SONGS))
+    song *= songs / song.std(ddof=1)
+    return {
+        name: 8
+        + jax * entry.get("framework").startswith("jax")
+        + seeds[: len(entry["seeds"])]
+        + song
+        + over_songs * rng.standard_normal((1, SONGS))
+        + own * rng.standard_normal((len(entry["seeds"]), 1))
+        + rest * rng.standard_normal((len(entry["seeds"]), SONGS))
+        for name, entry in groups.items()
+    }
+
+
+def second_processor(**changes):
+    """A record of the base run on another processor."""
+    record = json.loads(settings.run_path("torch-base", 0).read_text())
+    run = {"framework": "torch", **record, "device": "cpu, another", "commit": "abcdefabcdef", **changes}
+    return {"run": run, "summary": {"test": {"instrumental": {"usdr": {"mean": 8.25, "median": 8.0, "n": SONGS}}}}}
+
+
+@pytest.fixture
+def study(finish):
+    """A function that finishes a grid and returns its noise study."""
+
+    def run(groups=GROUPS, *, seed=0, second=None, **sizes):
+        found = simulated(np.random.default_rng(seed), groups, **sizes)
+        finish(groups, found)
+        noise.SECOND_PROCESSOR.write_text(json.dumps(second or second_processor()))
+        noise.main()
+        return json.loads(noise.OUT.read_text())
+
+    return run
+
+
+def test_components_name_what_varies(study):
+    found = study(shared=1.0, own=0.2, songs=3.0, rest=0.05)["components"]
+    assert (found["frameworks"], found["seeds"], found["songs"]) == (["torch", "jax"], [0, 1, 2, 3], SONGS)
+    effects = found["effects"]
+    assert set(effects) == {
+        "framework",
+        "seed",
+        "song",
+        "framework × seed",
+        "framework × song",
+        "seed × song",
+        "framework × seed × song",
+    }
+    sd = {name: effect["sd"] for name, effect in effects.items()}
+    assert sd["song"] == pytest.approx(3, rel=0.02)
+    assert sd["seed"] == pytest.approx(1, rel=0.2)
+    assert 0.1 < sd["framework × seed"] < 0.4
+    assert sd["framework × seed × song"] == pytest.approx(0.05, rel=0.3)
+    assert sd["seed × song"] < 0.03
+    assert all(
+        effect["sd"] == pytest.approx(max(effect["estimate"], 0) ** 0.5, rel=1e-4) for effect in effects.values()
+    )
+
+
+def test_the_twins_are_compared_on_the_same_seeds(study):
+    # What a seed does to both twins cancels.
+    found = study(shared=1.0, own=0.03)["frameworks"]
+    assert (found["seeds"], found["songs"], found["verdict"]) == (4, SONGS, "equivalent")
+    assert found["low"] < found["mean"] < found["high"] < 0.3
+    assert found["90 % interval"][0] > found["low"]
+
+
+def test_twins_that_differ_are_told_apart(study):
+    found = study(own=0.05, jax=-0.5)["frameworks"]
+    assert (found["verdict"], found["seeds needed"]) == ("worse", None)
+    assert found["mean"] == pytest.approx(-0.5, abs=0.15)
+
+
+def test_an_undecided_comparison_of_the_twins_needs_seeds(study):
+    found = study(own=0.3, jax=0.15)["frameworks"]
+    assert found["verdict"] == "undecided"
+    assert found["seeds needed"] > 4
+
+
+def test_the_noise_of_a_comparison_and_the_seeds_it_asks_for(study):
+    found = study(own=0.2, rest=0.1, over_songs=0.0)["comparisons"]
+    assert (found["rows"], found["songs"], found["df"]) == (14, SONGS, 12)  # 13 rows in PyTorch
+    low, high = found["sd over seeds, 95 % interval"]
+    assert low < np.sqrt(2) * 0.2 < high
+    assert low < found["sd over seeds"] < high
+    needed = found["seeds needed"]
+    assert list(needed) == ["0.1", "0.2", "0.3", "0.5", "1"]
+    for kind in ("in this grid", "two rows alone"):
+        numbers = [needed[effect][kind] for effect in needed]
+        assert numbers == sorted(numbers, reverse=True)
+    assert all(n["two rows alone"] >= n["in this grid"] for n in needed.values())
+    # (1.96 + 0.84)² σ² / δ² as a lower bound.
+    assert 2.8**2 * found["sd over seeds"] ** 2 / 0.2**2 < needed["0.2"]["in this grid"] + 1
+
+
+def test_differences_between_songs_limit_what_seeds_can_show(study):
+    found = study(over_songs=1.0)["comparisons"]
+    assert found["sd over songs"] == pytest.approx(np.sqrt(2), rel=0.2)
+    assert found["seeds needed"]["0.1"] == {"in this grid": None, "two rows alone": None}
+
+
+def test_a_row_of_another_spread_is_named(finish):
+    found = simulated(np.random.default_rng(0), GROUPS)
+    found["torch-row3"][0] += 3
+    finish(GROUPS, found)
+    noise.SECOND_PROCESSOR.write_text(json.dumps(second_processor()))
+    noise.main()
+    test = json.loads(noise.OUT.read_text())["comparisons"]["Cochran"]
+    assert test["row"] == "row3"
+    assert test["p"] < 0.01
+
+
+def test_the_other_processor_is_compared_with_the_run_of_its_configuration(study):
+    found = study()["processor"]
+    table = scores.read()
+    own = scores.runs(table, "torch-base", *scores.JUDGED).scores.mean()
+    assert found["difference"] == pytest.approx(8.25 - own, abs=1e-4)
+    assert (found["here"]["group"], found["here"]["seed"]) == ("torch-base", 0)
+    assert (found["here"]["commit"], found["there"]["commit"]) == ("0123456789ab", "abcdefabcdef")
+    assert found["there"]["device"] == "cpu, another"
+
+
+@pytest.mark.parametrize("change", ["configuration", "framework", "songs"])
+def test_another_processor_with_another_run_is_left_out(finish, change):
+    finish(GROUPS, simulated(np.random.default_rng(0), GROUPS))
+    second = second_processor()
+    if change == "configuration":
+        second["run"]["configuration"]["training"]["steps"] = 7
+    elif change == "framework":
+        second["run"]["framework"] = "jax"
+    else:
+        second["summary"]["test"]["instrumental"]["usdr"]["n"] = 12
+    noise.SECOND_PROCESSOR.write_text(json.dumps(second))
+    noise.main()
+    found = json.loads(noise.OUT.read_text())["processor"]
+    assert found["difference"] is None
+    assert "no run here has the configuration and songs of that on cpu, another" in found["left out"]
+
+
+def test_what_a_profile_cannot_show_is_null(study):
+    one = {name: {**entry, "seeds": [0]} for name, entry in GROUPS.items() if not name.startswith("jax")}
+    found = study(one)
+    assert found["frameworks"] is None
+    assert found["comparisons"] is None
+    assert found["components"] is None
+
+
+def test_one_framework_gives_the_components_of_seeds_and_songs(study):
+    found = study({name: entry for name, entry in GROUPS.items() if not name.startswith("jax")})
+    assert set(found["components"]["effects"]) == {"seed", "song", "seed × song"}
+    assert found["frameworks"] is None
+
+
+def test_rows_that_did_not_train_are_no_part_of_the_noise(study):
+    found = simulated(np.random.default_rng(0), GROUPS)
+    assert study()["comparisons"]["rows"] == 14
+    table = pd.read_csv(scores.PATH)
+    table.loc[table["group"] == "torch-row0", "value"] -= 6
+    table.to_csv(scores.PATH, index=False)
+    noise.main()
+    assert json.loads(noise.OUT.read_text())["comparisons"]["rows"] == 13
+    assert found["torch-row0"].mean() > 4
+
+
+def test_the_record_states_its_origin(study):
+    found = study()
+    assert {"commit", "device", "versions", "time"} <= set(found)
+    assert json.loads(collect.RECORDS.read_text())["torch-base"]["0"]["commit"] == "0123456789ab"
