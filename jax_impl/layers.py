@@ -43,7 +43,7 @@ def named_parameters(module: Module) -> dict[str, Parameter]:
 
 
 def initialise(module: Module, seed: int, start: str = "default") -> None:
-    """Draw every weight of ``module`` from ``seed`` and the weight's name; ``start`` is that of ``model.init``."""
+    """Draw every weight of ``module`` from ``seed`` and the weight's name; ``start`` is ``model.init``."""
     for name, weight in named_parameters(module).items():
         weight.set_value(jnp.asarray(initializers.draw(name, weight.shape, weight.initialiser, seed, start)))
 

@@ -28,7 +28,7 @@ _SPOOL_FRAMES = 1 << 16  # frames read back from the spool at once
 
 @dataclass(frozen=True)
 class Encoding:
-    """How to write stems; raises :class:`InputError` for an unknown mode or bit rate."""
+    """Encoding of written stems; raises :class:`InputError` for an unknown mode or bit rate."""
 
     #: PCM_16, PCM_24 or FLOAT for WAV and FLAC; if None, FLOAT for a WAV of a floating-point song, else PCM_24.
     subtype: str | None = None
