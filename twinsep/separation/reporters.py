@@ -81,8 +81,12 @@ class ProgressReporter:
             self.message(f"{song}: {note}")
 
     def on_failed(self, song: Path, sentence: str) -> None:
-        """Print the sentence, after the path of the song unless it contains that."""
-        self.message(sentence if display_path(song) in sentence else f"{song}: {sentence}")
+        """Remove the song's bar and, in a batch, print the sentence; that of a single song ends the command."""
+        if self.song_task is not None:
+            self.progress.remove_task(self.song_task)
+            self.song_task = None
+        if self.batch_task is not None:
+            self.message(sentence if display_path(song) in sentence else f"{song}: {sentence}")
 
     def on_interrupted(self, finished: int, total: int) -> None:
         """Show nothing: the sentence that ends the command says it."""
