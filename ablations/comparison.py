@@ -297,7 +297,10 @@ def network_in_torch(config: Config, dtype: str, draws: Draws = ((QUIET, 0),)) -
 
 
 def network_in_jax(config: Config, dtype: str, draws: Draws = ((QUIET, 0),), *, kernels: bool = True) -> list[Arrays]:
-    """As :func:`network_in_torch`, in JAX; without ``kernels``, the loops shared on a CPU, by JAX's own operations."""
+    """Compute in JAX what :func:`network_in_torch` does.
+
+    Without ``kernels`` it computes by JAX's own operations, not by the CPU kernels that both twins share.
+    """
     functional = jax_impl.train.Functional(jax_impl.unet.BandSplitUNet(config))
     weights = {name: jnp.asarray(w, dtype) for name, w in weights_of(config).items()}
 

@@ -56,6 +56,7 @@ class BandSplit(Module):
         self.embedding = parameter((1, len(table), 1, d), initializers.normal(0.02))
 
     def __call__(self, spectrum: Complex[Array, "b c f t"]) -> Float[Array, "b k t d"]:
+        """Return the features of every band and frame of a spectrum."""
         spectrum = spectrum[:, :, : self.n_bins]
         x = rearrange(split_complex(spectrum), "b c f t ri -> b t f (c ri)")
         if self.reals > REALS:
@@ -97,6 +98,7 @@ class MaskHead(Module):
         self.bias2 = parameter((outputs,), initializers.uniform(d))
 
     def __call__(self, x: Float[Array, "b k t d"]) -> Complex[Array, "b s c f t"]:
+        """Return the mask of every target, channel and bin; its magnitude lies between 0 and 1."""
         n = rearrange(rms_norm(x, self.norm[:, None]), "b k t d -> k (b t) d")
         hidden = silu(batched_linear(n, self.weight1[...], self.bias1[...]))  # (k, b·t, d)
         bands = [bands for bands, _ in self.groups]

@@ -36,6 +36,7 @@ class SwiGLU(Module):
         self.w3 = Linear(model.d_ff, model.d_model, bias=False)
 
     def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
+        """Apply the block to features (…, d)."""
         n = self.norm(x)
         return x + self.w3(silu_gate(self.w1(n), self.w2(n)))
 
@@ -50,6 +51,7 @@ class Bidirectional(Module):
         self.proj = Linear(2 * model.d_model, model.d_model, bias=True)
 
     def __call__(self, x: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
+        """Apply the block to sequences (b, l, d)."""
         n = self.norm(x)
         both = [self.forwards(n), flip(self.backwards(flip(n, (1,))), (1,))]
         return x + self.proj(concatenate(both, -1))
@@ -63,6 +65,7 @@ class SinglePass(Module):
         self.mixer = mixers.build(model)
 
     def __call__(self, x: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
+        """Apply the block to sequences (b, l, d)."""
         return x + self.mixer(self.norm(x))
 
 
@@ -80,6 +83,7 @@ class DualPath(Module):
         self.ff = SwiGLU(model)
 
     def __call__(self, x: Float[Array, "b k t d"]) -> Float[Array, "b k t d"]:
+        """Apply the block to features (b, k, t, d)."""
         b, k = x.shape[:2]
         x = rearrange(self.time(rearrange(x, "b k t d -> (b k) t d")), "(b k) t d -> b k t d", k=k)
         x = rearrange(self.band(rearrange(x, "b k t d -> (b t) k d")), "(b t) k d -> b k t d", b=b)
@@ -95,6 +99,7 @@ class LocalConv(Module):
         self.pointwise = Linear(model.d_model, model.d_model, bias=True)
 
     def __call__(self, x: Float[Array, "b k t d"]) -> Float[Array, "b k t d"]:
+        """Apply the block to features (b, k, t, d)."""
         n = rearrange(self.norm(x), "b k t d -> (b k) t d")
         y = self.pointwise(self.depthwise(n))  # (b·k, t, d)
         return x + rearrange(y, "(b k) t d -> b k t d", k=x.shape[1])
@@ -108,6 +113,7 @@ class EncoderBlock(Module):
         self.dual_path = DualPath(model)
 
     def __call__(self, x: Float[Array, "b k t d"]) -> Float[Array, "b k t d"]:
+        """Apply the block to features (b, k, t, d)."""
         return self.dual_path(x if self.conv is None else self.conv(x))
 
 
@@ -119,6 +125,7 @@ class Downsample(Module):
         self.conv = HalvingConv1d(model.d_model)
 
     def __call__(self, x: Float[Array, "b k t d"]) -> Float[Array, "b k t2 d"]:
+        """Return the features at half the frame rate, (b, k, ⌊t/2⌋, d)."""
         y = self.conv(rearrange(self.norm(x), "b k t d -> (b k) t d"))  # (b·k, t2, d)
         return rearrange(y, "(b k) t d -> b k t d", k=x.shape[1])
 
@@ -131,6 +138,7 @@ class Upsample(Module):
         self.conv = DoublingConv1d(model.d_model)
 
     def __call__(self, x: Float[Array, "b k t d"], frames: int) -> Float[Array, "b k t2 d"]:
+        """Return the features at twice the frame rate, (b, k, frames, d); ``frames`` is 2t or 2t + 1."""
         y = self.conv(rearrange(self.norm(x), "b k t d -> (b k) t d"))  # (b·k, t2, d)
         return pad_axis(rearrange(y, "(b k) t d -> b k t d", k=x.shape[1]), -2, frames - y.shape[1])
 
@@ -144,6 +152,7 @@ class GlobalAttention(Module):
         self.ff = SwiGLU(model)
 
     def __call__(self, x: Float[Array, "b k t d"]) -> Float[Array, "b k t d"]:
+        """Apply the block to features (b, k, t, d)."""
         n = rearrange(self.norm(x), "b k t d -> b (k t) d")
         x = x + rearrange(self.attention(n, n), "b (k t) d -> b k t d", k=x.shape[1])
         return self.ff(x)
@@ -168,6 +177,7 @@ class CrossAttention(Module):
         self.attention = MultiHeadAttention(model.d_model, model.n_heads)
 
     def __call__(self, x: Float[Array, "b l d"], memory: Float[Array, "b m d"]) -> Float[Array, "b l d"]:
+        """Apply the block to sequences ``x`` (b, l, d), given the memory (b, m, d)."""
         return x + self.attention(self.norm_q(x), self.norm_kv(memory))
 
 
@@ -183,6 +193,7 @@ class MemoryAttention(Module):
         self.band = CrossAttention(model)
 
     def __call__(self, x: Float[Array, "b k t d"], memory: Float[Array, "b k m d"]) -> Float[Array, "b k t d"]:
+        """Apply the block to features ``x`` (b, k, t, d), given the memory (b, k, m, d)."""
         b, k, t, _ = x.shape
         keys = memory  # (b, k, m, d)
         if self.alignment == "reference":
@@ -205,6 +216,7 @@ class SkipGate(Module):
         self.proj = Linear(model.d_model, model.d_model, bias=False)
 
     def __call__(self, x: Float[Array, "*b d"], skip: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
+        """Add to features ``x`` the encoder's features of the same level, ``skip``, both (…, d)."""
         s = self.norm_skip(skip)
         return x + sigmoid(self.gate(concatenate([self.norm_x(x), s], -1))) * self.proj(s)
 
@@ -220,6 +232,7 @@ class DecoderBlock(Module):
     def __call__(
         self, x: Float[Array, "b k t d"], memory: Float[Array, "b k m d"] | None, skip: Float[Array, "b k t d"]
     ) -> Float[Array, "b k t d"]:
+        """Apply the block to features ``x`` (b, k, t, d), memory, and ``skip`` of the same encoder level."""
         if self.memory is not None:
             assert memory is not None
             x = self.memory(x, memory)

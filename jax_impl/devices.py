@@ -21,6 +21,7 @@ def on_numpy(model: nnx.Module, device: jax.Device) -> Callable[[np.ndarray], np
     compiled = jax.jit(lambda weights, x: nnx.merge(definition, weights)(x))
 
     def function(x: np.ndarray) -> np.ndarray:
+        """Return the output of the model for ``x``."""
         return np.asarray(compiled(nnx.state(model), jax.device_put(x, device)))
 
     return function

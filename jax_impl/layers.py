@@ -43,7 +43,7 @@ def named_parameters(module: Module) -> dict[str, Parameter]:
 
 
 def initialise(module: Module, seed: int, start: str = "default") -> None:
-    """Draw every weight of ``module`` from ``seed`` and the weight's name; ``start`` is that of ``model.init``."""
+    """Draw every weight of ``module`` from ``seed`` and the weight's name; ``start`` is ``model.init``."""
     for name, weight in named_parameters(module).items():
         weight.set_value(jnp.asarray(initializers.draw(name, weight.shape, weight.initialiser, seed, start)))
 
@@ -56,6 +56,7 @@ class Linear(Module):
         self.bias = parameter((d_out,), initializers.uniform(d_in)) if bias else None
 
     def __call__(self, x: Float[Array, "... i"]) -> Float[Array, "... o"]:
+        """Map the last axis from d_in to d_out features."""
         return linear(x, self.weight[...], None if self.bias is None else self.bias[...])
 
 
@@ -67,6 +68,7 @@ class RMSNorm(Module):
         self.weight = parameter((d,), initializers.ones)
 
     def __call__(self, x: Float[Array, "... d"]) -> Float[Array, "... d"]:
+        """Normalise the last axis."""
         return rms_norm(x, self.weight[...], self.eps)
 
 
@@ -82,6 +84,7 @@ class DepthwiseConv1d(Module):
         self.bias = parameter((d,), initializers.uniform(kernel))
 
     def __call__(self, x: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
+        """Convolve every feature along the length; the type of ``x`` is kept."""
         return depthwise(x, self.weight[...], self.bias[...], self.left).astype(x.dtype)
 
 
@@ -89,6 +92,7 @@ class DepthwiseConvSiLU1d(DepthwiseConv1d):
     """Depthwise convolution followed by SiLU: (b, l, d) -> (b, l, d)."""
 
     def __call__(self, x: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
+        """Convolve every feature along the length and apply SiLU; the type of ``x`` is kept."""
         return depthwise_silu(x, self.weight[...], self.bias[...], self.left).astype(x.dtype)
 
 
@@ -100,6 +104,7 @@ class HalvingConv1d(Module):
         self.bias = parameter((d,), initializers.uniform(2 * d))
 
     def __call__(self, x: Float[Array, "b l d"]) -> Float[Array, "b m d"]:
+        """Return m = ⌊l/2⌋ frames for l."""
         # The windows do not overlap, so the convolution is one matrix product over pairs of frames.
         b, l, d = x.shape
         pairs = x[:, : l // 2 * 2].reshape(b, l // 2, 2 * d)  # (b, m, 2d)
@@ -114,6 +119,7 @@ class DoublingConv1d(Module):
         self.bias = parameter((d,), initializers.uniform(2 * d))
 
     def __call__(self, x: Float[Array, "b l d"]) -> Float[Array, "b m d"]:
+        """Return m = 2l frames for l."""
         b, l, d = x.shape
         # Output frame 2t + j is W_jᵀ x_t: the weight (in, out, kernel) becomes (kernel·out, in).
         pairs = linear(x, self.weight[...].transpose(2, 1, 0).reshape(2 * d, d), None)  # (b, l, 2d)
@@ -137,6 +143,7 @@ class MultiHeadAttention(Module):
     def __call__(
         self, x: Float[Array, "b l d"], memory: Float[Array, "b m d"], position: Position | None = None
     ) -> Float[Array, "b l d"]:
+        """Return one vector of d features for every query."""
         q, k, v = (
             rearrange(project, "b l (h e) -> b h l e", h=self.heads)
             for project in (self.q_proj(x), self.k_proj(memory), self.v_proj(memory))

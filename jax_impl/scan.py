@@ -239,7 +239,7 @@ def _sequential_backward(
 
 
 def _associative(h: Array, A: Array, u: Array, delta: Array, B: Array, C: Array) -> tuple[Array, Array]:
-    """As :func:`_sequential`, by ``jax.lax.associative_scan``; all states (frames, b, n, e) exist at once."""
+    """Compute :func:`_sequential` by ``jax.lax.associative_scan``; all states (frames, b, n, e) exist at once."""
     _, states = _states(h, A, u, delta, B)
     return states[-1], jnp.einsum("lbne,lbn->lbe", states, C)
 
@@ -247,7 +247,7 @@ def _associative(h: Array, A: Array, u: Array, delta: Array, B: Array, C: Array)
 def _associative_backward(
     dh: Array, h: Array, A: Array, u: Array, delta: Array, B: Array, C: Array, dy: Array
 ) -> tuple[Array, Array, list[Array]]:
-    """As :func:`_sequential_backward`, by ``jax.lax.associative_scan``."""
+    """Compute :func:`_sequential_backward` by ``jax.lax.associative_scan``."""
     decay, states = _states(h, A, u, delta, B)
     # The same recurrence, backwards in time.
     inflow = (dy[:, :, None, :] * C[..., None]).at[-1].add(dh)

@@ -173,6 +173,7 @@ class Functional:
         return nnx.merge(self.definition, state)
 
     def __call__(self, weights: Tree, mixture: jax.Array) -> jax.Array:
+        """Return the stems (b, stems, 2, s) of a mixture (b, 2, s)."""
         return self.model(weights)(mixture)
 
 

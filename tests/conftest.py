@@ -33,6 +33,7 @@ from hypothesis import settings
 
 from ablations.fault_injection import write_song
 from twinsep.config import preset
+from twinsep.errors import Interrupted
 
 settings.register_profile("twinsep", deadline=None, derandomize=True)
 settings.load_profile("twinsep")
@@ -105,7 +106,7 @@ def micro(songs):
 
 @pytest.fixture
 def stopping():
-    """stopping(trainer, n): a context whose run is interrupted at the start of its n-th step, as by Ctrl-C."""
+    """stopping(trainer, n): a context whose run Ctrl-C ends at the start of its n-th step; its value has the error."""
 
     @contextlib.contextmanager
     def stopping(trainer, step):
@@ -119,8 +120,8 @@ def stopping():
 
         with pytest.MonkeyPatch.context() as patched:
             patched.setattr(trainer, "step", counted)
-            with pytest.raises(KeyboardInterrupt):
-                yield
+            with pytest.raises(Interrupted) as ended:
+                yield ended
 
     return stopping
 

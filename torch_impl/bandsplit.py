@@ -57,6 +57,7 @@ class BandSplit(Module):
         self.embedding = parameter((1, len(table), 1, d), initializers.normal(0.02))
 
     def forward(self, spectrum: Complex[Tensor, "b c f t"]) -> Float[Tensor, "b k t d"]:
+        """Return the features of every band and frame of a spectrum."""
         spectrum = spectrum[:, :, : self.n_bins]
         x = rearrange(split_complex(spectrum), "b c f t ri -> b t f (c ri)")
         if self.reals > REALS:
@@ -97,6 +98,7 @@ class MaskHead(Module):
         self.bias2 = parameter((outputs,), initializers.uniform(d))
 
     def forward(self, x: Float[Tensor, "b k t d"]) -> Complex[Tensor, "b s c f t"]:
+        """Return the mask of every target, channel and bin; its magnitude lies between 0 and 1."""
         n = rearrange(rms_norm(x, self.norm[:, None]), "b k t d -> k (b t) d")
         hidden = silu(batched_linear(n, self.weight1, self.bias1))  # (k, b·t, d)
         bands = [bands for bands, _ in self.groups]

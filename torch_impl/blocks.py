@@ -37,6 +37,7 @@ class SwiGLU(Module):
         self.w3 = Linear(model.d_ff, model.d_model, bias=False)
 
     def forward(self, x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b d"]:
+        """Apply the block to features (…, d)."""
         n = self.norm(x)
         return x + self.w3(silu_gate(self.w1(n), self.w2(n)))
 
@@ -52,6 +53,7 @@ class Bidirectional(Module):
         self.proj = Linear(2 * model.d_model, model.d_model, bias=True)
 
     def forward(self, x: Float[Tensor, "b l d"]) -> Float[Tensor, "b l d"]:
+        """Apply the block to sequences (b, l, d)."""
         n = self.norm(x)
         both = [self.forwards(n), flip(self.backwards(flip(n, (1,))), (1,))]
         return x + self.proj(concatenate(both, -1))
@@ -66,6 +68,7 @@ class SinglePass(Module):
         self.mixer = mixers.build(model)
 
     def forward(self, x: Float[Tensor, "b l d"]) -> Float[Tensor, "b l d"]:
+        """Apply the block to sequences (b, l, d)."""
         return x + self.mixer(self.norm(x))
 
 
@@ -84,6 +87,7 @@ class DualPath(Module):
         self.ff = SwiGLU(model)
 
     def forward(self, x: Float[Tensor, "b k t d"]) -> Float[Tensor, "b k t d"]:
+        """Apply the block to features (b, k, t, d)."""
         b, k = x.shape[:2]
         x = rearrange(self.time(rearrange(x, "b k t d -> (b k) t d")), "(b k) t d -> b k t d", k=k)
         x = rearrange(self.band(rearrange(x, "b k t d -> (b t) k d")), "(b t) k d -> b k t d", b=b)
@@ -100,6 +104,7 @@ class LocalConv(Module):
         self.pointwise = Linear(model.d_model, model.d_model, bias=True)
 
     def forward(self, x: Float[Tensor, "b k t d"]) -> Float[Tensor, "b k t d"]:
+        """Apply the block to features (b, k, t, d)."""
         n = rearrange(self.norm(x), "b k t d -> (b k) t d")
         y = self.pointwise(self.depthwise(n))  # (b·k, t, d)
         return x + rearrange(y, "(b k) t d -> b k t d", k=x.shape[1])
@@ -114,6 +119,7 @@ class EncoderBlock(Module):
         self.dual_path = DualPath(model)
 
     def forward(self, x: Float[Tensor, "b k t d"]) -> Float[Tensor, "b k t d"]:
+        """Apply the block to features (b, k, t, d)."""
         return self.dual_path(x if self.conv is None else self.conv(x))
 
 
@@ -126,6 +132,7 @@ class Downsample(Module):
         self.conv = HalvingConv1d(model.d_model)
 
     def forward(self, x: Float[Tensor, "b k t d"]) -> Float[Tensor, "b k t2 d"]:
+        """Return the features at half the frame rate, (b, k, ⌊t/2⌋, d)."""
         y = self.conv(rearrange(self.norm(x), "b k t d -> (b k) t d"))  # (b·k, t2, d)
         return rearrange(y, "(b k) t d -> b k t d", k=x.shape[1])
 
@@ -139,6 +146,7 @@ class Upsample(Module):
         self.conv = DoublingConv1d(model.d_model)
 
     def forward(self, x: Float[Tensor, "b k t d"], frames: int) -> Float[Tensor, "b k t2 d"]:
+        """Return the features at twice the frame rate, (b, k, frames, d); ``frames`` is 2t or 2t + 1."""
         y = self.conv(rearrange(self.norm(x), "b k t d -> (b k) t d"))  # (b·k, t2, d)
         return pad_axis(rearrange(y, "(b k) t d -> b k t d", k=x.shape[1]), -2, frames - y.shape[1])
 
@@ -153,6 +161,7 @@ class GlobalAttention(Module):
         self.ff = SwiGLU(model)
 
     def forward(self, x: Float[Tensor, "b k t d"]) -> Float[Tensor, "b k t d"]:
+        """Apply the block to features (b, k, t, d)."""
         n = rearrange(self.norm(x), "b k t d -> b (k t) d")
         x = x + rearrange(self.attention(n, n), "b (k t) d -> b k t d", k=x.shape[1])
         return self.ff(x)
@@ -178,6 +187,7 @@ class CrossAttention(Module):
         self.attention = MultiHeadAttention(model.d_model, model.n_heads)
 
     def forward(self, x: Float[Tensor, "b l d"], memory: Float[Tensor, "b m d"]) -> Float[Tensor, "b l d"]:
+        """Apply the block to sequences ``x`` (b, l, d), given the memory (b, m, d)."""
         return x + self.attention(self.norm_q(x), self.norm_kv(memory))
 
 
@@ -194,6 +204,7 @@ class MemoryAttention(Module):
         self.band = CrossAttention(model)
 
     def forward(self, x: Float[Tensor, "b k t d"], memory: Float[Tensor, "b k m d"]) -> Float[Tensor, "b k t d"]:
+        """Apply the block to features ``x`` (b, k, t, d), given the memory (b, k, m, d)."""
         b, k, t, _ = x.shape
         keys = memory  # (b, k, m, d)
         if self.alignment == "reference":
@@ -217,6 +228,7 @@ class SkipGate(Module):
         self.proj = Linear(model.d_model, model.d_model, bias=False)
 
     def forward(self, x: Float[Tensor, "*b d"], skip: Float[Tensor, "*b d"]) -> Float[Tensor, "*b d"]:
+        """Add to features ``x`` the encoder's features of the same level, ``skip``, both (…, d)."""
         s = self.norm_skip(skip)
         return x + sigmoid(self.gate(concatenate([self.norm_x(x), s], -1))) * self.proj(s)
 
@@ -233,6 +245,7 @@ class DecoderBlock(Module):
     def forward(
         self, x: Float[Tensor, "b k t d"], memory: Float[Tensor, "b k m d"] | None, skip: Float[Tensor, "b k t d"]
     ) -> Float[Tensor, "b k t d"]:
+        """Apply the block to features ``x`` (b, k, t, d), memory, and ``skip`` of the same encoder level."""
         if self.memory is not None:
             x = self.memory(x, memory)
         return self.ff(self.skip(x, skip))

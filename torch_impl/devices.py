@@ -19,6 +19,7 @@ def on_numpy(model: nn.Module, device: torch.device) -> Callable[[np.ndarray], n
 
     @torch.inference_mode()
     def function(x: np.ndarray) -> np.ndarray:
+        """Return the output of the model for ``x``."""
         return model(torch.from_numpy(x).to(device)).cpu().numpy()
 
     return function

@@ -43,7 +43,7 @@ def named_parameters(module: Module) -> dict[str, Parameter]:
 
 @torch.no_grad()
 def initialise(module: Module, seed: int, start: str = "default") -> None:
-    """Draw every weight of ``module`` from ``seed`` and the weight's name; ``start`` is that of ``model.init``."""
+    """Draw every weight of ``module`` from ``seed`` and the weight's name; ``start`` is ``model.init``."""
     for name, weight in named_parameters(module).items():
         weight.copy_(torch.from_numpy(initializers.draw(name, weight.shape, weight.initialiser, seed, start)))
 
@@ -57,6 +57,7 @@ class Linear(Module):
         self.bias = parameter((d_out,), initializers.uniform(d_in)) if bias else None
 
     def forward(self, x: Float[Tensor, "... i"]) -> Float[Tensor, "... o"]:
+        """Map the last axis from d_in to d_out features."""
         return linear(x, self.weight, self.bias)
 
 
@@ -69,6 +70,7 @@ class RMSNorm(Module):
         self.weight = parameter((d,), initializers.ones)
 
     def forward(self, x: Float[Tensor, "... d"]) -> Float[Tensor, "... d"]:
+        """Normalise the last axis."""
         return rms_norm(x, self.weight, self.eps)
 
 
@@ -85,6 +87,7 @@ class DepthwiseConv1d(Module):
         self.bias = parameter((d,), initializers.uniform(kernel))
 
     def forward(self, x: Float[Tensor, "b l d"]) -> Float[Tensor, "b l d"]:
+        """Convolve every feature along the length; the type of ``x`` is kept."""
         return depthwise(x, self.weight, self.bias, self.left).to(x.dtype)
 
 
@@ -92,6 +95,7 @@ class DepthwiseConvSiLU1d(DepthwiseConv1d):
     """Depthwise convolution followed by SiLU: (b, l, d) -> (b, l, d)."""
 
     def forward(self, x: Float[Tensor, "b l d"]) -> Float[Tensor, "b l d"]:
+        """Convolve every feature along the length and apply SiLU; the type of ``x`` is kept."""
         return depthwise_silu(x, self.weight, self.bias, self.left).to(x.dtype)
 
 
@@ -104,6 +108,7 @@ class HalvingConv1d(Module):
         self.bias = parameter((d,), initializers.uniform(2 * d))
 
     def forward(self, x: Float[Tensor, "b l d"]) -> Float[Tensor, "b m d"]:
+        """Return m = ⌊l/2⌋ frames for l."""
         # The windows do not overlap, so the convolution is one matrix product over pairs of frames.
         b, l, d = x.shape
         pairs = x[:, : l // 2 * 2].reshape(b, l // 2, 2 * d)  # (b, m, 2d)
@@ -119,6 +124,7 @@ class DoublingConv1d(Module):
         self.bias = parameter((d,), initializers.uniform(2 * d))
 
     def forward(self, x: Float[Tensor, "b l d"]) -> Float[Tensor, "b m d"]:
+        """Return m = 2l frames for l."""
         b, l, d = x.shape
         # Output frame 2t + j is W_jᵀ x_t: the weight (in, out, kernel) becomes (kernel·out, in).
         pairs = linear(x, self.weight.permute(2, 1, 0).reshape(2 * d, d))  # (b, l, 2d)
@@ -143,6 +149,7 @@ class MultiHeadAttention(Module):
     def forward(
         self, x: Float[Tensor, "b l d"], memory: Float[Tensor, "b m d"], position: Position | None = None
     ) -> Float[Tensor, "b l d"]:
+        """Return one vector of d features for every query."""
         q, k, v = (
             rearrange(project, "b l (h e) -> b h l e", h=self.heads)
             for project in (self.q_proj(x), self.k_proj(memory), self.v_proj(memory))

@@ -58,6 +58,7 @@ class _Softplus(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
+        """Return softplus(x) and save it."""
         y = F.softplus(x)
         ctx.save_for_backward(y)
         return y
@@ -65,6 +66,7 @@ class _Softplus(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, dy: Tensor) -> Tensor:
+        """Return σ(x) · dy."""
         (y,) = ctx.saved_tensors
         return -torch.expm1(-y) * dy  # σ(x) = 1 − exp(−softplus(x))
 

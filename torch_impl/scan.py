@@ -104,6 +104,7 @@ class _ChunkedScan(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, u, delta, A, B, C):
+        """Return C_t · h_t (b, l, e) and save the states at chunk boundaries."""
         h = u.new_zeros(u.shape[0], u.shape[2], A.shape[1])
         y, boundaries = torch.empty_like(u), []
         for part in _chunks(u.shape[1]):
@@ -117,6 +118,7 @@ class _ChunkedScan(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, dy):
+        """Return the gradients of all inputs, computed from the last chunk to the first."""
         u, delta, A, B, C, *boundaries = ctx.saved_tensors
         du, ddelta, dA = torch.empty_like(u), torch.empty_like(delta), torch.zeros_like(A)
         dB, dC = torch.empty_like(B), torch.empty_like(C)

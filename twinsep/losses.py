@@ -93,7 +93,7 @@ def _modulus(spectra: Any, xp: Any) -> Any:
 
 
 def _absolute(x: Any, xp: Any) -> Any:
-    """|x| of a real x, with gradient sign(x). At x = 0 it is 0; that of JAX's ``abs`` is 1, of PyTorch's 0."""
+    """|x| of a real x, with gradient sign(x), which is 0 at x = 0 (1 for JAX's ``abs``, 0 for PyTorch's)."""
     return x * xp.sign(x)
 
 

@@ -128,6 +128,7 @@ def operation(name: str, function: Callable[..., None]) -> Callable[..., Any]:
     _registered.append(handler)
 
     def apply(shapes: tuple[tuple[int, ...], ...], *inputs: Array) -> Any:
+        """Return the results with these shapes, in the dtype of the first input."""
         results = tuple(jax.ShapeDtypeStruct(shape, inputs[0].dtype) for shape in shapes)
         return jax.ffi.ffi_call(name, results)(*inputs)
 

@@ -16,7 +16,7 @@ _backward = operation("twinsep_selective_scan_backward", partial(loops.backward,
 
 @jax.custom_vjp
 def selective_scan(u: Array, delta: Array, A: Array, B: Array, C: Array, D: Array, z: Array | None) -> Array:
-    """As :func:`jax_impl.scan.selective_scan`, with all inputs float32 or all float64."""
+    """Compute :func:`jax_impl.scan.selective_scan` of inputs that are all float32 or all float64."""
     return _results((0,), u, delta, A, B, C, D, z)[0]
 
 

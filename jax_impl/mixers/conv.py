@@ -19,4 +19,5 @@ class Conv(Module):
         self.pointwise = Linear(model.d_model, model.d_model, bias=True)
 
     def __call__(self, x: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
+        """Mix a sequence (b, l, d) along its length."""
         return self.pointwise(self.depthwise(x))

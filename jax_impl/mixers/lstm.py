@@ -26,5 +26,6 @@ class LSTM(Module):
         self.bias_hh = parameter((4 * d,), initializers.uniform(d))
 
     def __call__(self, x: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
+        """Mix a sequence (b, l, d) along its length, from h = c = 0; the type of ``x`` is kept."""
         weights = (self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
         return lstm(x, *(w[...] for w in weights)).astype(x.dtype)

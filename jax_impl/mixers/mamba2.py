@@ -39,6 +39,7 @@ class Mamba2(Module):
         self.out_proj = Linear(e, d, bias=False)
 
     def __call__(self, x: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
+        """Mix a sequence (b, l, d) along its length, from the state 0."""
         z, uBC, dt = split(self.in_proj(x), self.sizes, -1)
         u, B, C = split(self.conv1d(uBC), self.conv_sizes, -1)
         u = rearrange(u, "b l (h p) -> b l h p", h=self.heads)

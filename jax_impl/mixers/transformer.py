@@ -23,6 +23,7 @@ class Transformer(Module):
         self.attention = MultiHeadAttention(model.d_model, model.n_heads)
 
     def __call__(self, x: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
+        """Mix a sequence (b, l, d) along its length."""
         return self.attention(x, x, self.rotate)
 
 

@@ -396,7 +396,7 @@ def test_a_disk_too_full_for_the_last_bytes_is_reported(tmp_path, name, subtype)
 @pytest.mark.parametrize("rate", [8000, 22_050, 44_100, 48_000])
 @pytest.mark.parametrize("bitrate", [64, 128, 160, 192, 224, 256, 320])
 def test_an_mp3_is_as_loud_as_its_input(tmp_path, rate, bitrate):
-    """LAME makes what it encodes at low bit rates quieter."""
+    """LAME makes sound quieter at low bit rates."""
     tone = 0.5 * np.sin(2 * np.pi * 440 * np.arange(rate) / rate)[None].repeat(2, 0)
     with audio.writer(tmp_path / "a.mp3", rate, 2, bitrate=bitrate) as sound:
         sound.write(tone)

@@ -44,7 +44,7 @@ def oracle(**sizes):
 
 
 def saved_by(model, **sizes):
-    """Return what the reference's training saves, shortened."""
+    """Return a shortened form of the dictionary that the reference's training saves."""
     grid = {"n_fft": 2048, "hop_length": model.hop, "sample_rate": 44_100, "chunk_seconds": 4.0}
     config = grid | {KEYS[name]: size for name, size in sizes.items()}
     return {"global_step": 50, "model_state_dict": dict(model.state_dict()), "best_loss": 1.5, "config": config}

@@ -40,8 +40,12 @@ def test_default_loss_is_the_papers_mix():
             {"model": {"mixer": {"kind": "rnn"}}},
             "unknown mixer kind 'rnn'; known: mamba, mamba2, transformer, lstm, conv",
         ),
-        ({"model": {"mixer": {"kind": "mamba", "d_stat": 3}}}, "model.mixer"),
-        ({"model": {"mixer": {"kind": "mamba", "directions": 3}}}, "model.mixer"),
+        (
+            {"model": {"mixer": {"kind": "mamba", "d_stat": 3}}},
+            "d_stat: no such field; did you mean d_state?",
+        ),
+        ({"model": {"mixer": {"kind": "mamba", "directions": 3}}}, "model.mixer.directions: 3 is not one of 1, 2"),
+        ({"model": {"mixer": "mamba"}}, "model.mixer: 'mamba' is not a mapping with fields such as kind"),
         ({"model": {"mixer": {"kind": "mamba2", "head_dim": 24}}}, "head_dim 24 must divide expand · d_model = 32"),
         ({"model": {"mixer": {"kind": "conv", "kernel": 8}}}, "kernel 8 must be odd"),
         ({"model": {"bands": "octaves"}}, "octaves"),
@@ -50,14 +54,30 @@ def test_default_loss_is_the_papers_mix():
         ({"model": {"targets": ["kazoo"]}}, "unknown target 'kazoo'"),
         ({"model": {"targets": []}}, "non-empty"),
         ({"model": {"memory_tokens": [1, 2, 3, -4]}}, "must not be negative"),
-        ({"model": {"memory_alignment": "sideways"}}, "memory_alignment"),
-        ({"model": {"widht": 3}}, "model.widht"),
+        (
+            {"model": {"memory_tokens": [1, 2]}},
+            "memory_tokens: [1, 2] is not a list of 4, each entry a whole",
+        ),
+        ({"model": {"memory_tokens": [1, "x", 3, 4]}}, "model.memory_tokens.1: 'x' is not a whole number"),
+        ({"model": {"memory_alignment": "sideways"}}, "alignment: 'sideways' is not one of aligned, reference"),
+        ({"model": {"widht": 3}}, "model.widht: no such field; known: d_model, n_heads, n_enc, "),
         ({"loss": {"weights": {"magnitud": 1}}}, "unknown loss 'magnitud'"),
         ({"loss": {"weights": {"magnitude": 0}}}, "every loss has weight 0"),
-        ({"training": {"learning_rate": float("nan")}}, "training.learning_rate"),
-        ({"training": {"steps": 0}}, "training.steps"),
-        ({"nonsense": 1}, "nonsense"),
-        ({"model": 3}, "model"),
+        (
+            {"loss": {"weights": {1: 2}}},
+            "weights: {1: 2} is not a mapping of names, each value a",
+        ),
+        ({"loss": {"weights": {"magnitude": -1}}}, "loss.weights.magnitude: -1 is not a finite number of at least 0"),
+        ({"training": {"learning_rate": float("nan")}}, "training.learning_rate: nan is not a finite number above 0"),
+        ({"training": {"beta1": 1}}, "training.beta1: 1 is not a finite number of at least 0 and below 1"),
+        ({"training": {"steps": 0}}, "training.steps: 0 is not a whole number of at least 1"),
+        ({"training": {"steps": "x"}}, "training.steps: 'x' is not a whole number of at least 1"),
+        ({"training": {"steps": 2.5}}, "training.steps: 2.5 is not a whole number of at least 1"),
+        ({"data": {"exclude": "a"}}, "data.exclude: 'a' is not a list, each entry text"),
+        ({"data": {"skip_unreadable": "perhaps"}}, "data.skip_unreadable: 'perhaps' is not true or false"),
+        ({"nonsense": 1}, "nonsense: no such field; known: model, loss, training, data"),
+        ({"modle": {"hop": 512}}, "modle: no such field; did you mean model?"),
+        ({"model": 3}, "model: 3 is not a mapping with fields such as d_model"),
     ],
 )
 def test_bad_values_are_named(changes, sentence):
@@ -65,6 +85,13 @@ def test_bad_values_are_named(changes, sentence):
         preset("tiny").override(changes)
     assert sentence in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_missing_fields_are_named():
+    with pytest.raises(InputError, match="configuration: model: missing; set it to a mapping with fields such as d_"):
+        from_dict({})
+    with pytest.raises(InputError, match=r"configuration: model\.n_heads: missing; set it to a whole number"):
+        from_dict({"model": {"d_model": 8}})
 
 
 def test_unknown_preset():

@@ -120,8 +120,9 @@ def test_faulty_songs_are_refused(tmp_path):
     audio.write(song / "bass.wav", np.zeros((2, 1_000)), 48_000)
     with pytest.raises(InputError, match=r"song/bass\.wav is at 48000 Hz but the model is at 44100 Hz: .*-ar 44100"):
         open_track(song)
-    (song / "bass.wav").unlink()
-    with pytest.raises(InputError, match=r"song/bass\.wav does not exist"):
+    for name in ("bass.wav", "vocals.wav"):
+        (song / name).unlink()
+    with pytest.raises(InputError, match=r"song lacks bass\.wav, vocals\.wav: .*`twinsep check-data .*--exclude"):
         open_track(song)
 
 
@@ -256,11 +257,19 @@ def test_songs_are_drawn_in_proportion_to_their_length(config):
     assert np.allclose(shares, np.array([20_000, 10_000, 1_500]) / 31_500, atol=0.06)
 
 
-def test_a_short_song_is_padded_at_its_end(tmp_path, config):
-    make_song(tmp_path / "train" / "short", 1_500)
-    example = TrainingBatches(config.override({"data": {**PLAIN, "root": str(tmp_path)}})).example(0)
+def test_a_short_song_is_padded_at_its_end(config):
+    make = TrainingBatches(config.override({"data": PLAIN})).example
+    example = next(example for example in map(make, range(1000)) if example["song"] == "short")
     assert np.abs(example["mixture"][:, :1_500]).max() > 0.1
     assert 0 < np.abs(example["mixture"][:, 1_500:]).max() <= 4 * STEP
+
+
+def test_a_segment_longer_than_every_song_is_refused(config):
+    assert TrainingBatches(config.override({"training": {"segment_seconds": 20_000 / RATE}}))
+    sentence = r"segment_seconds is 1000, but the longest .* song, long, lasts 0\.453 s: set .* to at most 0\.453$"
+    with pytest.raises(InputError, match=sentence):
+        TrainingBatches(config.override({"training": {"segment_seconds": 1000}}))
+    assert TrainingBatches(config.override({"training": {"segment_seconds": 0.453}}))
 
 
 def test_remix_draws_each_stem_from_a_position_of_its_own(config):

@@ -1,4 +1,4 @@
-"""The outline of a twin: its files, their classes, methods and arguments."""
+"""The outline of a twin: its files, their classes, methods, arguments and docstrings."""
 
 import ast
 from pathlib import Path
@@ -28,3 +28,11 @@ def outline(twin, name):
         elif isinstance(node, ast.FunctionDef):
             out.append((node.name, arguments(node)))
     return out
+
+
+def docstrings(twin, name):
+    """Return the docstrings of a module and of all its definitions, without the twin's own name."""
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef)
+    nodes = ast.walk(ast.parse((ROOT / twin / name).read_text()))
+    found = (ast.get_docstring(node) for node in nodes if isinstance(node, documented))
+    return [text.replace(twin, "impl") for text in found if text]

@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 import typer
 import yaml
+from helpers.docstrings import undocumented
 
 from ablations import settings
 from ablations.comparison import SONG_SNR_DB, TOLERANCE
@@ -28,6 +29,7 @@ PAGES = {
 }
 README, MODEL = PAGES["README.md"], PAGES["torch_impl/README.md"]
 TRAINING, SEPARATION, COSTS = (PAGES[f"twinsep/{name}/README.md"] for name in ("training", "separation", "benchmarks"))
+PACKAGES = ("twinsep", "torch_impl", "jax_impl", "ablations")
 #: Pages whose Python code is complete; that of the guide to mixers is run by a test of its own.
 RUN = ("README.md", "torch_impl/README.md", "twinsep/separation/README.md")
 
@@ -138,6 +140,33 @@ def test_the_two_commands_stand_in_the_readme_in_order():
 
 
 # ---------------------------------------------------------------------------- code
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_every_public_definition_has_a_docstring(package):
+    files = sorted((ROOT / package).rglob("*.py"))
+    assert files
+    assert not [
+        f"{file.relative_to(ROOT)}:{line} {name}" for file in files for line, name in undocumented(file.read_text())
+    ]
+
+
+@pytest.mark.parametrize(
+    ("source", "names"),
+    {
+        "def f(): ...": ["f"],
+        "class C: ...": ["C"],
+        "class _C:\n def f(self): ...\n def _f(self): ...\n def __call__(self): ...": ["_C.f", "_C.__call__"],
+        "class _C:\n class D:\n  'D.'\n  def f(self): ...": ["_C.D.f"],
+        "def f():\n 'f.'\n def g(): ...\n def h(): ...\n return g": ["f.g"],
+        "def f():\n 'f.'\n def g(): ...\n def h(): ...\n return 1, h": ["f.h"],
+        "def _f():\n def g(): ...\n return g": [],
+        "def f(k):\n 'f.'\n @wraps(k)\n def g(): ...\n return g": [],
+        "@intrinsic\ndef f():\n 'f.'\n def g(): ...\n return 1, g": [],
+    }.items(),
+)
+def test_a_missing_docstring_is_noticed(source, names):
+    assert [name for _, name in undocumented(source)] == names
 
 
 @pytest.mark.parametrize("symbol", GLOSSARY)

@@ -366,6 +366,12 @@ def test_a_batch_continues_after_a_broken_song(separate, tmp_path, capsys):
     assert [path.parent.name for path in files(tmp_path / "out")] == ["a", "b"]
 
 
+def test_a_single_broken_song_is_named_once(separate, tmp_path, capsys):
+    with pytest.raises(InputError, match=r"missing\.wav does not exist"):
+        separate(tmp_path / "missing.wav")
+    assert "missing" not in capsys.readouterr().err
+
+
 def test_estimates_of_nan_end_in_one_sentence(separate, tmp_path):
     wave(tmp_path / "a.wav")
     with pytest.raises(InputError, match="use another checkpoint"):
@@ -404,7 +410,7 @@ def test_json_events_of_a_batch(separate, tmp_path, capsys):
 
 
 def test_json_reports_a_single_broken_song(separate, tmp_path, capsys):
-    with pytest.raises(InputError, match="1 of 1 songs"):
+    with pytest.raises(InputError, match=r"missing\.wav does not exist"):
         separate(tmp_path / "missing.wav", as_json=True)
     events = [json.loads(line)["event"] for line in capsys.readouterr().out.splitlines()]
     assert events[-2:] == ["failed", "end"]

@@ -98,14 +98,26 @@ def test_a_run_writes_its_checkpoints_record_and_logs(micro, tmp_path, capsys):
 
 def test_a_resumed_run_ends_like_an_uninterrupted_one(micro, tmp_path, stopping, capsys):
     train(micro, tmp_path / "whole")
-    with stopping(Trainer, 4):
+    with stopping(Trainer, 4) as ended:
         train(micro, tmp_path / "parts")
+    assert str(ended.value) == "interrupted at step 3 of 4: the same command resumes from the last checkpoint"
     assert checkpoints.read(tmp_path / "parts" / LAST).step == 2
     train(micro, tmp_path / "parts")
     assert "at step 2 of 4" in capsys.readouterr().err
     a, b = (checkpoints.read(tmp_path / name / LAST) for name in ("whole", "parts"))
     assert (a.step, a.data) == (b.step, b.data)
     assert all(np.array_equal(a.tensors[name], b.tensors[name]) for name in a.tensors)
+
+
+@pytest.mark.parametrize("finished", [False, True])
+def test_a_run_interrupted_before_its_first_checkpoint_starts_again(micro, tmp_path, stopping, finished):
+    """Even if an older run is to be overwritten: its checkpoint is not the new one's."""
+    if finished:
+        train(micro, tmp_path / "run")
+    with stopping(Trainer, 2) as ended:
+        train(micro, tmp_path / "run", RunOptions(overwrite=True))
+    assert str(ended.value) == "interrupted at step 1 of 4, before the first checkpoint: the same command starts again"
+    assert not (tmp_path / "run").exists()
 
 
 def test_an_occupied_folder_is_left_alone_without_overwrite(micro, tmp_path):

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 from helpers import outline as outlines
-from helpers.outline import ROOT, files, outline
+from helpers.outline import ROOT, docstrings, files, outline
 
 import jax_impl
 import torch_impl
@@ -45,6 +45,11 @@ def test_same_outline(name):
             assert {method for method, _ in ours} <= {method for method, _ in theirs}, n
         else:
             assert [a for a in ours if a != "device"] == [a for a in theirs if a not in ("device", "method")], n
+
+
+@pytest.mark.parametrize("name", sorted(files("torch_impl") - FRAMEWORK - {"__init__.py"}))
+def test_same_docstrings(name):
+    assert docstrings("torch_impl", name) == docstrings("jax_impl", name)
 
 
 @pytest.mark.parametrize("name", ["torch_impl", "jax_impl"])

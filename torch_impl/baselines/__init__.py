@@ -1,1 +1,1 @@
-"""The systems this one is measured against."""
+"""Other systems, to compare this one with."""

@@ -90,6 +90,7 @@ def on_numpy(name: str) -> tuple[Callable[[np.ndarray], np.ndarray], int]:
 
     @torch.inference_mode()
     def function(x: np.ndarray) -> np.ndarray:
+        """Return the output for ``x`` (b, 2, s)."""
         with warnings.catch_warnings(action="ignore"):  # deprecation warnings of the packages themselves
             return model(torch.from_numpy(x)).numpy()
 

@@ -32,6 +32,7 @@ def load_selective_scan() -> guard.Kernel:
     from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
 
     def selective_scan(u, delta, A, B, C, D, z=None) -> Tensor:
+        """Return y (b, l, e) in the dtype of ``u``."""
         # mamba-ssm takes sequences in one dtype, with the length last and dense, and float32 parameters.
         sequences = [x for x in (u, delta, B, C, z) if x is not None]
         dtype = reduce(torch.promote_types, (x.dtype for x in sequences))
@@ -46,6 +47,7 @@ def load_causal_convolution() -> guard.Kernel:
     from causal_conv1d import causal_conv1d_fn
 
     def causal_convolution(x, weight, bias) -> Tensor:
+        """Return the convolution of ``x`` after SiLU; copies ``x`` unless its strides are multiples of ALIGNED."""
         steps = (x.shape[2], x.stride(0), x.stride(1), x.storage_offset())
         in_place = x.stride(2) == 1 and not any(step % ALIGNED for step in steps)
         return causal_conv1d_fn(x.mT if in_place else x.mT.contiguous(), weight[:, 0], bias, activation="silu").mT

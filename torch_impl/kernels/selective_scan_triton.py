@@ -168,6 +168,7 @@ def selective_scan(
 class _Scan(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, u, delta, A, B, C, D, z, keep):
+        """Run the forward kernel; with ``keep`` it also saves the states at chunk boundaries."""
         (b, l, e), n = u.shape, A.shape[1]
         y = u.new_empty(u.shape)
         states = A.new_empty((b, max(triton.cdiv(l, CHUNK) - 1, 0), n, e) if keep else (0,))
@@ -185,6 +186,7 @@ class _Scan(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, dy):
+        """Return the gradients of all inputs, in their dtypes."""
         u, delta, A, B, C, D, z, states = ctx.saved_tensors
         (b, l, e), n = u.shape, A.shape[1]
         du, ddelta = torch.empty_like(u, memory_format=torch.contiguous_format), delta.new_empty(delta.shape)

@@ -20,4 +20,5 @@ class Conv(Module):
         self.pointwise = Linear(model.d_model, model.d_model, bias=True)
 
     def forward(self, x: Float[Tensor, "b l d"]) -> Float[Tensor, "b l d"]:
+        """Mix a sequence (b, l, d) along its length."""
         return self.pointwise(self.depthwise(x))

@@ -27,5 +27,6 @@ class LSTM(Module):
         self.bias_hh = parameter((4 * d,), initializers.uniform(d))
 
     def forward(self, x: Float[Tensor, "b l d"]) -> Float[Tensor, "b l d"]:
+        """Mix a sequence (b, l, d) along its length, from h = c = 0; the type of ``x`` is kept."""
         weights = (self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
         return lstm(x, *weights).to(x.dtype)

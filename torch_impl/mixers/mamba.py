@@ -35,6 +35,7 @@ class Mamba(Module):
         self.out_proj = Linear(e, d, bias=False)
 
     def forward(self, x: Float[Tensor, "b l d"]) -> Float[Tensor, "b l d"]:
+        """Mix a sequence (b, l, d) along its length, from the state 0."""
         u, z = split(self.in_proj(x), self.halves, -1)  # (b, l, e) each
         u = self.conv1d(u)  # (b, l, e)
         dt, B, C = split(self.x_proj(u), self.sizes, -1)  # (b, l, r), (b, l, n), (b, l, n)

@@ -24,6 +24,7 @@ class Transformer(Module):
         self.attention = MultiHeadAttention(model.d_model, model.n_heads)
 
     def forward(self, x: Float[Tensor, "b l d"]) -> Float[Tensor, "b l d"]:
+        """Mix a sequence (b, l, d) along its length."""
         return self.attention(x, x, self.rotate)
 
 

@@ -63,7 +63,7 @@ class AudioSource:
 
 def ffmpeg_command(path: Path, arguments: str) -> str:
     """An ffmpeg command that reads ``path``, quoted for a sentence."""
-    return f"`ffmpeg -i {display_path(shlex.quote(path.name))} {arguments}`"
+    return f"`ffmpeg -i {display_path(shlex.quote(str(path)))} {arguments}`"
 
 
 def check_file(path: str | os.PathLike[str]) -> Path:

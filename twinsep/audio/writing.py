@@ -149,7 +149,7 @@ class Writer:
 
 
 def _check_space(path: Path) -> None:
-    """Raise the ``OSError`` that kept libsndfile from writing, of which it does not say the reason: append a byte."""
+    """Append a byte and remove it: this raises the ``OSError`` whose reason libsndfile does not give."""
     with path.open("rb+", buffering=0) as file:
         size = file.seek(0, os.SEEK_END)
         file.write(b"\0")
@@ -259,7 +259,7 @@ def _encoding(path: Path, sample_rate: int, subtype: str | None, bitrate: int) -
 
 
 def _mp3_level(path: Path, sample_rate: int, bitrate: int) -> tuple[float, int]:
-    """libsndfile's compression level, 0 to 1, for ``bitrate`` or the highest at that rate; and the bit rate, kbit/s."""
+    """(libsndfile's compression level 0 to 1, bit rate in kbit/s): ``bitrate``, or the highest if that is lower."""
     least, bitrates = next(rates for lowest, rates in _MP3_RATES.items() if sample_rate >= lowest)
     most = bitrates[-1]
     bitrate = min(bitrate, most)

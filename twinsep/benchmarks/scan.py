@@ -118,7 +118,7 @@ def _memory(advance: Callable[[], None]) -> list[Record]:
 
 
 def measured_keys(shape: tuple[int, ...], peers: list[str]) -> list[Key]:
-    """Return what is timed at a shape.
+    """Return the implementations that are timed at a shape.
 
     JAX's gradients of the definition are excluded, because they store all states several times.
     """

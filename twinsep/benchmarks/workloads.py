@@ -101,6 +101,7 @@ def layer_in_torch(module: Any, x: np.ndarray, dy: np.ndarray, *, ahead: bool = 
         return y, torch.autograd.grad(y, [x, *module.parameters()], dy)
 
     def prepare() -> Compute:
+        """Return the computation, called once on the short sequence if ``ahead``."""
         if ahead:
             both(x_t[:1, :8], dy_t[:1, :8])
         return lambda: both(x_t, dy_t)
@@ -124,6 +125,7 @@ def layer_in_jax(module: Any, x: np.ndarray, dy: np.ndarray) -> Callable[[], Com
         return y, pull(dy)
 
     def prepare() -> Compute:
+        """Return the compiled computation."""
         jax.block_until_ready(jax.jit(both)(arguments[0], x[:1, :8], dy[:1, :8]))  # the kernels
         compiled = jax.jit(both).lower(*arguments).compile()
         return lambda: jax.block_until_ready(compiled(*arguments))

@@ -17,7 +17,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, SerializeAsAny, TypeAda
 from pydantic.dataclasses import dataclass
 
 from twinsep import bands
-from twinsep.config import mixers
+from twinsep.config import messages, mixers
 from twinsep.config.choices import LOSS_NAMES, STEMS, Precision, Stage
 from twinsep.errors import InputError
 
@@ -204,9 +204,7 @@ def from_dict(values: Mapping[str, Any]) -> Config:
     try:
         return TypeAdapter(Config).validate_python(dict(values))
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "configuration"
-        raise InputError(f"configuration: {where}: {first['msg'].removeprefix('Value error, ')}") from error
+        raise InputError(f"configuration: {messages.describe_first(error, Config, values)}") from error
 
 
 def _merge(base: Any, changes: Any) -> Any:

@@ -65,7 +65,7 @@ class CheckedSong:
 
     @functools.cached_property
     def identity(self) -> tuple[bytes, ...]:
-        """Hashes that equal songs share: that of the mixture, or else those of all files that are not silent."""
+        """Hashes that equal songs share: the mixture's, or else those of all files that are not silent."""
         digests = {name: sound.digest for name, sound in self.sounds.items() if not sound.silent}
         mixture = [digest for name, digest in digests.items() if is_variant(name, self.layout.mixture)]
         return tuple(mixture or [digests[name] for name in sorted(digests)])

@@ -20,6 +20,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from twinsep import audio
+from twinsep.audio.source import ffmpeg_command
 from twinsep.config import SOURCES
 from twinsep.data import paired
 from twinsep.data.layout import PAIR_FILES, PAIR_MIXTURE, PAIR_TARGET, STEM_FILES, find_files, is_pair
@@ -142,7 +143,7 @@ def _common_length(files: Collection[Path], sample_rate: int) -> int:
         if header.sample_rate != sample_rate:
             raise InputError(
                 f"{file} is at {header.sample_rate} Hz but the model is at {sample_rate} Hz: "
-                f"resample the song's files, for example with `ffmpeg -i {file.name} -ar {sample_rate} new.wav`"
+                f"resample the song's files, for example with {ffmpeg_command(file, f'-ar {sample_rate} new.wav')}"
             )
     shortest = min(headers, key=lambda file: headers[file].frames)
     longest = max(headers, key=lambda file: headers[file].frames)

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from twinsep.config import SOURCES
 from twinsep.errors import InputError
+from twinsep.utils.files import display_path
 
 #: Suffix that any of a song's files may have instead of ``.wav``.
 FLAC = ".flac"
@@ -48,18 +49,20 @@ def candidates(folder: Path, name: str) -> list[Path]:
 
 
 def find_files(folder: Path, files: SongFiles) -> dict[str, Path]:
-    """Name → path of a song's files: every required one, existing or not, and the optional ones that exist.
+    """Name → path of a song's files: every required one, and the optional ones that exist.
 
-    Raises :class:`InputError` for a file that exists as ``.wav`` and as ``.flac``.
+    Raises :class:`InputError` for a missing required file, and for a file that exists as ``.wav`` and as ``.flac``.
     """
-    found: dict[str, Path] = {}
-    for name in files.names:
-        existing = candidates(folder, name)
-        if len(existing) > 1:
-            raise InputError(f"{existing[0]} and {existing[1].name} both exist: remove one of them")
-        if existing or name in files.required:
-            found[name] = existing[0] if existing else folder / name
-    return found
+    found = {name: existing for name in files.names if (existing := candidates(folder, name))}
+    for both in found.values():
+        if len(both) > 1:
+            raise InputError(f"{both[0]} and {both[1].name} both exist: remove one of them")
+    if missing := [name for name in files.required if name not in found]:
+        raise InputError(
+            f"{display_path(folder)} lacks {', '.join(missing)}: add what is missing, or list the unusable songs with "
+            "`twinsep check-data --list` and leave them out of training with --exclude"
+        )
+    return {name: existing[0] for name, existing in found.items()}
 
 
 def is_pair(folder: Path) -> bool:

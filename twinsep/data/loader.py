@@ -8,6 +8,7 @@ augmentation still see the same songs.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import Any, TypedDict
@@ -19,6 +20,7 @@ from twinsep.config import Config
 from twinsep.data import augment
 from twinsep.data.dataset import Track, open_track, sources_of, track_folders
 from twinsep.errors import InputError
+from twinsep.utils.files import display_path
 
 #: Number of examples in the stream; a year at a million per second uses 2^45.
 _END = 2**62
@@ -150,7 +152,7 @@ class TrainingBatches:
     With ``data.workers`` 0 two threads of this process read ahead, otherwise that many processes. Songs named in
     ``data.exclude`` are left out, and with ``data.skip_unreadable`` also those that do not open. Raises
     :class:`InputError` as :func:`twinsep.data.dataset.track_folders` and :func:`twinsep.data.dataset.open_track` do,
-    and if no song opens.
+    if no song opens, and if no song is as long as a segment.
     """
 
     def __init__(self, config: Config, split: str = "train"):
@@ -165,6 +167,7 @@ class TrainingBatches:
                 unopened.append(str(error))
         if not songs:
             raise _no_song_readable(config, unopened)
+        _check_segment(config, songs)
         self.example = Examples(config, songs, unopened)
 
     def __iter__(self) -> BatchIterator:
@@ -239,6 +242,17 @@ def _stack(examples: Sequence[Example]) -> Batch:
         "index": tuple(int(example["index"]) for example in examples),
         "skipped": tuple(dict.fromkeys(sentence for example in examples for sentence in example["skipped"])),
     }
+
+
+def _check_segment(config: Config, songs: Sequence[Track]) -> None:
+    """Raise :class:`InputError` if every song is shorter than a segment, which would be zeros from there on."""
+    longest = max(songs, key=lambda song: song.frames)
+    if longest.frames < config.segment_samples:
+        seconds = math.floor(longest.frames / longest.sample_rate * 1000) / 1000  # not rounded up
+        raise InputError(
+            f"training.segment_seconds is {config.training.segment_seconds:g}, but the longest training song, "
+            f"{display_path(longest.name)}, lasts {seconds:g} s: set training.segment_seconds to at most {seconds:g}"
+        )
 
 
 def _no_song_readable(config: Config, sentences: Sequence[str]) -> InputError:

@@ -39,6 +39,7 @@ class _Job:
     cancelled: threading.Event = field(default_factory=threading.Event)
 
     def cancel(self) -> None:
+        """Mark the job as cancelled and remove its folder."""
         self.cancelled.set()
         shutil.rmtree(self.folder, ignore_errors=True)
 

@@ -27,6 +27,7 @@ def model_system(model: ArrayModel, config: ModelConfig, grid: ChunkGrid) -> Sys
     """The system of a trained model (B, 2, S) → (B, stems, 2, S), applied by overlap-add."""
 
     def system(_: dataset.Track, mixture: np.ndarray) -> dict[str, np.ndarray]:
+        """Return target → estimate (2, S) for a mixture (2, S)."""
         stems = apply_model(model, mixture, grid)
         return dict(zip(config.targets, stems, strict=False))
 

@@ -216,7 +216,7 @@ def halves(_typing, x):
 
 @intrinsic
 def maximum(_typing, x, y):
-    """The larger of each pair of elements; that of y if either is NaN."""
+    """The larger of each pair of elements, or y's if either is NaN."""
 
     def generate(_context, builder, _signature, arguments):
         return builder.select(builder.fcmp_ordered(">", *arguments), *arguments)

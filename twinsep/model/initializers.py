@@ -69,7 +69,7 @@ def normal(std: float) -> Initialiser:
 
 
 def uniform(fan_in: int | np.ndarray, power: float = -0.5) -> Initialiser:
-    """U(±fan_in^power), by default that of PyTorch's Linear and Conv; ``fan_in`` broadcasts against the shape."""
+    """U(±fan_in^power), by default as in PyTorch's Linear and Conv; ``fan_in`` broadcasts against the shape."""
     bound = np.asarray(fan_in, np.float64) ** power
     return lambda rng, shape: bound * rng.uniform(-1, 1, shape)
 

@@ -77,7 +77,7 @@ def _separate_all(
     outputs: dict[SongFile, dict[str, Path]], options: SeparationOptions, separator: Separator, reporter: Reporter
 ) -> None:
     finished: list[SongFile] = []
-    failed: list[SongFile] = []
+    failed: dict[SongFile, TwinsepError] = {}
     for number, (song, paths) in enumerate(outputs.items(), 1):
         figure = paths.pop(SPECTROGRAMS, None)
         reading, separating = reporter.on_start(song.path, number, len(outputs))
@@ -99,16 +99,16 @@ def _separate_all(
             reporter.on_interrupted(len(finished), len(outputs))
             raise Interrupted(f"interrupted: {done}{names}; no half-written stem is left") from error
         except TwinsepError as error:
-            failed.append(song)
-            if len(outputs) == 1 and not options.as_json:
-                raise
+            failed[song] = error
             reporter.on_failed(song.path, str(error))
         else:
             finished.append(song)
             reporter.on_written(song.path, result)
     reporter.on_end(len(finished), len(outputs))
+    if failed and len(outputs) == 1:
+        raise next(iter(failed.values()))
     if failed:
-        raise InputError(f"{len(failed)} of {len(outputs)} songs failed, see above: {_list_names(failed)}")
+        raise InputError(f"{len(failed)} of {len(outputs)} songs failed, see above: {_list_names([*failed])}")
 
 
 def _list_names(songs: list[SongFile]) -> str:

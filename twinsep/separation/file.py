@@ -28,7 +28,7 @@ _SPOOL_FRAMES = 1 << 16  # frames read back from the spool at once
 
 @dataclass(frozen=True)
 class Encoding:
-    """How to write stems; raises :class:`InputError` for an unknown mode or bit rate."""
+    """Encoding of written stems; raises :class:`InputError` for an unknown mode or bit rate."""
 
     #: PCM_16, PCM_24 or FLOAT for WAV and FLAC; if None, FLOAT for a WAV of a floating-point song, else PCM_24.
     subtype: str | None = None
@@ -142,6 +142,7 @@ class _DirectSink:
         self.song, self.writers, self.clip_mode = song, writers, clip_mode
 
     def write(self, pieces: Mapping[str, np.ndarray]) -> None:
+        """Write one piece (C, S) of every stem; raises :class:`InputError` for samples that "none" refuses."""
         for stem, piece in pieces.items():
             target = self.writers[stem]
             if self.clip_mode == "none" and not target.is_float and piece.size and np.abs(piece).max() > 1:
@@ -156,6 +157,7 @@ class _DirectSink:
 
     @property
     def notes(self) -> list[str]:
+        """One sentence for each stem of which samples were clamped."""
         return [
             f"{target.clamped} samples of the {stem} beyond full scale were clamped; "
             "--float32 or --clip-mode rescale keep them"
@@ -172,12 +174,14 @@ class _RescalingSink(_DirectSink):
         self.spool, self.peak, self.channels = spool, 0.0, 0
 
     def write(self, pieces: Mapping[str, np.ndarray]) -> None:
+        """Spool one piece (C, S) of every stem."""
         together = np.concatenate([pieces[stem] for stem in self.writers])  # (stems · c, n)
         self.channels = len(together)
         self.peak = max(self.peak, float(np.abs(together).max(initial=0)))
         self.spool.write(np.ascontiguousarray(together.T, np.float32).tobytes())
 
     def finish(self) -> None:
+        """Write the spooled stems, divided by the largest peak if that exceeds full scale."""
         self.spool.seek(0)
         factor = np.float32(1 / max(1.0, self.peak))
         while data := self.spool.read(_SPOOL_FRAMES * self.channels * 4):
@@ -187,6 +191,7 @@ class _RescalingSink(_DirectSink):
 
     @property
     def notes(self) -> list[str]:
+        """One sentence if the stems were attenuated."""
         if self.peak <= 1:
             return []
         return [f"all stems were attenuated by {20 * np.log10(self.peak):.2f} dB so that none exceeds full scale"]

@@ -23,7 +23,7 @@ MAX_SHIFTS, MAX_BATCH = 100, 4096
 
 @dataclass(frozen=True)
 class Chunking:
-    """How to cut songs into chunks, in a user's units.
+    """Options for cutting songs into chunks, in a user's units.
 
     ``segment`` is the length of a chunk in seconds, the training segment's if None. Neighbours share the fraction
     ``overlap`` of a chunk. The result is averaged over ``shifts`` grids of chunks, each moved by a fraction of a hop.
@@ -49,7 +49,7 @@ class Chunking:
 
 @dataclass(frozen=True)
 class ChunkGrid:
-    """Where chunks of ``segment`` samples lie in a song, and their weights in the overlap-add.
+    """Positions of chunks of ``segment`` samples in a song, and their weights in the overlap-add.
 
     Of the overlap of two chunks, the outer quarter of each is context: the model reads it, and its output there is
     discarded, as a model is worst at its edges. Over the middle half one chunk fades into the other. For the other

@@ -47,9 +47,11 @@ class ProgressReporter:
         self.song_task: TaskID | None = None
 
     def message(self, sentence: str) -> None:
+        """Print the sentence above the bars."""
         self.progress.console.print(display_path(sentence), soft_wrap=True, markup=False, highlight=False)
 
     def on_start(self, song: Path, number: int, total: int) -> tuple[ProgressCallback, ProgressCallback]:
+        """Replace the last song's bar by one for this song; returns the callbacks that move it."""
         if total > 1 and self.batch_task is None:
             self.batch_task = self.progress.add_task("all songs", total=total)
         if self.batch_task is not None:
@@ -60,9 +62,11 @@ class ProgressReporter:
         self.song_task = task = self.progress.add_task(f"reading {name}", total=None)
 
         def reading(done: int, total_frames: int) -> None:
+            """Show how many of the frames are read."""
             self.progress.update(task, completed=done, total=total_frames)
 
         def separating(done: int, total_chunks: int) -> None:
+            """Show how many of the chunks are separated, on the bar of the batch too."""
             self.progress.update(task, completed=done, total=total_chunks, description=f"separating {name}")
             if self.batch_task is not None:
                 self.progress.update(self.batch_task, completed=number - 1 + done / total_chunks)
@@ -70,18 +74,25 @@ class ProgressReporter:
         return reading, separating
 
     def on_written(self, song: Path, result: SeparationResult) -> None:
+        """Print the path of each stem, and the notes."""
         for path in result.paths.values():
             self.message(f"wrote {path}")
         for note in result.notes:
             self.message(f"{song}: {note}")
 
     def on_failed(self, song: Path, sentence: str) -> None:
-        self.message(sentence if display_path(song) in sentence else f"{song}: {sentence}")
+        """Remove the song's bar and, in a batch, print the sentence; that of a single song ends the command."""
+        if self.song_task is not None:
+            self.progress.remove_task(self.song_task)
+            self.song_task = None
+        if self.batch_task is not None:
+            self.message(sentence if display_path(song) in sentence else f"{song}: {sentence}")
 
     def on_interrupted(self, finished: int, total: int) -> None:
         """Show nothing: the sentence that ends the command says it."""
 
     def on_end(self, finished: int, total: int) -> None:
+        """Fill the bar of the batch and print how many of several songs are separated."""
         if self.batch_task is not None:
             self.progress.update(self.batch_task, completed=total)
         if total > 1:
@@ -92,9 +103,11 @@ class JSONReporter:
     """One JSON object per line on the standard output; ``event`` names its kind."""
 
     def message(self, sentence: str) -> None:
+        """Print the event ``message``."""
         _print_event("message", sentence=sentence)
 
     def on_start(self, song: Path, number: int, total: int) -> tuple[ProgressCallback, ProgressCallback]:
+        """Print the event ``start``; returns callbacks that print ``progress``."""
         _print_event("start", song=str(song), number=number, of=total)
 
         def callback(phase: str) -> ProgressCallback:
@@ -103,16 +116,20 @@ class JSONReporter:
         return callback("reading"), callback("separating")
 
     def on_written(self, song: Path, result: SeparationResult) -> None:
+        """Print the event ``written``: paths by stem, length in seconds, notes."""
         stems = {stem: str(path) for stem, path in result.paths.items()}
         _print_event("written", song=str(song), stems=stems, seconds=round(result.seconds, 3), notes=result.notes)
 
     def on_failed(self, song: Path, sentence: str) -> None:
+        """Print the event ``failed``."""
         _print_event("failed", song=str(song), sentence=sentence)
 
     def on_interrupted(self, finished: int, total: int) -> None:
+        """Print the event ``interrupted``."""
         _print_event("interrupted", finished=finished, of=total)
 
     def on_end(self, finished: int, total: int) -> None:
+        """Print the event ``end``."""
         _print_event("end", finished=finished, of=total)
 
 

@@ -185,7 +185,7 @@ def _read_description(path_or_preset: str | Path) -> Checkpoint:
 
 
 def _tee(blocks: Iterable[np.ndarray]) -> tuple[Iterator[np.ndarray], Iterator[np.ndarray]]:
-    """A stream twice. ``itertools.tee`` would hold on to up to 57 blocks that both copies have read."""
+    """Two iterators over one stream. ``itertools.tee`` would keep up to 57 blocks that both have read."""
     source = iter(blocks)
     queues: tuple[deque[np.ndarray], deque[np.ndarray]] = (deque(), deque())
 

@@ -24,7 +24,7 @@ from twinsep.checkpoints import Checkpoint
 from twinsep.config import Config
 from twinsep.data.loader import Batch, BatchIterator, TrainingBatches
 from twinsep.data.validation import ValidationSegment, validation_segments
-from twinsep.errors import NonFiniteLossError, OutOfMemoryError, TwinsepError, is_out_of_memory
+from twinsep.errors import Interrupted, NonFiniteLossError, OutOfMemoryError, TwinsepError, is_out_of_memory
 from twinsep.training import logger, run_dir, schedule
 from twinsep.training.run_dir import BEST, FINAL, LAST, RECORD
 from twinsep.utils import provenance
@@ -76,7 +76,7 @@ def train(config: Config, folder: Path, options: RunOptions | None = None) -> di
     An unfinished run of the same configuration resumes from its newest complete checkpoint. A finished run, or one of
     another configuration, is left alone unless ``options.overwrite`` is set. Returns the content of ``run.json``.
     Raises :class:`InputError` for bad data or an occupied folder, :class:`NonFiniteLossError` for a loss that is not
-    finite, and :class:`OutOfMemoryError`; the last checkpoint then stays intact.
+    finite, :class:`OutOfMemoryError`, and :class:`Interrupted` after Ctrl-C; the last checkpoint then stays intact.
     """
     options = options or RunOptions()
     console = Console(stderr=True)
@@ -104,11 +104,22 @@ def train(config: Config, folder: Path, options: RunOptions | None = None) -> di
         log = logger.open_log(folder, resume_step=run.step, tensorboard=options.tensorboard, console=console)
         with stream, log as write, _memory_errors(loop):
             loop.run_steps(stream, write)
-    except BaseException:
-        if not any((folder / name).exists() for name in (LAST, run_dir.NEXT)):  # nothing to resume from
+    except BaseException as error:
+        resumable = any((folder / name).exists() for name in (LAST, run_dir.NEXT))
+        if not resumable:
             run_dir.clear_run(folder)
+        if isinstance(error, KeyboardInterrupt):
+            raise Interrupted(_interruption(run.step, config.training.steps, resumable=resumable)) from error
         raise
     return loop.record
+
+
+def _interruption(step: int, steps: int, *, resumable: bool) -> str:
+    """Say where Ctrl-C ended the run, and how it goes on."""
+    where = f"interrupted at step {step} of {steps}"
+    if step and resumable:
+        return f"{where}: the same command resumes from the last checkpoint"
+    return f"{where}, before the first checkpoint: the same command starts again"
 
 
 def _line_printer(console: Console) -> Callable[[str], None]:
