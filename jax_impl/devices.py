@@ -40,6 +40,11 @@ def describe_machine() -> dict[str, Any]:
     devices = {"cpu": provenance.processor()}
     if jax.default_backend() != "cpu":
         devices[jax.default_backend()] = ", ".join(device.device_kind for device in jax.devices())
-    on_cpu = "JAX's operations, one frame after another" if cpu_kernels() is None else "Numba kernel"
-    scan = {kind: on_cpu if kind == "cpu" else "JAX's associative scan" for kind in devices}
-    return {"devices": devices, "threads": os.cpu_count(), "scan": scan}
+    # The default backend decides, for every device: see selective_scan.
+    if jax.default_backend() != "cpu":
+        scan = "JAX's associative scan"
+    elif cpu_kernels() is None:
+        scan = "JAX's operations, one frame after another"
+    else:
+        scan = "Numba kernel"
+    return {"devices": devices, "threads": os.cpu_count(), "scan": dict.fromkeys(devices, scan)}

@@ -18,6 +18,7 @@ from ablations import settings
 from ablations.comparison import SONG_SNR_DB, TOLERANCE
 from ablations.stages import architecture
 from twinsep import GLOSSARY
+from twinsep.cli import _parse_setting as parse_setting
 from twinsep.cli import app
 from twinsep.config import PRESETS, preset
 
@@ -181,6 +182,22 @@ def test_the_definition_has_the_sizes_of_every_preset(name):
     layers = f"{m.n_enc} / {m.n_bottleneck} / {m.n_dec}"
     row = (f"`{name}`", m.d_model, m.n_heads, layers, m.mixer.d_state, m.hop, f"`{m.bands}`", f"`{m.memory_alignment}`")
     assert f"| {' | '.join(map(str, row))} |" in MODEL
+
+
+def test_the_table_of_faults_says_which_are_fixed_by_default():
+    rows = re.findall(r"\| (fixed|present) \| `--set '?([^`']+?)'?` (brings it back|fixes it) \|$", MODEL, re.MULTILINE)
+    assert [state for state, *_ in rows] == ["fixed"] * 4 + ["present"]
+    base, reference = preset("paper"), preset("reference")
+    for state, setting, effect in rows:
+        section, field = setting.partition("=")[0].split(".")
+        changed = getattr(getattr(base.override(parse_setting(setting)), section), field)
+        default = getattr(getattr(base, section), field)
+        assert changed != default
+        if field == "weights":
+            assert "si_sdr" in default
+            assert (changed == reference.loss.weights) == (state == "fixed")
+            assert ("si_sdr" in changed) == (state == "fixed")
+        assert effect == ("brings it back" if state == "fixed" else "fixes it")
 
 
 def test_readme_has_the_tolerances_of_the_twins():
