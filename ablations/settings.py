@@ -201,7 +201,8 @@ def configuration(group: str, seed: int) -> Config:
         raise InputError(f"rows.yaml has no group {group!r}; known: {', '.join(groups())}")
     row = rows()[groups()[group].row]
     chosen = preset(row.get("preset", profile()["preset"]))
-    chosen = chosen.override({"training": profile()["training"], "data": {"root": str(data_root())}})
+    data = {"root": str(data_root()), **profile().get("data", {})}
+    chosen = chosen.override({"training": profile()["training"], "data": data})
     if row["axis"] != "base":
         chosen = chosen.override({"training": profile()["rows"]})
     return chosen.override(row["override"]).override({"training": {"seed": seed}})
