@@ -292,12 +292,12 @@ def test_the_block_has_the_shape_of_the_network_and_loops_agree_with_kernels(fra
         assert (y[0] if backward else y).shape == (1, 18, 6, 8)
     if framework == "torch" and not backward:
         module = twin("torch", "mixers.mamba")
-        kept = module.selective_scan
+        kept = module.selective_scan, module.fused_mamba
         by_kernel = workloads.block("torch", config.to_dict(), 6, backward)()
         try:
             looped = workloads.block("torch", config.to_dict(), 6, backward, looped=True)()
         finally:
-            module.selective_scan = kept
+            module.selective_scan, module.fused_mamba = kept
         np.testing.assert_allclose(looped.numpy(), by_kernel.numpy(), rtol=1e-4, atol=1e-5)
 
 
