@@ -194,7 +194,7 @@ _taps_silu.defvjp(lambda *inputs: (_taps_silu(*inputs), inputs[:3]), _taps_silu_
 
 
 def fused_mamba(x: Float[Array, "b l d"], weights: Sequence[Array]) -> Float[Array, "b l d"] | None:
-    """The layer ``Mamba`` with these weights as one operation, on a CPU in a narrow model; None where it is not used."""
+    """The layer ``Mamba`` with these weights as one operation, in a narrow model on a CPU; elsewhere None."""
     typed = _compute_type.get() is None and x.dtype == weights[0].dtype and x.dtype in (jnp.float32, jnp.float64)
     kernels = cpu_kernels() if typed and jax.default_backend() == "cpu" else None
     if kernels is None or x.shape[-1] > NARROW_MAMBA or len(weights[-2]) % VECTOR:

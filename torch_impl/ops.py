@@ -125,7 +125,7 @@ def _depthwise_silu(x: Tensor, weight: Tensor, bias: Tensor, left: int) -> Tenso
 
 
 def fused_mamba(x: Float[Tensor, "b l d"], weights: Sequence[Tensor]) -> Float[Tensor, "b l d"] | None:
-    """The layer ``Mamba`` with these weights as one operation, on a CPU in a narrow model; None where it is not used."""
+    """The layer ``Mamba`` with these weights as one operation, in a narrow model on a CPU; elsewhere None."""
     if torch.is_autocast_enabled(x.device.type) or not _dense(x, weights[0]):
         return None
     kernels, inputs = cpu_kernels(), [x, *weights]

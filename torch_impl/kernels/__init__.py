@@ -20,7 +20,7 @@ def cpu_kernels() -> Any:
 
 @contextmanager
 def own_operations() -> Iterator[None]:
-    """Use PyTorch's operations instead of the CPU kernels in this context; unlike these, they share no code with JAX."""
+    """Use PyTorch's operations instead of the CPU kernels, which share code with JAX, in this context."""
     token = _allowed.set(False)
     try:
         yield

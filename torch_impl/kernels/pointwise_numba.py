@@ -27,6 +27,8 @@ LOG2E = 1 / log(2)  # exp(x) = 2^(x log2 e)
 @inlined
 def _start(row, shape, strides):
     """Offset of a row of x."""
+    if shape[0] * shape[1] == 1:
+        return row * strides[2]
     outer, inner = row // shape[2], row % shape[2]
     return outer // shape[1] * strides[0] + outer % shape[1] * strides[1] + inner * strides[2]
 

@@ -2,9 +2,8 @@
 
     (u, z) = W_in x;  u ← silu(conv(u));  (δ, B, C) = W_x u;  Δ = softplus(W_Δ δ + b_Δ);  scan;  W_out
 
-(Gu and Dao 2023, arXiv 2312.00752; the layer is theirs, and so is the idea to fuse it: ``mamba_inner_fn`` of mamba_ssm.)
-In a narrow model a framework spends more time on calling these operations, forward and backward, than on computing
-them.
+(Gu and Dao 2023, arXiv 2312.00752; their package mamba_ssm fuses the same operations in ``mamba_inner_fn``.) In a
+narrow model a framework spends more time on calling these operations, forward and backward, than on computing them.
 """
 
 from __future__ import annotations
