@@ -39,7 +39,7 @@ def params() -> dict[str, Any]:
 
 @cache
 def row_table() -> dict[str, Any]:
-    """Content of ``rows.yaml``: ``axes``, and ``groups``, which maps a group to framework, seeds and perhaps its row."""
+    """Content of ``rows.yaml``: ``axes``, and ``groups``: group -> framework, seeds and perhaps the row."""
     return yaml.safe_load((HERE / "rows.yaml").read_text())
 
 

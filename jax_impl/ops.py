@@ -22,6 +22,8 @@ jax.config.update("jax_default_matmul_precision", "highest")
 EPS = 1e-6
 #: Widest attention head, in features, for which our CPU kernel is used, as in PyTorch.
 NARROW = 32
+#: Widest Mamba layer, in features, that our CPU kernel computes as one operation; its channels are whole vectors.
+NARROW_MAMBA, VECTOR = 64, 16
 
 concatenate = jnp.concatenate
 cumsum = jnp.cumsum
@@ -189,6 +191,15 @@ def _taps_silu_backward(left: int, saved: tuple[Array, Array, Array], dy: Array)
 
 
 _taps_silu.defvjp(lambda *inputs: (_taps_silu(*inputs), inputs[:3]), _taps_silu_backward)
+
+
+def fused_mamba(x: Float[Array, "b l d"], weights: Sequence[Array]) -> Float[Array, "b l d"] | None:
+    """The layer ``Mamba`` with these weights as one operation, in a narrow model on a CPU; elsewhere None."""
+    typed = _compute_type.get() is None and x.dtype == weights[0].dtype and x.dtype in (jnp.float32, jnp.float64)
+    kernels = cpu_kernels() if typed and jax.default_backend() == "cpu" else None
+    if kernels is None or x.shape[-1] > NARROW_MAMBA or len(weights[-2]) % VECTOR:
+        return None
+    return kernels.mamba(x, *weights)
 
 
 def batched_linear(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import wraps
 from typing import Any
 
@@ -16,6 +17,8 @@ from torch_impl.kernels import cpu_kernels, published
 EPS = 1e-6
 #: Widest attention head, in features, for which our CPU kernel is used; at 64 features PyTorch's is faster.
 NARROW = 32
+#: Widest Mamba layer, in features, that our CPU kernel computes as one operation; its channels are whole vectors.
+NARROW_MAMBA, VECTOR = 64, 16
 
 concatenate = torch.cat
 cumsum = torch.cumsum
@@ -121,6 +124,16 @@ def _depthwise_silu(x: Tensor, weight: Tensor, bias: Tensor, left: int) -> Tenso
     if kernels is not None:
         return kernels.depthwise_silu(x, weight, bias, left)
     return silu(depthwise(x, weight, bias, left))
+
+
+def fused_mamba(x: Float[Tensor, "b l d"], weights: Sequence[Tensor]) -> Float[Tensor, "b l d"] | None:
+    """The layer ``Mamba`` with these weights as one operation, in a narrow model on a CPU; elsewhere None."""
+    if torch.is_autocast_enabled(x.device.type) or not _dense(x, weights[0]):
+        return None
+    kernels, inputs = cpu_kernels(), [x, *weights]
+    if kernels is None or x.shape[-1] > NARROW_MAMBA or len(weights[-2]) % VECTOR:
+        return None
+    return kernels.mamba(x, *weights, torch.is_grad_enabled() and any(y.requires_grad for y in inputs))[0]
 
 
 def batched_linear(

@@ -145,4 +145,4 @@ def _adamw(weights: Mapping[str, Parameter], config: Config) -> torch.optim.Adam
         {"params": [w for w in weights.values() if w.decay == decay], "weight_decay": t.weight_decay * decay}
         for decay in (True, False)
     ]
-    return torch.optim.AdamW(groups, lr=t.learning_rate, betas=(t.beta1, t.beta2), eps=t.eps, foreach=True)
+    return torch.optim.AdamW(groups, lr=t.learning_rate, betas=(t.beta1, t.beta2), eps=t.eps, fused=True)

@@ -36,6 +36,7 @@ def _load() -> Any:
     """Import the kernels on first use, which takes a second."""
     try:
         from jax_impl.kernels.attention_numba import attention
+        from jax_impl.kernels.mamba_numba import mamba
         from jax_impl.kernels.selective_scan_numba import selective_scan
     except (ImportError, jax.errors.JaxRuntimeError) as error:
         warnings.warn(
@@ -45,4 +46,4 @@ def _load() -> Any:
             stacklevel=4,
         )
         return None
-    return SimpleNamespace(attention=attention, selective_scan=selective_scan)
+    return SimpleNamespace(attention=attention, mamba=mamba, selective_scan=selective_scan)

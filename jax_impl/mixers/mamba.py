@@ -6,7 +6,7 @@ from jax import Array
 from jaxtyping import Float
 
 from jax_impl.layers import DepthwiseConvSiLU1d, Linear, Module, parameter
-from jax_impl.ops import exp, softplus, split
+from jax_impl.ops import exp, fused_mamba, softplus, split
 from jax_impl.scan import selective_scan
 from twinsep.config import ModelConfig, mixers
 from twinsep.model import initializers
@@ -33,8 +33,17 @@ class Mamba(Module):
         self.D = parameter((e,), initializers.ones)
         self.out_proj = Linear(e, d, bias=False)
 
+    def weights(self) -> list[Array]:
+        """The weights of the layer, in the order in which they are used, A before D."""
+        convolution, step = self.conv1d, self.dt_proj
+        named = [self.in_proj.weight, convolution.weight, convolution.bias, self.x_proj.weight, step.weight, step.bias]
+        return [weight[...] for weight in (*named, self.A_log, self.D, self.out_proj.weight)]
+
     def __call__(self, x: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
         """Mix a sequence (b, l, d) along its length, from the state 0."""
+        fused = fused_mamba(x, self.weights())
+        if fused is not None:
+            return fused
         u, z = split(self.in_proj(x), self.halves, -1)  # (b, l, e) each
         u = self.conv1d(u)  # (b, l, e)
         dt, B, C = split(self.x_proj(u), self.sizes, -1)  # (b, l, r), (b, l, n), (b, l, n)

@@ -38,8 +38,10 @@ class Scripted(WorkerProcess):
 
     asked: list[tuple[str, str]]
 
-    def __init__(self, framework):
+    def __init__(self, framework, threads=None):
         self.framework = framework
+        if threads:
+            self.asked.append((framework, f"limited to {threads}"))
 
     def __enter__(self):
         return self
@@ -101,7 +103,17 @@ def test_frameworks_alternate_and_first_calls_and_warm_ups_do_not_count(asked):
     record = whole["configurations"]["this"]
     both = ["torch", "jax"]
     sequence = ["open", *2 * ["step"], *2 * ["separate"], "peak", *3 * ["step"], *3 * ["separate"], "peak", "last_loss"]
-    assert asked == [(f, work) for work in sequence for f in both] + [("jax", "killed"), ("torch", "killed")]
+    killed = [("jax", "killed"), ("torch", "killed")]
+    whole_step = [(f, work) for work in sequence for f in both] + killed
+    assert asked[: len(whole_step)] == whole_step
+    round_alone = [("torch", "rates"), ("torch", "step"), ("jax", "step")]
+    opened = [(f, what) for what in ("limited to 1", "open") for f in both]
+    assert asked[len(whole_step) :] == [*opened, ("torch", "segment_operations"), *5 * round_alone, *killed]
+    alone = whole["one_thread"]
+    first = len(whole_step) + len(opened) + 1 + 2 * len(round_alone)  # requests before the first counted round
+    assert alone["times_s"]["torch"] == [first + 2.0 + 3 * n for n in range(3)]
+    assert alone["operations"] == 3 * (len(whole_step) + len(opened) + 1)
+    assert alone["ratio"]["jax"] == round((first + 6) * 10.0 / alone["operations"], 3)
     # The answers are 1, 2, 3 … in the order of the requests.
     assert record["step"]["torch"] == {
         "first_call_s": 3.0,
@@ -118,10 +130,14 @@ def test_frameworks_alternate_and_first_calls_and_warm_ups_do_not_count(asked):
     assert record["step"]["ratio_of_medians"] == round(16 / 15, 3)
     assert record["step"]["ratio_of_minima"] == round(14 / 13, 3)
     assert record["peak_memory_mib"]["first calls and warm-ups"] == {"torch": 11.0, "jax": 12.0}
-    assert done == [(n, 20) for n in range(1, 21)]
+    assert done == [(n, 30) for n in range(1, 31)]
     assert [(f["what"], f["value"]) for f in whole["figures"]] == [
         ("training step of this, of its time in PyTorch", 1.067),
         ("separation of this, of its time in PyTorch", 1.048),
+        *(
+            ("training step of tiny on one thread, of the time of its operations at the core's peak", ratio)
+            for ratio in alone["ratio"].values()
+        ),
     ]
 
 
@@ -201,6 +217,14 @@ def test_a_worker_that_dies_is_named_with_its_signal():
         worker.process.wait()
         with pytest.raises(TwinsepError, match=r"torch process ended during 'peak' \(signal 9, perhaps"):
             worker.ask("peak")
+
+
+def test_a_worker_can_be_limited_to_one_thread():
+    with WorkerProcess("torch", threads=1) as worker:
+        setting = worker.ask("open", config=preset("tiny").override(MICRO).to_dict())
+        assert setting["threads"] == 1
+        assert setting["environment"]["OPENBLAS_NUM_THREADS"] == "1"
+        assert worker.ask("segment_operations") > 0
 
 
 def test_an_interruption_kills_the_workers():
@@ -292,12 +316,12 @@ def test_the_block_has_the_shape_of_the_network_and_loops_agree_with_kernels(fra
         assert (y[0] if backward else y).shape == (1, 18, 6, 8)
     if framework == "torch" and not backward:
         module = twin("torch", "mixers.mamba")
-        kept = module.selective_scan
+        kept = module.selective_scan, module.fused_mamba
         by_kernel = workloads.block("torch", config.to_dict(), 6, backward)()
         try:
             looped = workloads.block("torch", config.to_dict(), 6, backward, looped=True)()
         finally:
-            module.selective_scan = kept
+            module.selective_scan, module.fused_mamba = kept
         np.testing.assert_allclose(looped.numpy(), by_kernel.numpy(), rtol=1e-4, atol=1e-5)
 
 

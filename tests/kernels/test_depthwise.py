@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from torch.utils.checkpoint import checkpoint
 
 from torch_impl import kernels, ops
-from torch_impl.kernels import depthwise_numba as kernel
 from torch_impl.layers import DepthwiseConvSiLU1d, initialise
+from twinsep.kernels import depthwise as kernel
 
 NAMES = ("y", "x", "weight", "bias")
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}  # relative to the largest value

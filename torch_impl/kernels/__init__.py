@@ -4,22 +4,40 @@ CPU kernels are registered as PyTorch operators ``twinsep::…``. GPU kernels ar
 """
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache
 from typing import Any
 
+_allowed: ContextVar[bool] = ContextVar("allowed", default=True)
+
+
+def cpu_kernels() -> Any:
+    """Return the CPU operators as attributes of one object; None, with one warning, if Numba is missing."""
+    return _load() if _allowed.get() else None
+
+
+@contextmanager
+def own_operations() -> Iterator[None]:
+    """Use PyTorch's operations instead of the CPU kernels, which share code with JAX, in this context."""
+    token = _allowed.set(False)
+    try:
+        yield
+    finally:
+        _allowed.reset(token)
+
 
 @cache
-def cpu_kernels() -> Any:
-    """Return the CPU operators as attributes of one object; None, with one warning, if Numba is missing.
-
-    Imports them on first use, which takes a second.
-    """
+def _load() -> Any:
+    """Import the kernels on first use, which takes a second."""
     import torch
 
     try:
         from torch_impl.kernels import (  # noqa: F401 (importing registers the operators)
             attention_numba,
             depthwise_numba,
+            mamba_numba,
             pointwise_numba,
             selective_scan_numba,
         )
@@ -28,7 +46,7 @@ def cpu_kernels() -> Any:
             f"The CPU kernels need Numba, which cannot be imported ({error}); using tensor operations, which are "
             "several times slower.",
             RuntimeWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
         return None
     return torch.ops.twinsep

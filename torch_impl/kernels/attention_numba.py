@@ -6,10 +6,11 @@ import torch
 from torch import Tensor
 
 from torch_impl.kernels.memory import array
+from torch_impl.kernels.operator import operator
 from twinsep.kernels import attention as loops
 
 
-@torch.library.custom_op("twinsep::attention", mutates_args=(), device_types="cpu")
+@operator("attention")
 def forward(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     """Attend from q (b, queries, heads, e) to k, v (b, keys, heads, e).
 
@@ -24,13 +25,13 @@ def forward(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     return o, logsum
 
 
-@forward.register_fake
+@forward.register_fake()
 def _(q, k, v):  # noqa: ARG001
     b, queries, heads, _ = q.shape
     return q.new_empty(q.shape), q.new_empty(b, heads, queries)
 
 
-@torch.library.custom_op("twinsep::attention_backward", mutates_args=(), device_types="cpu")
+@operator("attention_backward")
 def backward(do: Tensor, o: Tensor, q: Tensor, k: Tensor, v: Tensor, logsum: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of q, k and v."""
     dq, dk, dv = (x.new_empty(x.shape) for x in (q, k, v))
@@ -39,7 +40,7 @@ def backward(do: Tensor, o: Tensor, q: Tensor, k: Tensor, v: Tensor, logsum: Ten
     return dq, dk, dv
 
 
-@backward.register_fake
+@backward.register_fake()
 def _(do, o, q, k, v, logsum):  # noqa: ARG001
     return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
 

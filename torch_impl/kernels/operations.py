@@ -7,6 +7,7 @@ left out, as is usual.
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import prod
 from typing import Any
 
 import torch
@@ -64,6 +65,7 @@ def exponentials(function: Callable[[], Any]) -> int:
     if cpu_kernels() is not None:
         formulas |= {
             torch.ops.twinsep.selective_scan: lambda u, _delta, A, *_, **__: u.numel() * A[1],
+            torch.ops.twinsep.mamba: lambda x, *weights, **__: prod(x[:2]) * weights[6].numel(),
             torch.ops.twinsep.attention: lambda q, k, *_, **__: q[:-1].numel() * k[1],
         }
     with FlopCounterMode(display=False, custom_mapping=formulas) as counter:
@@ -78,6 +80,7 @@ def _formulas() -> dict[Any, Callable[..., int]]:
     if cpu_kernels() is not None:
         ours = torch.ops.twinsep
         formulas |= {ours.selective_scan: _scan, ours.attention: _attention, ours.depthwise_silu: _depthwise}
+        formulas[ours.mamba] = _mamba
     return formulas
 
 
@@ -90,6 +93,15 @@ def _scan(u: torch.Size, _delta: torch.Size, A: torch.Size, *_: Any, **__: Any) 
     """Per frame and state: Δ A (1), its exponential (1), (Δ u) B (1), a h + … (2), C · h (2)."""
     b, l, e = u
     return 7 * b * l * e * A[1]
+
+
+def _mamba(x: torch.Size, *weights: Any, **__: Any) -> int:
+    """The four products, the convolution and the scan of x (b, l, d), with the weights of ``kernels.mamba.Weights``."""
+    b, l, _ = x
+    in_proj, conv, _, x_proj, dt_proj, _, A, _, out_proj = weights[:9]
+    products = sum(2 * b * l * w.numel() for w in (in_proj, x_proj, dt_proj, out_proj))
+    u = torch.Size((b, l, A[0]))
+    return products + _depthwise(u, conv) + _scan(u, u, A)
 
 
 def _attention(q: torch.Size, k: torch.Size, _v: torch.Size, *_: Any, **__: Any) -> int:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from torch_impl.kernels.memory import rows
+from torch_impl.kernels.operator import operator
 from twinsep.kernels.simd import BYTES, aligned, compiled, inlined, load, sigmoid, splat, store, total
 from twinsep.kernels.threads import in_parallel
 
@@ -26,6 +27,8 @@ LOG2E = 1 / log(2)  # exp(x) = 2^(x log2 e)
 @inlined
 def _start(row, shape, strides):
     """Offset of a row of x."""
+    if shape[0] * shape[1] == 1:
+        return row * strides[2]
     outer, inner = row // shape[2], row % shape[2]
     return outer // shape[1] * strides[0] + outer % shape[1] * strides[1] + inner * strides[2]
 
@@ -154,7 +157,7 @@ def _flat(x: Tensor) -> np.ndarray:
 # ---------------------------------------------------------------------------- RMSNorm
 
 
-@torch.library.custom_op("twinsep::rms_norm", mutates_args=(), device_types="cpu")
+@operator("rms_norm")
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """Return the RMSNorm of x (…, d) with weight (d,), both float32 or both float64; the result is contiguous."""
     y = x.new_empty(x.shape)
@@ -166,12 +169,12 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return y
 
 
-@rms_norm.register_fake
+@rms_norm.register_fake()
 def _(x, weight, eps):  # noqa: ARG001
     return x.new_empty(x.shape)
 
 
-@torch.library.custom_op("twinsep::rms_norm_backward", mutates_args=(), device_types="cpu")
+@operator("rms_norm_backward")
 def rms_norm_backward(dy: Tensor, x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """Return the gradients of x and weight."""
     dx, dweight, d = x.new_empty(x.shape), weight.new_zeros(weight.shape), x.shape[-1]
@@ -187,7 +190,7 @@ def rms_norm_backward(dy: Tensor, x: Tensor, weight: Tensor, eps: float) -> tupl
     return dx, dweight
 
 
-@rms_norm_backward.register_fake
+@rms_norm_backward.register_fake()
 def _(dy, x, weight, eps):  # noqa: ARG001
     return x.new_empty(x.shape), weight.new_empty(weight.shape)
 
@@ -208,7 +211,7 @@ rms_norm.register_autograd(_norm_gradients, setup_context=_save_norm)
 # ---------------------------------------------------------------------------- the gate of SwiGLU
 
 
-@torch.library.custom_op("twinsep::silu_gate", mutates_args=(), device_types="cpu")
+@operator("silu_gate")
 def silu_gate(a: Tensor, b: Tensor) -> Tensor:
     """Return a ⊙ silu(b), contiguous, for a and b of one shape, both float32 or both float64."""
     y = a.new_empty(a.shape)
@@ -216,12 +219,12 @@ def silu_gate(a: Tensor, b: Tensor) -> Tensor:
     return y
 
 
-@silu_gate.register_fake
+@silu_gate.register_fake()
 def _(a, b):  # noqa: ARG001
     return a.new_empty(a.shape)
 
 
-@torch.library.custom_op("twinsep::silu_gate_backward", mutates_args=(), device_types="cpu")
+@operator("silu_gate_backward")
 def silu_gate_backward(dy: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     """Return the gradients of a and b."""
     da, db = a.new_empty(a.shape), b.new_empty(b.shape)
@@ -230,7 +233,7 @@ def silu_gate_backward(dy: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor
     return da, db
 
 
-@silu_gate_backward.register_fake
+@silu_gate_backward.register_fake()
 def _(dy, a, b):  # noqa: ARG001
     return a.new_empty(a.shape), b.new_empty(b.shape)
 

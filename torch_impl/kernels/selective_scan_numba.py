@@ -6,10 +6,11 @@ import torch
 from torch import Tensor
 
 from torch_impl.kernels.memory import array
+from torch_impl.kernels.operator import operator
 from twinsep.kernels import selective_scan as loops
 
 
-@torch.library.custom_op("twinsep::selective_scan", mutates_args=(), device_types="cpu")
+@operator("selective_scan")
 def forward(
     u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor | None, keep: bool
 ) -> tuple[Tensor, Tensor]:
@@ -33,12 +34,12 @@ def _states(u: Tensor, A: Tensor, keep: bool) -> Tensor:
     return u.new_empty(loops.shape_of_states(u.shape, A.shape[1], u.element_size()) if keep else (0,))
 
 
-@forward.register_fake
+@forward.register_fake()
 def _(u, delta, A, B, C, D, z, keep):  # noqa: ARG001
     return u.new_empty(u.shape), _states(u, A, keep)
 
 
-@torch.library.custom_op("twinsep::selective_scan_backward", mutates_args=(), device_types="cpu")
+@operator("selective_scan_backward")
 def backward(
     dy: Tensor,
     u: Tensor,
@@ -62,7 +63,7 @@ def _empty(u, delta, A, B, C, D, z) -> tuple[Tensor, Tensor, Tensor, Tensor, Ten
     return du, ddelta, dA, dB, dC, dD, u.new_empty((0, 0, 0) if z is None else u.shape)
 
 
-@backward.register_fake
+@backward.register_fake()
 def _(dy, u, delta, A, B, C, D, z, states):  # noqa: ARG001
     return _empty(u, delta, A, B, C, D, z)
 

@@ -6,7 +6,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from torch_impl.layers import DepthwiseConvSiLU1d, Linear, Module, parameter
-from torch_impl.ops import exp, softplus, split
+from torch_impl.ops import exp, fused_mamba, softplus, split
 from torch_impl.scan import selective_scan
 from twinsep.config import ModelConfig, mixers
 from twinsep.model import initializers
@@ -34,8 +34,17 @@ class Mamba(Module):
         self.D = parameter((e,), initializers.ones)
         self.out_proj = Linear(e, d, bias=False)
 
+    def weights(self) -> list[Tensor]:
+        """The weights of the layer, in the order in which they are used, A before D."""
+        convolution, step = self.conv1d, self.dt_proj
+        named = [self.in_proj.weight, convolution.weight, convolution.bias, self.x_proj.weight, step.weight, step.bias]
+        return [weight for weight in (*named, self.A_log, self.D, self.out_proj.weight)]
+
     def forward(self, x: Float[Tensor, "b l d"]) -> Float[Tensor, "b l d"]:
         """Mix a sequence (b, l, d) along its length, from the state 0."""
+        fused = fused_mamba(x, self.weights())
+        if fused is not None:
+            return fused
         u, z = split(self.in_proj(x), self.halves, -1)  # (b, l, e) each
         u = self.conv1d(u)  # (b, l, e)
         dt, B, C = split(self.x_proj(u), self.sizes, -1)  # (b, l, r), (b, l, n), (b, l, n)

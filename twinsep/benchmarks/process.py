@@ -19,14 +19,20 @@ MIB = 1 << 20
 
 
 class WorkerProcess:
-    """A worker process with ``framework``, as a context manager that kills it at the end."""
+    """A worker process with ``framework``, as a context manager that kills it at the end.
 
-    def __init__(self, framework: str):
+    With ``threads`` it is limited to so many cores.
+    """
+
+    def __init__(self, framework: str, threads: int | None = None):
         self.framework = framework
         # JAX must use the CPU even where there is an accelerator, and the first call must show the cost of compiling.
         environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_ENABLE_COMPILATION_CACHE": "false"}
+        limit = [] if threads is None else [str(threads)]
+        if limit:  # NumPy's matrix products read it on import
+            environment["OPENBLAS_NUM_THREADS"] = limit[0]
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "twinsep.benchmarks.worker", framework],
+            [sys.executable, "-m", "twinsep.benchmarks.worker", framework, *limit],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

@@ -22,10 +22,10 @@ from twinsep.config import PRESETS, from_dict, preset
 from twinsep.errors import TwinsepError
 from twinsep.kernels.threads import cores
 from twinsep.utils import provenance
-from twinsep.utils.backend import twin
+from twinsep.utils.backend import twin, use_threads
 
 #: Environment variables that affect the measurements.
-VARIABLES = ("OMP_NUM_THREADS", "GOMP_SPINCOUNT", "MKL_NUM_THREADS", "XLA_FLAGS", "NPROC")
+VARIABLES = ("OMP_NUM_THREADS", "GOMP_SPINCOUNT", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "XLA_FLAGS", "NPROC")
 
 
 class Worker:
@@ -113,6 +113,11 @@ class Worker:
     def operations(self, name: str) -> dict[str, float]:
         """Return the operations of a preset in PyTorch, counted per second of audio."""
         return twin("torch", "kernels.operations").model_cost(PRESETS[name])
+
+    def segment_operations(self) -> float:
+        """Return the operations of the opened configuration's forward pass on one training segment, in PyTorch."""
+        flop = twin("torch", "kernels.operations").model_cost(self.config)["flop_per_audio_second"]
+        return flop * self.config.training.segment_seconds
 
     def last_loss(self) -> float:
         """Return the loss of the last step, which should be close to the other framework's."""
@@ -246,7 +251,12 @@ def thread_settings(framework: str) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Answer requests until the standard input ends, with the framework named by the first argument."""
+    """Answer requests until the standard input ends, with the framework named by the first argument.
+
+    A second argument limits the number of threads.
+    """
+    if len(sys.argv) > 2:
+        use_threads(int(sys.argv[2]))
     with os.fdopen(os.dup(1), "w") as answers:
         os.dup2(2, 1)  # keeps the output of libraries out of the answers
         worker = Worker(sys.argv[1])

@@ -68,6 +68,7 @@ def block(framework: str, config: dict[str, Any], frames: int, backward: bool, l
     arrays = noise(*shape, seed=0), noise(*shape, seed=1)
     if looped:
         mixer: Any = twin(framework, "mixers.mamba")
+        mixer.fused_mamba = lambda *_: None
         mixer.selective_scan = twin(framework, "scan").selective_scan_sequential
     if framework == "torch":
         import torch

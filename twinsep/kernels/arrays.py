@@ -1,5 +1,7 @@
 """Flat views of arrays for compiled loops."""
 
+from math import prod
+
 import numpy as np
 
 
@@ -8,6 +10,8 @@ def strided(x: np.ndarray) -> tuple[np.ndarray, tuple[int, ...]]:
 
     Copies only if the last axis is not dense: slices of wider arrays and transposed arrays are viewed in place.
     """
+    if x.flags.c_contiguous:  # the same as below, without its cost of several microseconds
+        return x.reshape(-1), tuple(prod(x.shape[axis:]) for axis in range(1, x.ndim))
     if x.strides[-1] != x.itemsize:
         x = np.ascontiguousarray(x)
     strides = tuple(stride // x.itemsize for stride in x.strides)
