@@ -59,7 +59,7 @@ class Difference(NamedTuple):
         more = n - (1 if alone else self.seeds)
         known = Noise(self.noise.seeds, 0, self.noise.residual, 0) if alone else self.noise
         song_square = self.song_square if seeds is None else n * self.song_variance + known.residual
-        terms = [
+        terms: list[tuple[np.ndarray, Any]] = [
             (known.seeds / (n * self.songs), known.seeds_df + more),
             (song_square / (n * self.songs), self.songs - 1),
             (known.residual / (n * self.songs), known.residual_df + more * (self.songs - 1)),

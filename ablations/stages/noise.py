@@ -96,7 +96,7 @@ def _frameworks(table: pd.DataFrame) -> dict[str, Any] | None:
 
 def _judged(found: Difference) -> dict[str, Any]:
     (low, high), (inner_low, inner_high) = found.interval(), found.interval(1 - 2 * ALPHA)
-    verdict_found = verdict(found, found.p)
+    said = verdict(found, found.p)
     return {
         "mean": found.mean,
         "low": low,
@@ -104,8 +104,8 @@ def _judged(found: Difference) -> dict[str, Any]:
         "90 % interval": [inner_low, inner_high],
         "df": float(found.spread()[1]),
         "p": found.p,
-        "verdict": verdict_found,
-        "seeds needed": seeds_to_decide(found) if verdict_found == "undecided" else None,
+        "verdict": said,
+        "seeds needed": _count(seeds_to_decide(found)) if said == "undecided" else None,
     }
 
 
@@ -138,8 +138,8 @@ def _comparisons(table: pd.DataFrame) -> dict[str, Any] | None:
         "Cochran": test._asdict(),
         "seeds needed": {
             f"{effect:g}": {
-                "in this grid": seeds_to_find(effect, songs, over_songs, noise, alone=False),
-                "two rows alone": seeds_to_find(effect, songs, over_songs, noise, alone=True),
+                "in this grid": _count(seeds_to_find(effect, songs, over_songs, noise, alone=False)),
+                "two rows alone": _count(seeds_to_find(effect, songs, over_songs, noise, alone=True)),
             }
             for effect in EFFECTS
         },
@@ -165,6 +165,10 @@ def _processor(table: pd.DataFrame) -> dict[str, Any]:
                 return {"difference": score["mean"] - mean, "here": here, "there": there}
     left_out = f"no run here has the configuration and songs of that on {theirs['device']} (commit {theirs['commit']})"
     return {"difference": None, "left out": left_out}
+
+
+def _count(seeds: float) -> int | None:
+    return int(seeds) if np.isfinite(seeds) else None
 
 
 def _finite(value: Any) -> Any:

@@ -199,14 +199,15 @@ def _add_verdicts(lines: dict[str, dict[str, Any]], inputs: Inputs) -> None:
 def _caption(axis: str, inputs: Inputs) -> str:
     """Scores and songs of the table, how differences are judged, and how the rows were trained."""
     tracks = inputs.scores.groupby("split")["track"].nunique()
-    data = "generated songs" if settings.uses_generated_songs() else f"songs of {settings.data_root().name}"
+    kind, origin = ("generated ", "") if settings.uses_generated_songs() else ("", f" of {settings.data_root().name}")
+    songs = f"{tracks['test']} {kind}test songs{origin}"
     sentences = [
-        f"Axis {axis}, profile {settings.params()['profile']}: scores of the instrumental of {tracks['test']} test "
-        f"{data}, dB. cSDR: median over 1-s frames; leakage: energy of the estimated vocals while nobody sings, "
-        "relative to the mixture; – is undefined."
+        f"Axis {axis}, profile {settings.params()['profile']}: scores of the instrumental of {songs}, dB. "
+        "cSDR: median over 1-s frames; leakage: energy of the estimated vocals while nobody sings, relative to the "
+        "mixture; – is undefined."
     ]
     if "real" in tracks:
-        sentences.append(f"Real: the {tracks['real']} of the split real, on which nothing is selected.")
+        sentences.append(f"Real: the songs of the split real ({tracks['real']}), on which nothing is selected.")
     if axis != "base":
         sentences.append(JUDGEMENT)
     if axis in COSTS:

@@ -177,7 +177,7 @@ def test_the_caption_follows_the_runs_and_the_data(results, monkeypatch):
     table("loss", results)
     text = (results / "loss.md").read_text().split("\n")[0]
     for said in (
-        "20 test generated songs",
+        "20 generated test songs",
         "1,000 steps of 1 × 1.5 s",
         "long, long-log: 500 steps of 1 × 3 s",
         "commit",
