@@ -198,8 +198,8 @@ def demo(
         device=device,
         host=host,
         port=port,
-        open_browser=browser,
         limit_mb=limit,
+        open_browser=browser,
     )
 
 

@@ -33,8 +33,12 @@ FLAGS = """--headless --no-sandbox --disable-gpu --disable-quic --no-first-run -
 # ---------------------------------------------------------------------------- refusals
 
 
+#: Options of a server on this machine, without a browser.
+LOCAL = {"framework": "torch", "device": "cpu", "host": "127.0.0.1", "open_browser": False}
+
+
 def run(**options):
-    app.serve(**({"checkpoint": None, "framework": "torch", "device": "cpu", "open_browser": False} | options))
+    app.serve(**({"checkpoint": None, "port": 7860, "limit_mb": 1} | LOCAL | options))
 
 
 def test_without_gradio_the_error_names_the_package_to_install(monkeypatch):
@@ -89,8 +93,7 @@ def served(weights, folder, proxy="http://127.0.0.1:9", delete_cache=app._DELETE
     code = (
         "import sys\nfrom pathlib import Path\nfrom twinsep.demo import app\nfrom twinsep.errors import guarded\n"
         f"app._DELETE_CACHE = {delete_cache}\n"
-        "guarded(lambda: app.serve(checkpoint=Path(sys.argv[1]), framework='torch', device='cpu', "
-        "port=int(sys.argv[2]), open_browser=False, limit_mb=1))"
+        f"guarded(lambda: app.serve(checkpoint=Path(sys.argv[1]), port=int(sys.argv[2]), limit_mb=1, **{LOCAL}))"
     )
     with (folder.parent / "log").open("w+") as log:
         command = [sys.executable, "-X", "faulthandler", "-c", code, str(weights), str(port)]

@@ -37,10 +37,10 @@ def serve(
     checkpoint: Path | None,
     framework: str,
     device: str,
-    host: str = "127.0.0.1",
-    port: int = 7860,
-    open_browser: bool = True,
-    limit_mb: int = 200,
+    host: str,
+    port: int,
+    limit_mb: int,
+    open_browser: bool,
 ) -> None:
     """Serve the page on ``host`` and ``port`` until Ctrl-C or SIGTERM; call this in the main thread.
 
