@@ -28,7 +28,7 @@ DEFINED = {
     "20": "kHz, highest low-pass", "11": "kHz, lowest low-pass",
     "100": "ms, frames of the leakage", "60": "dB of full scale, silence",
     "2": "kHz; tokens on each side; Mamba-2", "80": "Hz", "250": "Hz, range with missing bands",
-    "16": "bits of audio", "0": "dB, end of the gradient",
+    "16": "bits of audio",
     "41": "bands of BSRNN",
     "7.4": "dB", "7.7": "dB", "8.1": "dB of three trainings of BSRNN",
     "129": "line", "135": "line", "161": "line", "168": "line", "235": "line", "238": "line of the public code",
@@ -45,7 +45,7 @@ NOT_JUDGED = (
     "call a difference undecided", "Between the lowest and the highest row",
     r"‹› (better|worse|equivalent|undecided)\b", "‹› are better", "report that it outperforms", "We never compare",
     "must exceed", "which vocals lower", "The largest is that of ‹›", "‹› of three exceed",
-    "row with the largest variance is ‹›", "shows the largest distances", "largest relative distance",
+    "row with the largest variance is ‹›", "shows the largest distances", "‹› has the largest in single", "largest relative distance",
     "each fail these tests", "fails when it is run alone", "Nothing here ranks",
 )  # fmt: skip
 
