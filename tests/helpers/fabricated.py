@@ -188,13 +188,14 @@ def _noise(groups):
     twins = {"difference": "jax - torch", "seeds": 4, "songs": 60, "mean": 0.01, "low": -0.05, "high": 0.07}
     needed = {e: {"in this grid": n, "two rows alone": None if n > 20 else n + 1} for e, n in (("0.2", 30), ("0.5", 3))}
     layout = {"frameworks": ["torch", "jax"], "seeds": [0, 1, 2, 3], "songs": 60, "effects": effects}
+    comparisons = {
+        "rows": 40, "sd over seeds": 0.15, "sd over seeds, 95 % interval": [0.12, 0.19], "sd over songs": 0.6,
+        "Cochran": {"framework": "torch", "row": "lstm", "share": 0.2, "p": 0.3}, "seeds needed": needed,
+    }  # fmt: skip
     return {
         "components": layout if both else None,
         "frameworks": {**twins, "verdict": "equivalent"} if both else None,
-        "comparisons": {
-            "rows": 40, "sd over seeds": 0.15, "sd over seeds, 95 % interval": [0.12, 0.19], "sd over songs": 0.6,
-            "Cochran": {"framework": "torch", "row": "lstm", "share": 0.2, "p": 0.3}, "seeds needed": needed,
-        },
+        "comparisons": comparisons if both and len(groups["jax-default"]) > 1 else None,
         "processor": {"difference": None, "left out": "no run here has the configuration"},
     }  # fmt: skip
 
