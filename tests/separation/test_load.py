@@ -156,6 +156,8 @@ def test_bad_options_are_refused(file):
         twinsep.load(file, device="abacus")
     with pytest.raises(InputError, match="huge is neither a checkpoint nor one of the presets reference"):
         twinsep.load("huge")
+    with pytest.raises(InputError, match="tiny is a preset, whose weights are not trained: name a checkpoint"):
+        twinsep.load(Path("tiny"))
 
 
 # ---------------------------------------------------------------------------- folders

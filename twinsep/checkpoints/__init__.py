@@ -18,10 +18,12 @@ def read(path: str | Path, *, prefixes: tuple[str, ...] | None = None) -> Checkp
     ``prefixes`` ("model/", "ema/", …) selects tensors by the start of their names; by default all are read.
 
     Raises :class:`twinsep.errors.InputError` as :func:`twinsep.checkpoints.native.read_file` and
-    :func:`twinsep.checkpoints.hub.read` do, and for a bare name that is neither a file nor a folder.
+    :func:`twinsep.checkpoints.hub.read` do, and for a bare name, such as a preset's, that is no file and no folder.
     """
     path = Path(path)
     if path.name == str(path) and not path.suffix and not path.exists():
+        if path.name in PRESETS:
+            raise InputError(f"{path} is a preset, whose weights are not trained: name a checkpoint")
         raise InputError(f"{path} is neither a checkpoint nor one of the presets {', '.join(PRESETS)}")
     if path.is_dir():
         return hub.read(path, weights=prefixes is None or "model/" in prefixes)
