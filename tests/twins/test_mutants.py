@@ -267,9 +267,10 @@ def test_weight_decay_on_everything_is_detected(monkeypatch):
 
 
 def test_a_clip_with_an_epsilon_is_detected(monkeypatch):
+    # In the moments: the weights hardly show a factor that all gradients share, because AdamW divides by their size.
     multiply = torch._foreach_mul_
     monkeypatch.setattr(torch, "_foreach_mul_", lambda x, factor: multiply(x, factor / (1 + 1e-5)))
-    assert steps_apart() > TOLERANCE["steps"]["float64"]
+    assert steps_apart("adam_m/") > TOLERANCE["steps"]["float64"]
 
 
 @lru_cache
@@ -278,14 +279,15 @@ def stepped_in_jax():
     return parity.trained(parity.trainers(config, "float64")[1], config, "float64")[0]
 
 
-def steps_apart():
+def steps_apart(prefix="model/"):
     config = configuration(STEPPED)
     wanted, _ = parity.trained(parity.trainers(config, "float64")[0], config, "float64")
-    return distance(stepped_in_jax(), wanted, "model/")
+    return distance(stepped_in_jax(), wanted, prefix)
 
 
 def test_steps_agree_without_a_mutation():
     assert steps_apart() <= TOLERANCE["steps"]["float64"]
+    assert steps_apart("adam_m/") <= TOLERANCE["steps"]["float64"]
 
 
 def test_mutations_are_undone():
