@@ -39,8 +39,10 @@ def run_modules(commands: Mapping[str, Sequence[str]], *, device: str = "cpu") -
 
     def run(label: str) -> int:
         command = [sys.executable, "-m", *commands[label]]
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "errors": "replace"}
-        with subprocess.Popen(command, env=environment, **pipes) as process:
+        with subprocess.Popen(
+            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+        ) as process:
+            assert process.stdout is not None
             for line in process.stdout:
                 with lock:
                     print(f"{label}: {line.rstrip()}", file=sys.stderr, flush=True)
