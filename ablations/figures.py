@@ -35,7 +35,7 @@ FRAMEWORKS = {"torch": "PyTorch", "jax": "JAX"}
 FRAMEWORK_COLORS = {"torch": "C0", "jax": "C1"}
 FRAMEWORK_LINES = {"torch": "-", "jax": (0, (4, 1.5))}
 #: Levels in dB that spectrograms show, relative to the loudest cell of the mixture.
-FLOOR_DB = -80
+FLOOR_DB = -70
 #: Differences in dB up to this do not matter (``ablations.statistics.MARGIN_DB``).
 MARGIN_DB = 0.2
 
@@ -116,10 +116,14 @@ def listed(names: Iterable[str], none: str = "none") -> str:
     return f"{', '.join(before)} and {last}" if before else last
 
 
+def decimal(value: float, digits: int = 2) -> str:
+    """A number with a minus sign in place of a hyphen, and never a negative zero."""
+    return f"{value:z.{digits}f}".replace("-", "−")
+
+
 def signed(value: float, digits: int = 2) -> str:
     """A difference with its sign, and never a negative zero."""
-    text = f"{value:+.{digits}f}"
-    return text.replace("-", "−") if float(text) else text.replace("-", "+")
+    return f"{value:+z.{digits}f}".replace("-", "−")
 
 
 # ---------------------------------------------------------------------------- parts
