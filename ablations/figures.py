@@ -28,8 +28,8 @@ from twinsep.utils.files import write_atomically
 
 FIGURES, TABLES = Path("results/figures"), Path("results/tables")
 STYLE = Path("notebooks/paper.mplstyle")
-#: Widths in inches of a column and of the whole text in the paper, which shows figures in their own size.
-COLUMN, PAGE = 3.3, 6.85
+#: Widths in inches at which the paper shows figures in a column and across both, so that print has the sizes drawn here.
+COLUMN, PAGE = 3.35, 5.95
 #: Framework -> its name, its colour and its line style.
 FRAMEWORKS = {"torch": "PyTorch", "jax": "JAX"}
 FRAMEWORK_COLORS = {"torch": "C0", "jax": "C1"}
@@ -173,6 +173,7 @@ def draw_differences(axes: Axes, rows: pd.DataFrame, limits: tuple[float, float]
         )
     axes.set(yticks=range(len(rows)), yticklabels=labels, xlim=limits, ylim=(len(rows) - 0.4, -0.6))
     axes.tick_params(axis="y", length=0)
+    axes.locator_params(axis="x", nbins=5)
 
 
 def _remark(row: dict[str, Any]) -> str:
