@@ -21,14 +21,16 @@ from jaxtyping import Complex, Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
+from matplotlib.lines import Line2D
 from matplotlib.transforms import Bbox
 
+from ablations.statistics import MARGIN_DB
 from twinsep.errors import InputError
 from twinsep.utils.files import write_atomically
 
 FIGURES, TABLES = Path("results/figures"), Path("results/tables")
 STYLE = Path("notebooks/paper.mplstyle")
-#: Widths in inches at which the paper shows figures in a column and across both, so that print has the sizes drawn here.
+#: Widths in inches at which the paper shows figures in a column and across both, so that print has these sizes.
 COLUMN, PAGE = 3.35, 5.95
 #: Framework -> its name, its colour and its line style.
 FRAMEWORKS = {"torch": "PyTorch", "jax": "JAX"}
@@ -36,8 +38,6 @@ FRAMEWORK_COLORS = {"torch": "C0", "jax": "C1"}
 FRAMEWORK_LINES = {"torch": "-", "jax": (0, (4, 1.5))}
 #: Levels in dB that spectrograms show, relative to the loudest cell of the mixture.
 FLOOR_DB = -70
-#: Differences in dB up to this do not matter (``ablations.statistics.MARGIN_DB``).
-MARGIN_DB = 0.2
 
 
 class Mark(NamedTuple):
@@ -163,17 +163,28 @@ def draw_differences(axes: Axes, rows: pd.DataFrame, limits: tuple[float, float]
         else:
             edge, direction = (low, -1) if middle < low else (high, 1)
             inner = edge - direction * 0.14 * (high - low)
-            head = {"arrowstyle": "-|>", "color": mark.color, "linewidth": 1, "shrinkA": 0, "shrinkB": 0}
+            head: dict[str, Any] = {
+                "arrowstyle": "-|>",
+                "color": mark.color,
+                "linewidth": 1,
+                "shrinkA": 0,
+                "shrinkB": 0,
+            }
             axes.annotate("", (edge, place), (inner, place), arrowprops=head)
             axes.plot(inner, place, mark.marker, color=mark.color, markerfacecolor=mark.face, markersize=4)
-            beside = {"textcoords": "offset points", "xytext": (-5 * direction, 0), "va": "center", "fontsize": 6.5}
+            beside: dict[str, Any] = {
+                "textcoords": "offset points",
+                "xytext": (-5 * direction, 0),
+                "va": "center",
+                "fontsize": 6.5,
+            }
             axes.annotate(signed(middle, 1), (inner, place), ha="left" if direction < 0 else "right", **beside)
         axes.annotate(
             _remark(row), (1.02, place), xycoords=axes.get_yaxis_transform(), va="center", fontsize=6.5, color="0.25"
         )
     axes.set(yticks=range(len(rows)), yticklabels=labels, xlim=limits, ylim=(len(rows) - 0.4, -0.6))
     axes.tick_params(axis="y", length=0)
-    axes.locator_params(axis="x", nbins=5)
+    axes.locator_params(axis="x", nbins=4, steps=[1, 2, 5, 10])
 
 
 def _remark(row: dict[str, Any]) -> str:
@@ -183,11 +194,13 @@ def _remark(row: dict[str, Any]) -> str:
     return row["verdict"] if row["verdict"] in ("not trained", "one seed", "one song") else ""
 
 
-def verdict_handles(verdicts: Iterable[str]) -> list[Any]:
+def verdict_handles(verdicts: Iterable[str]) -> list[Line2D]:
     """Entries of a legend for those of :data:`MARKS` that occur in ``verdicts``."""
     occurring = set(verdicts)
     return [
-        plt.Line2D([], [], color=m.color, marker=m.marker, markerfacecolor=m.face, markersize=4, linewidth=1, label=name)
+        plt.Line2D(
+            [], [], color=m.color, marker=m.marker, markerfacecolor=m.face, markersize=4, linewidth=1, label=name
+        )
         for name, m in MARKS.items()
         if name in occurring
     ]
@@ -208,8 +221,21 @@ def draw_levels(axes: Axes, levels: dict[str, float], *, named: bool = True) -> 
         if low <= level <= high:
             axes.axhline(level, color="0.45", linestyle=":", linewidth=0.9, zorder=1)
             if named:
-                beside = {"xycoords": axes.get_yaxis_transform(), "va": "center", "fontsize": 6.5, "color": "0.25"}
+                beside: dict[str, Any] = {
+                    "xycoords": axes.get_yaxis_transform(),
+                    "va": "center",
+                    "fontsize": 6.5,
+                    "color": "0.25",
+                }
                 axes.annotate(textwrap.fill(name, 11), (1.02, level), linespacing=0.95, **beside)
+
+
+def name_those_below(axes: Axes, scores: dict[str, float]) -> None:
+    """Say which rows lie below the axis, and where."""
+    bottom, _ = axes.get_ylim()
+    below = [f"{row} {decimal(score, 1)}" for row, score in scores.items() if score < bottom]
+    if below:
+        axes.annotate(f"↓ {listed(below)}", (0.98, 0.02), xycoords="axes fraction", ha="right", fontsize=6.5)
 
 
 def label_points(axes: Axes, points: Sequence[tuple[float, float, float, str]]) -> None:
@@ -223,13 +249,13 @@ def label_points(axes: Axes, points: Sequence[tuple[float, float, float, str]]) 
         text = axes.annotate(name, (x, y), (0, 0), textcoords="offset points", va="bottom", fontsize=6.5)
         text.set_in_layout(False)
         extent = text.get_window_extent()
+        # A text a step farther away costs as much as one of which a twelfth is covered.
         boxes = [
-            (Bbox.from_bounds(*(centre + corner), extent.width, extent.height), gap)
-            for gap in (5, 9, 14)
+            (step * extent.width * extent.height / 12, Bbox([centre + corner, centre + corner + extent.size]))
+            for step, gap in enumerate((5, 9, 14))
             for corner in _around(extent.width, extent.height, gap * point)
         ]
-        # A tenth of the text may be covered rather than that it stands a marker's width farther from its point.
-        best, _ = min(boxes, key=lambda b: _covered(b[0].padded(point), taken, frame) + 0.02 * b[1] * b[0].width * b[0].height)
+        _, best = min(boxes, key=lambda found: found[0] + _covered(found[1].padded(point), taken, frame))
         text.set_position((best.min - centre) / point)
         taken.append(best)
 
@@ -250,12 +276,14 @@ def _covered(box: Bbox, taken: Sequence[Bbox], frame: Bbox) -> float:
     return outside + sum(found.width * found.height for found in shared if found)
 
 
-def decibels(values: Float[np.ndarray, "..."] | Complex[np.ndarray, "..."], loudest: float) -> Float[np.ndarray, "..."]:
+def decibels(values: Float[np.ndarray, ...] | Complex[np.ndarray, ...], loudest: float) -> Float[np.ndarray, ...]:
     """Levels in dB relative to ``loudest``, not below :data:`FLOOR_DB`."""
     return 20 * np.log10(np.maximum(np.abs(values) / loudest, 10 ** (FLOOR_DB / 20)))
 
 
-def draw_spectrogram(axes: Axes, cells: Float[np.ndarray, "f t"], seconds: float, hertz: float, **image: Any) -> AxesImage:
+def draw_spectrogram(
+    axes: Axes, cells: Float[np.ndarray, "f t"], seconds: float, hertz: float, **image: Any
+) -> AxesImage:
     """Draw ``cells`` over ``seconds`` and up to ``hertz``, in kHz; by default as levels in dB."""
-    shown = {"cmap": "magma", "vmin": FLOOR_DB, "vmax": 0} | image
+    shown: dict[str, Any] = {"cmap": "magma", "vmin": FLOOR_DB, "vmax": 0} | image
     return axes.imshow(cells, origin="lower", aspect="auto", extent=(0, seconds, 0, hertz / 1000), **shown)
