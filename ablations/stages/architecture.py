@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from pathlib import Path
 from typing import NamedTuple
 
 import matplotlib
@@ -14,14 +13,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle, FancyArrowPatch, FancyBboxPatch
 
+from ablations.figures import FIGURES, PAGE, STYLE
 from twinsep.config import ModelConfig, preset
 from twinsep.errors import guarded
 from twinsep.utils.files import write_atomically
 
-OUT = Path("results/figures/architecture.svg")
-STYLE = Path("notebooks/paper.mplstyle")
-#: Size of the canvas. One unit is a hundredth of an inch, about one pixel where the figure is 820 pixels wide.
+OUT = FIGURES / "architecture.svg"
+#: Size of the canvas in units of its coordinates; its width in print is that of the paper's text.
 WIDTH, HEIGHT = 820, 606
+TEXT, SMALL_TEXT = 6.5, 6  # points in print
 # Tints of the colours of Okabe and Ito (2008), which colour-blind readers can tell apart.
 ENCODER, MIDDLE, DECODER, MEMORY, SIGNAL = "#cfe3f1", "#c9ead9", "#fbe0c4", "#f0dbe7", "#f2f2f2"
 INK, SKIP, READ = "#222222", "#0072b2", "#a8467f"
@@ -64,10 +64,10 @@ class Box(NamedTuple):
 
 
 #: Encoder levels 1 to 3, each a step further in and down, the bottleneck, and the memory below them all.
-LEVELS = tuple(Box(40 + 50 * level, 372 - 90 * level, 175, 62) for level in range(3))
+LEVELS = tuple(Box(40 + 42 * level, 372 - 90 * level, 175, 62) for level in range(3))
 BOTTLENECK = Box(305, 102, 210, 62)
 BANK = Box(40, 10, 740, 50)
-SPLIT = Box(40, 460, 175, 50)
+SPLIT = Box(40, 456, 175, 62)
 MIXTURE, STFT = Box(8, 546, 72, 50), Box(102, 546, 113, 50)
 ISTFT, INSTRUMENTAL = Box(645, 546, 54, 50), Box(717, 546, 97, 50)
 PRODUCT: Point = (616, 571)
@@ -83,7 +83,7 @@ def main() -> None:
 
 def draw(model: ModelConfig) -> Figure:
     """The figure for ``model``, whose sizes stand in its boxes."""
-    figure = plt.figure(figsize=(WIDTH / 100, HEIGHT / 100), facecolor="white")
+    figure = plt.figure(figsize=(PAGE, PAGE * HEIGHT / WIDTH), facecolor="white")
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set(xlim=(0, WIDTH), ylim=(0, HEIGHT), aspect="equal")
     axes.axis("off")
@@ -100,16 +100,17 @@ def _transform(axes: Axes, model: ModelConfig) -> None:
     head = SPLIT.mirrored()
     _box(axes, MIXTURE, SIGNAL, "mixture", "(2, S)")
     _box(axes, STFT, SIGNAL, "STFT", f"{model.n_fft}, hop {model.hop}")
-    _box(axes, SPLIT, ENCODER, "BandSplit", f"{model.n_bands} bands {_features(model, 0)}")
-    _box(axes, head, DECODER, "MaskHead", f"complex mask {spectrum}")
+    inputs = {"complex": "spectrum", "complex+level": "spectrum and log levels"}[model.features]
+    _box(axes, SPLIT, ENCODER, "BandSplit", inputs, f"{model.n_bands} bands {_features(model, 0)}")
+    _box(axes, head, DECODER, "MaskHead", "complex mask", spectrum)
     _box(axes, ISTFT, SIGNAL, "iSTFT")
     _box(axes, INSTRUMENTAL, SIGNAL, model.targets[0], "(2, S)")
     axes.add_patch(Circle(PRODUCT, 11, facecolor="white", edgecolor=INK, linewidth=1))
-    axes.text(*PRODUCT, "×", ha="center", va="center_baseline", fontsize=12)
+    axes.text(*PRODUCT, "×", ha="center", va="center_baseline", fontsize=9)
     _arrow(axes, (MIXTURE.right, MIXTURE.y), (STFT.left, STFT.y))
     _arrow(axes, (STFT.x, STFT.bottom), (STFT.x, SPLIT.top))
     _arrow(axes, (STFT.right, STFT.y), (PRODUCT[0] - 11, PRODUCT[1]))
-    axes.text(WIDTH / 2, PRODUCT[1] + 5, f"spectrum of the mixture {spectrum}", ha="center", va="bottom")
+    axes.text(WIDTH / 2, PRODUCT[1] + 5, f"spectrum of the mixture {spectrum}", ha="center", va="bottom", fontsize=TEXT)
     _arrow(axes, (PRODUCT[0], head.top), (PRODUCT[0], PRODUCT[1] - 11))
     _arrow(axes, (PRODUCT[0] + 11, PRODUCT[1]), (ISTFT.left, ISTFT.y))
     _arrow(axes, (ISTFT.right, ISTFT.y), (INSTRUMENTAL.left, INSTRUMENTAL.y))
@@ -126,13 +127,13 @@ def _u_net(axes: Axes, model: ModelConfig) -> None:
         _box(axes, other, DECODER, f"Decoder {level + 1}", f"{model.n_dec} × DecoderBlock", _features(model, level))
         high = box.bottom + 45
         _arrow(axes, (box.right, high), (other.left, high), color=SKIP)
-        axes.text(WIDTH / 2, high + 3, f"skip $e_{level + 1}$", ha="center", va="bottom", color=SKIP)
+        axes.text(WIDTH / 2, high + 3, f"skip $e_{level + 1}$", ha="center", va="bottom", color=SKIP, fontsize=TEXT)
         below = LEVELS[level + 1] if level < 2 else BOTTLENECK
         turn, low = box.right + 24, box.bottom + 18
         _arrow(axes, (box.right, low), (turn, low), (turn, below.top))
         _arrow(axes, (WIDTH - turn, below.top), (WIDTH - turn, low), (other.left, low))
-        axes.text(turn + 5, low - 2, "Downsample", ha="left", va="center", fontsize=7.5)
-        axes.text(WIDTH - turn - 5, low - 2, "Upsample", ha="right", va="center", fontsize=7.5)
+        axes.text(turn + 5, low - 2, "Downsample", ha="left", va="center", fontsize=SMALL_TEXT)
+        axes.text(WIDTH - turn - 5, low - 2, "Upsample", ha="right", va="center", fontsize=SMALL_TEXT)
     pairs = model.n_bottleneck // 2
     _box(axes, BOTTLENECK, MIDDLE, "Bottleneck", f"{pairs} × (DualPath, GlobalAttention)", _features(model, 3))
 
@@ -146,9 +147,9 @@ def _memory(axes: Axes, model: ModelConfig) -> None:
         x = box.left + 25
         _arrow(axes, (x, box.bottom), (x, BANK.top), color=READ, style=MEMORY_DASHES)
         _arrow(axes, (WIDTH - x, BANK.top), (WIDTH - x, box.bottom), color=READ, style=MEMORY_DASHES)
-        axes.text(x + 5, BANK.top + 14, f"{tokens[level]}", ha="left", va="center", color=READ)
+        axes.text(x + 5, BANK.top + 14, f"{tokens[level]}", ha="left", va="center", color=READ, fontsize=TEXT)
     _arrow(axes, (BOTTLENECK.x, BOTTLENECK.bottom), (BOTTLENECK.x, BANK.top), color=READ, style=MEMORY_DASHES)
-    axes.text(BOTTLENECK.x + 5, BANK.top + 14, f"{tokens[3]}", ha="left", va="center", color=READ)
+    axes.text(BOTTLENECK.x + 5, BANK.top + 14, f"{tokens[3]}", ha="left", va="center", color=READ, fontsize=TEXT)
 
 
 def _legend(axes: Axes) -> None:
@@ -161,10 +162,10 @@ def _legend(axes: Axes) -> None:
     for row, (color, style, text) in enumerate(lines):
         y = 514 - 16 * row
         _arrow(axes, (240, y), (272, y), color=color, style=style)
-        axes.text(280, y, text, ha="left", va="center", fontsize=7.5)
+        axes.text(280, y, text, ha="left", va="center", fontsize=SMALL_TEXT)
     notes = ("DualPath: mixer over time, mixer over bands, SwiGLU", "T = 1 + ⌊S / hop⌋ frames; batch axis left out")
     for row, text in enumerate(notes, len(lines)):
-        axes.text(240, 514 - 16 * row, text, ha="left", va="center", fontsize=7.5)
+        axes.text(240, 514 - 16 * row, text, ha="left", va="center", fontsize=SMALL_TEXT)
 
 
 def _features(model: ModelConfig, level: int) -> str:
@@ -182,16 +183,16 @@ def _box(axes: Axes, box: Box, color: str, title: str, *lines: str) -> None:
     top = box.y + step * len(lines) / 2
     for row, text in enumerate((title, *lines)):
         weight = "bold" if row == 0 else "normal"
-        axes.text(box.x, top - step * row, text, ha="center", va="center_baseline", fontsize=8, fontweight=weight)
+        axes.text(box.x, top - step * row, text, ha="center", va="center_baseline", fontsize=TEXT, fontweight=weight)
 
 
 def _arrow(axes: Axes, *points: Point, color: str = INK, style: object = "-") -> None:
     """A line through ``points`` with a head at the last one."""
     *before, corner, end = points
     if before:
-        axes.plot(*zip(*before, corner, strict=True), color=color, linewidth=1.1, solid_joinstyle="miter")
+        axes.plot(*zip(*before, corner, strict=True), color=color, linewidth=0.9, solid_joinstyle="miter")
     arrow = FancyArrowPatch(
-        corner, end, arrowstyle="-|>", mutation_scale=9, color=color, linewidth=1.1, shrinkA=0, shrinkB=0
+        corner, end, arrowstyle="-|>", mutation_scale=8, color=color, linewidth=0.9, shrinkA=0, shrinkB=0
     )
     arrow.set_linestyle(style)  # type: ignore[arg-type]
     axes.add_patch(arrow)

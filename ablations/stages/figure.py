@@ -11,15 +11,14 @@ matplotlib.use("agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
-from ablations import settings
+from ablations import figures, settings
 from ablations.stages import separate
 from twinsep import audio
 from twinsep.errors import guarded
 from twinsep.stft import stft
 from twinsep.utils.files import write_atomically
 
-OUT = settings.RUNS.parent / "figures" / "separation.png"
-FLOOR_DB = -80
+OUT = figures.FIGURES / "separation.png"
 
 
 def main() -> None:
@@ -36,11 +35,10 @@ def main() -> None:
     run = json.loads(settings.run_path(settings.BASE_GROUP, 0).read_text())
     figure, grid = plt.subplots(2, 3, figsize=(10, 5), sharex=True, sharey=True, layout="constrained")
     places = (grid[0, 0], grid[0, 1], grid[0, 2], grid[1, 1], grid[1, 2])
-    top = np.abs(_spectrum(shown["mixture"])).max()
+    loudest = np.abs(_spectrum(shown["mixture"])).max()
+    seconds, hertz = shown["mixture"].shape[-1] / song.sample_rate, song.sample_rate / 2
     for axes, (title, waveform) in zip(places, shown.items(), strict=True):
-        level = 20 * np.log10(np.maximum(np.abs(_spectrum(waveform)) / top, 10 ** (FLOOR_DB / 20)))
-        extent = (0, waveform.shape[-1] / song.sample_rate, 0, song.sample_rate / 2000)
-        image = axes.imshow(level, origin="lower", aspect="auto", extent=extent, cmap="magma", vmin=FLOOR_DB, vmax=0)
+        image = figures.draw_spectrogram(axes, figures.decibels(_spectrum(waveform), loudest), seconds, hertz)
         axes.set_title(title, fontsize=10)
     grid[1, 0].axis("off")
     steps = run["configuration"]["training"]["steps"]

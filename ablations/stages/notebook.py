@@ -1,6 +1,6 @@
 """Stages of the notebooks: ``python -m ablations.stages.notebook <name>`` runs one, which writes figures of the paper.
 
-The executed notebook is discarded because it differs from run to run.
+The executed notebook is discarded because it differs from run to run; its answer is printed.
 """
 
 import os
@@ -15,7 +15,7 @@ from twinsep.errors import TwinsepError, guarded
 
 
 def main(name: str) -> None:
-    """Run ``notebooks/<name>.ipynb``. Raises :class:`TwinsepError` if a cell fails."""
+    """Run ``notebooks/<name>.ipynb`` and print its answer. Raises :class:`TwinsepError` if a cell fails."""
     path = settings.ROOT / "notebooks" / f"{name}.ipynb"
     (settings.RUNS.parent / "figures").mkdir(parents=True, exist_ok=True)
     os.environ["PYTHONPATH"] = str(settings.ROOT)  # the notebooks import the stages
@@ -24,6 +24,8 @@ def main(name: str) -> None:
         client.execute()
     except CellExecutionError as error:
         raise TwinsepError(f"{path.name}: {error.ename}: {error.evalue}") from error
+    for output in client.nb.cells[-1].outputs:
+        print(output.get("data", {}).get("text/markdown", "").removeprefix("**Answer.** "))
 
 
 if __name__ == "__main__":

@@ -32,7 +32,9 @@ def finish(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
     def write(groups, scores, seconds=None, baselines=(1.0, 3.0, 4.0, 20.0)):
-        monkeypatch.setattr(settings, "row_table", lambda: {"axes": ["mixer", "loss", "start"], "groups": groups})
+        monkeypatch.setattr(
+            settings, "row_table", lambda: {"axes": ["mixer", "loss", "start", "size"], "groups": groups}
+        )
         songs = next(iter(scores.values())).shape[1]
         for name, level in zip(settings.params()["baselines"], baselines, strict=True):
             _write_scores(settings.RUNS / f"baseline-{name}", np.full(songs, level))
