@@ -27,7 +27,7 @@ def finish(tmp_path, monkeypatch):
     """A function that writes what finished runs leave, and changes into their folder.
 
     It takes the entries of ``rows.yaml`` by group, scores of the songs in test (seeds, songs) by group, in which also
-    the song in real scores 8, and further ``seconds`` of a step by row.
+    the song in real scores 8, and further ``seconds`` of a step by group.
     """
     monkeypatch.chdir(tmp_path)
 
@@ -41,7 +41,7 @@ def finish(tmp_path, monkeypatch):
         for name, group in settings.groups().items():
             for seed, own in zip(group.seeds, scores[name], strict=True):
                 _write_scores(settings.scores_path(name, seed).parent, own)
-                _write_training(name, seed, (seconds or {}).get(group.row, 0.1))
+                _write_training(name, seed, (seconds or {}).get(name, 0.1))
         collect.main()
         return tmp_path
 

@@ -131,6 +131,14 @@ def test_differences_between_songs_limit_what_seeds_can_show(study):
     assert found["seeds needed"]["0.1"] == {"in this grid": None, "two rows alone": None}
 
 
+def test_a_row_is_not_compared_with_itself(study):
+    two = {name: GROUPS[name] for name in ("torch-base", "torch-default", "torch-row0")}
+    found = study(two, over_songs=1.0)["comparisons"]["sd over songs"]
+    table = scores.read()
+    row, default = (scores.runs(table, name, *scores.JUDGED).scores[:2] for name in ("torch-row0", "torch-default"))
+    assert found == pytest.approx((row - default).mean(0).std(ddof=1), rel=0.02)
+
+
 def test_a_row_of_another_spread_is_named(finish):
     found = simulated(np.random.default_rng(0), GROUPS)
     found["torch-row3"][0] += 3

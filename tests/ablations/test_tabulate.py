@@ -36,6 +36,8 @@ GROUPS = {
     "torch-slight": row("loss"),
     "torch-lost": row("loss"),
 }
+#: Where it is not 0.1 s.
+STEP_SECONDS = {"torch-default": 0.2, "torch-lstm": 0.25, "torch-gru": 0.2, "jax-default": 0.4, "jax-conv": 0.3}
 #: Mean difference from the level 8 of the default row, dB.
 GAINS = {
     "torch-lstm": 1.0,
@@ -66,7 +68,7 @@ def simulated():
 def results(finish, monkeypatch):
     """Folder of the tables of a finished grid."""
     monkeypatch.setattr(settings, "row_table", lambda: {"axes": ["mixer", "loss", "start"], "groups": GROUPS})
-    folder = finish(GROUPS, simulated(), seconds={"default": 0.2, "lstm": 0.25, "conv": 0.1, "gru": 0.2})
+    folder = finish(GROUPS, simulated(), seconds=STEP_SECONDS)
     rows = {
         name: {"flop_per_audio_second": 2e9, "step_s": 0.3, "peak_memory_mib": 700.0} for name in ("default", "conv")
     }
@@ -155,6 +157,8 @@ def test_costs_and_the_score_at_equal_time(results):
     assert found.loc[("conv", "torch"), columns].tolist() == [2, 0.3, 700, 6]
     assert found.loc[("default", "torch"), "at equal time"] == 4.25
     assert found.loc[("lstm", "torch"), "at equal time"] == 4
+    # In JAX 300 s: 750 steps of the default row.
+    assert found.loc[("default", "jax"), "at equal time"] == 4.875
     assert found.loc[("conv", "jax"), columns].isna().tolist() == [True, True, True, False]
     assert "at equal time" in table("start", results)
     assert "at equal time" not in table("loss", results)
