@@ -281,7 +281,7 @@ def test_the_notebooks_draw_and_tell_what_came_out(execute):
     assert "Better (1): d32 (+1.49)" in said["ablations"]
     assert "Worse (1): conv (−1.01)" in said["ablations"]
     assert "not trained (1): plain (−4.81)" in said["ablations"]
-    assert "the mixture itself, to 0.2 dB, for the loss of magnitude" in said["learning"]
+    assert "score what the mixture does, to 0.2 dB, under magnitude" in said["learning"]
     assert "those of default score highest (2.50 dB on validation songs)" in said["learning"]
     assert "After 1,000 steps plain did not exceed the level regression (4.00 dB on test songs)" in said["learning"]
     assert "Alone, each from the row plain, gain on test songs: identity-start +4.8" in said["learning"]
