@@ -36,6 +36,7 @@ class Mamba(Module):
     def weights(self) -> list[Array]:
         """The weights of the layer, in the order in which they are used, A before D."""
         convolution, step = self.conv1d, self.dt_proj
+        assert step.bias is not None
         named = [self.in_proj.weight, convolution.weight, convolution.bias, self.x_proj.weight, step.weight, step.bias]
         return [weight[...] for weight in (*named, self.A_log, self.D, self.out_proj.weight)]
 

@@ -14,8 +14,8 @@ from twinsep.kernels import depthwise as loops
 def forward(x: Tensor, weight: Tensor, bias: Tensor, left: int) -> Tensor:
     """Return y (b, l, d) from x (b, l, d), weight (d, 1, kernel), bias (d,), all of one dtype; left < kernel."""
     y = x.new_empty(x.shape)
-    weights = (w.detach().contiguous().numpy() for w in (weight, bias))
-    loops.forward(array(x), *weights, y.numpy(), left=left, threads=torch.get_num_threads())
+    arrays: Any = (array(x), *(w.detach().contiguous().numpy() for w in (weight, bias)), y.numpy())
+    loops.forward(*arrays, left=left, threads=torch.get_num_threads())
     return y
 
 

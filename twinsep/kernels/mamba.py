@@ -117,6 +117,10 @@ def _delta_backward(ddelta, dBC, w, bias, ddBC, dw, dbias, shape, rows, start, s
                 ddBC[at + j] = total(products)
 
 
+#: u, Δ, A, B, C and D of a scan.
+Inputs = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+
+
 def forward(x: np.ndarray, weights: Weights, y: np.ndarray, saved: Saved, *, threads: int) -> None:
     """Fill y (b, l, d) from x (b, l, d), and the arrays of ``saved``; all contiguous, all float32 or all float64.
 
@@ -186,7 +190,7 @@ def backward(
     np.add(first, second, out=dx.reshape(rows, d))
 
 
-def _scanned(weights: Weights, saved: Saved, r: int) -> tuple[np.ndarray, ...]:
+def _scanned(weights: Weights, saved: Saved, r: int) -> Inputs:
     """u, Δ, A, B, C and D of the scan."""
     n = weights.A_log.shape[1]
     B, C = saved.dBC[..., r : r + n], saved.dBC[..., r + n :]
