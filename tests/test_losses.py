@@ -316,7 +316,7 @@ def test_terms_share_the_stft_of_a_resolution(monkeypatch):
     monkeypatch.setattr(losses, "stft", lambda x, **grid: calls.append(grid["n_fft"]) or original(x, **grid))
     weights = dict.fromkeys(("magnitude", "band", "log_magnitude", "spectral_sdr", "mr_stft"), 1.0)
     e, x, m = signals()
-    mix(e, x, mixture=m, config=CONFIG.override({"loss": {"weights": weights}}))
+    mix(e, x, mixture=m, config=CONFIG.override({"model": {"hop": 512}, "loss": {"weights": weights}}))
     # Once each for estimate and target; mr_stft shares the model's STFT (n_fft 2048, hop 512).
     assert sorted(calls) == [512, 512, 1024, 1024, 2048, 2048]
 

@@ -13,6 +13,7 @@ from twinsep.config import from_dict
 from twinsep.errors import guarded
 from twinsep.evaluation.evaluate import evaluate_baseline, evaluate_checkpoint
 from twinsep.evaluation.systems import BASELINES
+from twinsep.separation.overlap_add import Chunking
 from twinsep.utils import provenance
 from twinsep.utils.files import write_json
 
@@ -36,6 +37,7 @@ def run(group: str, seed: int) -> None:
         settings.weights_path(group, seed),
         out=settings.scores_path(group, seed).parent,
         museval=profile["museval"] and found.name == settings.BASE_GROUP,
+        chunking=Chunking(**profile.get("chunking", {})),
         framework=found.framework,
         device=profile["device"],
         overwrite=True,
