@@ -25,7 +25,7 @@ def test_floors_lie_below_the_ceiling(micro, songs):
         records = evaluate.score_songs(system, micro.model, str(songs), ["test", "real"])
         scores[name] = values(records, "usdr")[0]
         assert len(records) == 2 * 2 * 4  # splits, stems, metrics
-    assert scores["mixture"] < scores["band_gain"] < scores["ideal_mask"]
+    assert scores["mixture"] < scores["band_gain"] < scores["level_regression"] < scores["ideal_mask"]
 
 
 def test_scores_of_silent_vocals_are_finite_or_null(micro, songs):
@@ -46,6 +46,92 @@ def test_band_gains_are_the_least_squares_ones(micro, songs):
         a, b = (np.concatenate([s[:, lo:hi].ravel() for s in spectra]).astype(complex) for spectra in (x, y))
         best = (np.vdot(a, b) / np.vdot(a, a)).real
         assert gains[lo:hi] == pytest.approx(best, rel=1e-4)
+
+
+def spectra(config, songs=3, frames=400):
+    """STFTs of songs whose levels vary from frame to frame and from mid to side, and stems that do not follow them."""
+    rng = np.random.default_rng(0)
+    found = []
+    for _ in range(songs):
+        mid, side, other = rng.standard_normal((2, 3, config.n_bins, frames)).transpose(1, 2, 3, 0) @ (1, 1j)
+        levels = np.exp(1.5 * rng.standard_normal((2, config.n_bands, frames)))
+        mid, side = (z * systems.per_bin(level, config) for z, level in zip((mid, side), levels, strict=True))
+        x = np.stack([mid + side, mid - side])
+        found.append((x, {"instrumental": 0.4 * x + other}))
+    return found
+
+
+def gains_of(weights, x, config):
+    return systems.per_bin(weights @ systems.level_features(x, config), config)
+
+
+def test_the_features_are_log_levels_and_ratios_of_side_to_mid(micro):
+    ((x, _),) = spectra(micro.model, 1, 5)
+    features = systems.level_features(x, micro.model)
+    lo, hi = micro.model.band_table[7]
+    left, right = x[:, lo:hi, 3]
+    mid, side = (np.mean(np.abs(z / 2) ** 2) for z in (left + right, left - right))
+    k = micro.model.n_bands
+    assert features[:, 3][[0, 8, k + 8]] == pytest.approx([1, np.log(mid + side + 1e-6), np.log(side / mid)], abs=1e-4)
+    assert mid + side == pytest.approx((np.mean(np.abs(left) ** 2) + np.mean(np.abs(right) ** 2)) / 2)
+    assert systems.level_features(0 * x, micro.model)[1:, 0] == pytest.approx([np.log(1e-6)] * k + [0] * k)
+
+
+def test_the_regression_finds_gains_that_are_linear_in_levels(micro, monkeypatch):
+    model = micro.model
+    rng = np.random.default_rng(1)
+    weights = 0.02 * rng.standard_normal((model.n_bands, 1 + 2 * model.n_bands))
+    weights[:, 0] += 0.5
+    made = [(x, {"instrumental": (gains_of(weights, x, model) + 0.3j) * x}) for x, _ in spectra(model)]
+    monkeypatch.setattr(systems, "_training_spectra", lambda *_: made)
+    monkeypatch.setattr(systems, "_RIDGE", 1e-9)
+    found = systems.fit_level_regression(model, "")["instrumental"]
+    assert found == pytest.approx(weights, abs=1e-6)
+
+
+def test_the_regression_minimises_the_squared_error_of_all_songs(micro, monkeypatch):
+    model, made = micro.model, spectra(micro.model)
+    monkeypatch.setattr(systems, "_training_spectra", lambda *_: made)
+    found = systems.fit_level_regression(model, "")["instrumental"]
+    for k, (lo, hi) in enumerate(model.band_table):
+        rows, wanted = [], []
+        for x, stems in made:
+            phi, y = systems.level_features(x, model).T, stems["instrumental"]
+            power = np.sum(np.abs(x[:, lo:hi]) ** 2, (0, 1))
+            product = np.sum((x[:, lo:hi].conj() * y[:, lo:hi]).real, (0, 1))
+            rows.append(np.sqrt(power)[:, None] * phi)
+            wanted.append(product / np.sqrt(power))
+        energy = np.square(np.concatenate(rows)[:, 0]).sum()
+        ridge = np.sqrt(systems._RIDGE * energy) * np.eye(phi.shape[1])[1:]
+        design, target = np.concatenate([*rows, ridge]), np.concatenate([*wanted, np.zeros(len(ridge))])
+        assert found[k] == pytest.approx(np.linalg.lstsq(design, target)[0], abs=1e-6)
+
+
+def test_the_regression_without_variation_is_the_fixed_gain(micro, monkeypatch):
+    model = micro.model
+    x = np.ones((2, model.n_bins, 50), complex)
+    x[:, slice(*model.band_table[5])] = 0  # a band that is silent in every song
+    made = [(x, {"instrumental": np.where(np.arange(50) < 20, 0.5, 0.25) * x})]
+    monkeypatch.setattr(systems, "_training_spectra", lambda *_: made)
+    weights = systems.fit_level_regression(model, "")["instrumental"]
+    gains = weights @ systems.level_features(x, model)
+    best = systems.least_squares_gains(made, model)["instrumental"]
+    assert gains == pytest.approx(np.repeat(best[:, None], 50, 1), abs=1e-6)
+    assert best[5] == 0
+
+
+def test_the_gains_of_a_regression_are_clipped(micro, songs):
+    mixture = tracks(songs, "test")[0].read("mixture")
+    weights = np.zeros((2, micro.model.n_bands, 1 + 2 * micro.model.n_bands))
+    weights[:, :, 0] = [[1.5], [-0.5]]
+    loud, quiet = (systems.level_mask(mixture, w, micro.model) for w in weights)
+    assert (loud.min(), loud.max(), quiet.min(), quiet.max()) == (1, 1, 0, 0)
+
+
+def test_fitting_reports_its_progress(micro, songs):
+    reports = []
+    systems.baseline_system("level_regression", micro.model, str(songs), lambda *done: reports.append(done))
+    assert reports == [(1, 2), (2, 2)]
 
 
 def test_a_checkpoint_is_scored_with_museval(micro, tmp_path):

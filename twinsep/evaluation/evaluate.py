@@ -188,7 +188,7 @@ def evaluate_baseline(
 ) -> None:
     """Score one of :data:`twinsep.evaluation.systems.BASELINES` under ``config``; see :func:`evaluate_checkpoint`."""
     _check_folder(out, overwrite)
-    with progress_bar("fitting" if name == "band_gain" else "preparing") as report:
+    with progress_bar("fitting" if name in systems.FITTED else "preparing") as report:
         system = systems.baseline_system(name, config.model, config.data.root, report)
     _write_scores(system, config, config.data.root, out, splits, museval)
 
