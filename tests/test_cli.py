@@ -176,6 +176,7 @@ def test_train_and_evaluate_refuse_bad_input(call, weights, songs, tmp_path):
         (tmp_path / name).parent.mkdir()
         (tmp_path / name).write_text("")
     tiny = ("--preset", "tiny", "--data", songs)
+    short = (*tiny, "--set", "training.segment_seconds=1")
     for arguments, sentence in [
         (("train", "--out", "run"), "choose one of --config FILE, --preset NAME and"),
         (("train", "--preset", "huge", "--out", "run"), "'huge' is not one of"),
@@ -186,7 +187,8 @@ def test_train_and_evaluate_refuse_bad_input(call, weights, songs, tmp_path):
         (("train", *tiny, "--set", "model.hop=x", "--out", "run"), "model.hop"),
         (("train", "--preset", "tiny", "--data", tmp_path / "empty", "--out", "run"), "empty"),
         (("train", *tiny, "--out", tmp_path / "file"), "is a file"),
-        (("train", *tiny, "--out", tmp_path / "file" / "run"), "file"),
+        (("train", *tiny, "--out", "run"), "segment_seconds is 3, but the longest training song, a, lasts 2 s"),
+        (("train", *short, "--out", tmp_path / "file" / "run"), "Not a directory"),
         (("evaluate", weights, "--data", tmp_path / "nowhere", "--out", "o"), "nowhere"),
         (("evaluate", weights, "--preset", "tiny", "--out", "o"), "contains its own configuration"),
         (("evaluate", weights, "--split", "tset", "--out", "o"), "tset"),
