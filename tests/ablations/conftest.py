@@ -23,6 +23,14 @@ def committed(tmp_path_factory):
 
 
 @pytest.fixture
+def committed_results(committed):
+    """Folder with the files of the last commit, which include results of the grid."""
+    if not (committed / "results" / "records.json").exists():
+        pytest.skip("no results of the grid are committed")
+    return committed
+
+
+@pytest.fixture
 def finish(tmp_path, monkeypatch):
     """A function that writes what finished runs leave, and changes into their folder.
 

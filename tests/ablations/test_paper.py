@@ -233,12 +233,13 @@ def test_every_file_the_paper_reads_is_a_dependency_of_its_stage():
     assert figures <= set(read)
 
 
-def test_the_committed_paper_is_that_of_the_committed_results(committed):
-    assert (committed / paper.SOURCE).with_suffix(".pdf").read_bytes() == paper.compile_paper(committed)
+def test_the_committed_paper_is_that_of_the_committed_results(committed_results):
+    made = paper.compile_paper(committed_results)
+    assert (committed_results / paper.SOURCE).with_suffix(".pdf").read_bytes() == made
 
 
-def test_the_committed_paper_has_six_to_eight_pages(committed):
-    pages = typst.compile(committed / paper.SOURCE, root=committed, format="png", ppi=10)
+def test_the_committed_paper_has_six_to_eight_pages(committed_results):
+    pages = typst.compile(committed_results / paper.SOURCE, root=committed_results, format="png", ppi=10)
     assert 6 <= len(pages) <= 8
 
 

@@ -509,7 +509,7 @@ def test_the_requirements_of_separation():
 def test_operations_and_rates_are_measured_on_this_machine(monkeypatch):
     worker = Worker("torch")
     opened = worker.system("tiny")
-    assert opened["parameters"] == 235_444
+    assert opened["parameters"] == 301_044
     assert worker.chunk() > 0
     rates = worker.rates()
     assert rates["matrix_flop_per_s"] > 1e9

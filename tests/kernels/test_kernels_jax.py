@@ -93,7 +93,7 @@ def test_own_operations_call_no_kernel():
 
     with kernels.own_operations():
         assert "ffi_call" not in text()
-    assert {"twinsep_attention", "twinsep_selective_scan_backward"} <= set(re.findall(r"target_name=(\w+)", text()))
+    assert {"twinsep_attention", "twinsep_mamba_backward"} <= set(re.findall(r"target_name=(\w+)", text()))
 
 
 @pytest.mark.parametrize("shape", [(0, 5, 4, 2), (2, 0, 4, 2), (2, 5, 0, 2)])

@@ -94,8 +94,8 @@ def test_auxiliary_outputs_reproduce_the_output(framework, mid_side, micro):
     y, plain, auxiliary = called(framework, model, noise(2, 20_001)[None])
     np.testing.assert_array_equal(y, plain)
     assert auxiliary.keys() == {"mask", "spectrum"}
-    assert auxiliary["mask"].shape == (1, 2, 2, 1025, 40)
-    assert auxiliary["spectrum"].shape == (1, 2, 1025, 40)
+    assert auxiliary["mask"].shape == (1, 2, 2, 1025, 20)
+    assert auxiliary["spectrum"].shape == (1, 2, 1025, 20)
     made = istft(auxiliary["mask"] * auxiliary["spectrum"][:, None], n_fft=2048, hop=config.model.hop, length=20_001)
     if mid_side:
         made = np.stack([made[:, :, 0] + made[:, :, 1], made[:, :, 0] - made[:, :, 1]], 2)

@@ -15,6 +15,7 @@ def operator(name: str) -> Callable[[Callable[..., Any]], Any]:
     """
 
     def register(function: Callable[..., Any]) -> Any:
+        """Register ``function`` and return the operator."""
         qualified = f"twinsep::{name}"
         schema = torch.library.infer_schema(function, mutates_args=())
         torch.library.define(qualified, schema, tags=(torch.Tag.pt2_compliant_tag,))

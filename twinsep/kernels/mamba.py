@@ -15,7 +15,7 @@ import numpy as np
 
 from twinsep.kernels import depthwise, selective_scan
 from twinsep.kernels.simd import BYTES, aligned, compiled, exp2, inlined, load, maximum, sigmoid, splat, store, total
-from twinsep.kernels.threads import in_parallel
+from twinsep.kernels.threads import in_parallel, one_blas_thread
 
 GROUPS = 64  # largest number of groups of rows, each with its own sums for the gradients of W_Δ and b_Δ
 SERIAL = 1 << 17  # size of Δ (0.1 ms of work) below which a second thread costs more than it saves
@@ -121,6 +121,7 @@ def _delta_backward(ddelta, dBC, w, bias, ddBC, dw, dbias, shape, rows, start, s
 Inputs = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
 
+@one_blas_thread()
 def forward(x: np.ndarray, weights: Weights, y: np.ndarray, saved: Saved, *, threads: int) -> None:
     """Fill y (b, l, d) from x (b, l, d), and the arrays of ``saved``; all contiguous, all float32 or all float64.
 
@@ -141,6 +142,7 @@ def forward(x: np.ndarray, weights: Weights, y: np.ndarray, saved: Saved, *, thr
     np.matmul(saved.y.reshape(-1, e), weights.out_proj.T, out=y.reshape(-1, d))
 
 
+@one_blas_thread()
 def backward(
     dy: np.ndarray,
     x: np.ndarray,

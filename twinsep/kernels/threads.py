@@ -6,9 +6,12 @@ child. Here any number of threads may call at once, a forked child makes its own
 
 import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
+from functools import cache, lru_cache
+from typing import Any
+
+from threadpoolctl import ThreadpoolController
 
 PIECES = 4  # pieces of work per thread, so that a delayed thread does not delay the others
 
@@ -39,6 +42,28 @@ def in_parallel(kernel: Callable[..., None], tasks: int, threads: int, *argument
     work()
     for helper in helpers:
         helper.result()
+
+
+@contextlib.contextmanager
+def one_blas_thread() -> Iterator[None]:
+    """Let NumPy's matrix products use one thread.
+
+    The products of a narrow layer are over before OpenBLAS has woken its threads: with two of them a training step of
+    ``tiny`` takes twice as long.
+    """
+    before = [library.num_threads for library in _blas()]
+    for library in _blas():
+        library.set_num_threads(1)
+    try:
+        yield
+    finally:
+        for library, threads in zip(_blas(), before, strict=True):
+            library.set_num_threads(threads)
+
+
+@cache
+def _blas() -> list[Any]:
+    return [found for found in ThreadpoolController().lib_controllers if found.internal_api == "openblas"]
 
 
 def cores() -> int:
