@@ -35,7 +35,7 @@ def fit(segments, start=0.5, **weights):
 
 @pytest.mark.parametrize("start", STARTS)
 def test_the_gain_of_an_absolute_error_is_the_median(start):
-    assert fit(scaled(RATIOS), start, magnitude=1.0) == pytest.approx(0.8, abs=0.05)
+    assert fit(scaled(RATIOS), start, magnitude=1.0) == pytest.approx(0.8, abs=0.02)
 
 
 @pytest.mark.parametrize("start", STARTS)
