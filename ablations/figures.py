@@ -188,7 +188,7 @@ def draw_differences(axes: Axes, rows: pd.DataFrame, limits: tuple[float, float]
 
 
 def _remark(row: dict[str, Any]) -> str:
-    """What the marker does not say: that a row did not train, or how many seeds would decide."""
+    """Remark beside the marker: the row did not train, or the number of seeds that would decide."""
     if row["verdict"] == "undecided" and pd.notna(needed := row["seeds needed"]):
         return "more songs" if np.isinf(needed) else f"{needed:.0f} seeds"
     return row["verdict"] if row["verdict"] in ("not trained", "one seed", "one song") else ""

@@ -73,7 +73,7 @@ AT_EQUAL_TIME = "At equal time: validation uSDR when the fastest row of the fram
 
 
 class Inputs(NamedTuple):
-    """What a table is made of: its groups in order, all scores, and the records of runs by group and seed."""
+    """Inputs of a table: its groups in order, all scores, and the records of runs by group and seed."""
 
     groups: list[str]
     scores: pd.DataFrame
