@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+from helpers.fabricated import EFFECTS
 
 from ablations import scores, settings
 from ablations.stages import collect, noise
@@ -69,15 +70,7 @@ def test_components_name_what_varies(study):
     found = study(shared=1.0, own=0.2, songs=3.0, rest=0.05)["components"]
     assert (found["frameworks"], found["seeds"], found["songs"]) == (["torch", "jax"], [0, 1, 2, 3], SONGS)
     effects = found["effects"]
-    assert set(effects) == {
-        "framework",
-        "seed",
-        "song",
-        "framework × seed",
-        "framework × song",
-        "seed × song",
-        "framework × seed × song",
-    }
+    assert set(effects) == set(EFFECTS)
     sd = {name: effect["sd"] for name, effect in effects.items()}
     assert sd["song"] == pytest.approx(3, rel=0.02)
     assert sd["seed"] == pytest.approx(1, rel=0.2)

@@ -172,18 +172,21 @@ def _write_runs(results, groups, definitions, params):
     pd.DataFrame(scores).to_csv(results / "scores.csv", index=False)
 
 
+#: The effects of the crossed layout, as the stage ``noise`` names them.
+EFFECTS = (
+    "framework",
+    "seed",
+    "song",
+    "framework × seed",
+    "framework × song",
+    "seed × song",
+    "framework × seed × song",
+)
+
+
 def _noise(groups):
     both = {"torch-default", "jax-default"} <= set(groups)
-    names = (
-        "framework",
-        "seed",
-        "song",
-        "framework × seed",
-        "framework × song",
-        "seed × song",
-        "framework × seed × song",
-    )
-    effects = {name: {"variance": 0.01, "sd": 0.1, "estimate": 0.01, "mean square": 0.02, "df": 3} for name in names}
+    effects = {name: {"variance": 0.01, "sd": 0.1, "estimate": 0.01, "mean square": 0.02, "df": 3} for name in EFFECTS}
     effects["song"] |= {"variance": 3.6, "sd": 1.9}
     twins = {"difference": "jax - torch", "seeds": 4, "songs": 60, "mean": 0.01, "low": -0.05, "high": 0.07}
     needed = {e: {"in this grid": n, "two rows alone": None if n > 20 else n + 1} for e, n in (("0.2", 30), ("0.5", 3))}
