@@ -52,7 +52,7 @@ def runs(table: pd.DataFrame, group: str, split: str, metric: str) -> Runs:
 
 
 def is_trained(table: pd.DataFrame, group: str) -> bool:
-    """True if the group's mean judged score exceeds that of the regression floor."""
+    """True if the group's mean judged score exceeds that of the level regression."""
     own, floor = (float(np.nanmean(runs(table, name, *JUDGED).scores)) for name in (group, f"baseline-{FLOOR}"))
     return own > floor
 

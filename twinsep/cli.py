@@ -273,7 +273,10 @@ def check_data(
 @app.command()
 def evaluate(
     system: Annotated[
-        str, typer.Argument(help="A checkpoint, or one of mixture, band_gain, level_regression, ideal_mask.")
+        str,
+        typer.Argument(
+            help="A checkpoint, or one of mixture, band_gain, level_regression, weighted_regression, ideal_mask."
+        ),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for metrics.json and summary.json.")],
     split: Annotated[

@@ -36,7 +36,12 @@ from twinsep.utils.files import write_atomically
 TABLES = Path("results/tables")
 COST = Path("results/cost.json")
 #: Baseline -> its row.
-FLOORS = {"mixture": "mixture", "band_gain": "fixed gain per band", scores.FLOOR: "level regression"}
+FLOORS = {
+    "mixture": "mixture",
+    "band_gain": "fixed gain per band",
+    scores.FLOOR: "level regression",
+    "weighted_regression": "weighted regression",
+}
 CEILING = {"ideal_mask": "ideal ratio mask"}
 #: Heading -> (split, metric, mean or median over songs).
 Columns = dict[str, tuple[str, str, str]]

@@ -39,7 +39,7 @@ def finish(tmp_path, monkeypatch):
     """
     monkeypatch.chdir(tmp_path)
 
-    def write(groups, scores, seconds=None, baselines=(1.0, 3.0, 4.0, 20.0)):
+    def write(groups, scores, seconds=None, baselines=(1.0, 3.0, 4.0, 5.0, 20.0)):
         monkeypatch.setattr(
             settings, "row_table", lambda: {"axes": ["mixer", "loss", "start", "size"], "groups": groups}
         )

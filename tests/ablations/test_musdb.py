@@ -47,7 +47,7 @@ def test_musdb_runs_from_configurations_to_tables(small):
     cost = {"flop_per_audio_second": 1e9, "step_s": 1.0, "peak_memory_mib": 1}
     write_json(tabulate.COST, {"rows": {row: cost for row in json.loads((settings.CONFIGS / "cost.json").read_text())}})
     trained = {axis: written(axis)["row"].dropna() for axis in ("base", "memory", "mixer", "bands")}
-    floors = ["mixture", "fixed gain per band", "level regression"]
+    floors = ["mixture", "fixed gain per band", "level regression", "weighted regression"]
     assert list(trained["memory"]) == [*floors, "default", "default", "memory0", "ideal ratio mask"]
     assert "base" in set(trained["base"])
     assert "conv" not in set(trained["mixer"])  # not one of the profile's rows

@@ -84,10 +84,10 @@ def table(axis, results):
 
 def test_rows_stand_between_floors_and_ceiling(results):
     found = table("mixer", results)
-    floors = [("mixture", ""), ("fixed gain per band", ""), ("level regression", "")]
+    floors = [("mixture", ""), ("fixed gain per band", ""), ("level regression", ""), ("weighted regression", "")]
     rows = [("default", "torch"), ("default", "jax"), ("lstm", "torch"), ("conv", "torch"), ("conv", "jax")]
     assert list(found.index) == [*floors, *rows, ("gru", "torch"), ("ideal ratio mask", "")]
-    assert list(found["uSDR mean"][:3]) == [1, 3, 4]
+    assert list(found["uSDR mean"][:4]) == [1, 3, 4, 5]
     assert found.loc[("lstm", "torch"), "uSDR mean"] == pytest.approx(9, abs=1e-3)
     assert found.loc[("default", "torch"), ["parameters", "seeds"]].tolist() == [410_444, 3]
     assert not [column for column in found if column.startswith("museval")]
@@ -174,7 +174,7 @@ def test_before_its_first_validation_a_row_has_no_score_at_equal_time(results):
 
 
 def test_a_table_has_only_its_own_rows(results):
-    assert list(table("start", results).index)[3:-1] == [("default", "torch"), ("default", "jax"), ("same", "torch")]
+    assert list(table("start", results).index)[4:-1] == [("default", "torch"), ("default", "jax"), ("same", "torch")]
 
 
 def test_the_caption_follows_the_runs_and_the_data(results, monkeypatch):
@@ -203,7 +203,7 @@ def test_the_base_table_has_museval_and_needs_no_other_group(results):
         if path.name != "torch-base" and not path.name.startswith("baseline"):
             shutil.rmtree(path)
     found = table("base", results)
-    assert len(found) == 5
+    assert len(found) == 6
     assert found.loc[("base", "torch"), "museval SDR"] == pytest.approx(found.loc[("base", "torch"), "uSDR median"])
     assert np.isnan(found.loc[("base", "torch"), "verdict"])
     assert "| –" in (results / "base.md").read_text()
@@ -263,7 +263,7 @@ def test_all_means_are_in_one_file(collected):
 def test_all_scores_are_in_one_table():
     found = scores.read()
     assert list(found) == ["group", "framework", "row", "seed", "split", "track", "metric", "value"]
-    runs = sum(len(group.seeds) for group in settings.groups().values()) + 4
+    runs = sum(len(group.seeds) for group in settings.groups().values()) + 5
     assert len(found) == runs * 21 * 4  # songs, metrics
     assert set(found["metric"]) == {"usdr", "csdr", "si_sdr", "leakage"}
     own = scores.runs(found, "torch-default", *scores.JUDGED)

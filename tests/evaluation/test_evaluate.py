@@ -26,6 +26,7 @@ def test_floors_lie_below_the_ceiling(micro, songs):
         scores[name] = values(records, "usdr")[0]
         assert len(records) == 2 * 2 * 4  # splits, stems, metrics
     assert scores["mixture"] < scores["band_gain"] < scores["level_regression"] < scores["ideal_mask"]
+    assert scores["level_regression"] < scores["weighted_regression"] < scores["ideal_mask"]
 
 
 def test_scores_of_silent_vocals_are_finite_or_null(micro, songs):
@@ -77,43 +78,47 @@ def test_the_features_are_log_levels_and_ratios_of_side_to_mid(micro):
     assert systems.level_features(0 * x, micro.model)[1:, 0] == pytest.approx([np.log(1e-6)] * k + [0] * k)
 
 
-def test_the_regression_finds_gains_that_are_linear_in_levels(micro, monkeypatch):
+@pytest.mark.parametrize("weighted", [False, True])
+def test_the_regression_finds_gains_that_are_linear_in_levels(weighted, micro, monkeypatch):
     model = micro.model
     rng = np.random.default_rng(1)
-    weights = 0.02 * rng.standard_normal((model.n_bands, 1 + 2 * model.n_bands))
+    weights = 0.002 * rng.standard_normal((model.n_bands, 1 + 2 * model.n_bands))  # gains between 0 and 1
     weights[:, 0] += 0.5
     made = [(x, {"instrumental": (gains_of(weights, x, model) + 0.3j) * x}) for x, _ in spectra(model)]
     monkeypatch.setattr(systems, "_training_spectra", lambda *_: made)
     monkeypatch.setattr(systems, "_RIDGE", 1e-9)
-    found = systems.fit_level_regression(model, "")["instrumental"]
+    found = systems.fit_level_regression(model, "", weighted=weighted)["instrumental"]
     assert found == pytest.approx(weights, abs=1e-6)
 
 
-def test_the_regression_minimises_the_squared_error_of_all_songs(micro, monkeypatch):
+@pytest.mark.parametrize("weighted", [False, True])
+def test_the_regression_has_the_least_squared_error_over_all_songs(weighted, micro, monkeypatch):
     model, made = micro.model, spectra(micro.model)
     monkeypatch.setattr(systems, "_training_spectra", lambda *_: made)
-    found = systems.fit_level_regression(model, "")["instrumental"]
+    found = systems.fit_level_regression(model, "", weighted=weighted)["instrumental"]
     for k, (lo, hi) in enumerate(model.band_table):
         rows, wanted = [], []
         for x, stems in made:
             phi, y = systems.level_features(x, model).T, stems["instrumental"]
             power = np.sum(np.abs(x[:, lo:hi]) ** 2, (0, 1))
             product = np.sum((x[:, lo:hi].conj() * y[:, lo:hi]).real, (0, 1))
-            rows.append(np.sqrt(power)[:, None] * phi)
-            wanted.append(product / np.sqrt(power))
-        energy = np.square(np.concatenate(rows)[:, 0]).sum()
-        ridge = np.sqrt(systems._RIDGE * energy) * np.eye(phi.shape[1])[1:]
+            factor = np.sqrt(power) if weighted else np.ones_like(power)
+            best = product / power if weighted else np.clip(product / power, 0, 1)
+            rows.append(factor[:, None] * phi)
+            wanted.append(factor * best)
+        total = np.square(np.concatenate(rows)[:, 0]).sum()
+        ridge = np.sqrt(systems._RIDGE * total) * np.eye(phi.shape[1])[1:]
         design, target = np.concatenate([*rows, ridge]), np.concatenate([*wanted, np.zeros(len(ridge))])
         assert found[k] == pytest.approx(np.linalg.lstsq(design, target)[0], abs=1e-6)
 
 
-def test_the_regression_without_variation_is_the_fixed_gain(micro, monkeypatch):
+def test_the_weighted_regression_without_variation_is_the_fixed_gain(micro, monkeypatch):
     model = micro.model
     x = np.ones((2, model.n_bins, 50), complex)
     x[:, slice(*model.band_table[5])] = 0  # a band that is silent in every song
     made = [(x, {"instrumental": np.where(np.arange(50) < 20, 0.5, 0.25) * x})]
     monkeypatch.setattr(systems, "_training_spectra", lambda *_: made)
-    weights = systems.fit_level_regression(model, "")["instrumental"]
+    weights = systems.fit_level_regression(model, "", weighted=True)["instrumental"]
     gains = weights @ systems.level_features(x, model)
     best = systems.least_squares_gains(made, model)["instrumental"]
     assert gains == pytest.approx(np.repeat(best[:, None], 50, 1), abs=1e-6)

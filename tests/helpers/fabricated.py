@@ -13,7 +13,7 @@ from twinsep.config import preset
 
 ROOT = Path(__file__).parents[2]
 GENERATED = "results/data/generated"
-FLOORS = {"mixture": 4.0, "fixed gain per band": 6.5, "level regression": 7.5}
+FLOORS = {"mixture": 4.0, "fixed gain per band": 6.5, "level regression": 7.5, "weighted regression": 8.0}
 CEILING = {"ideal ratio mask": 15.0}
 #: Verdict -> difference, low, high, p and seeds needed of a row that gets it.
 VERDICTS = {

@@ -1,9 +1,10 @@
-"""The systems that can be evaluated: a trained model, three floors and a ceiling.
+"""The systems that can be evaluated: a trained model, four floors and a ceiling.
 
-A *system* maps (track, mixture) to the estimated targets. The floors are the ``mixture`` itself and two systems fitted
-on the training songs in closed form: ``band_gain``, one fixed gain per band, and ``level_regression``, a gain per band
-and frame that is linear in the levels of that frame. A network below the first has learned nothing useful, one below
-the second nothing that needs a network. The ceiling is ``ideal_mask``, the ratio mask of the true stems.
+A *system* maps (track, mixture) to the estimated targets. The floors are the ``mixture`` itself and three systems
+fitted on the training songs in closed form: ``band_gain``, one fixed gain per band; ``level_regression``, a gain per
+band and frame that is linear in the levels of that frame, by ordinary least squares; ``weighted_regression``, the same
+with the least squared error of the spectrum. A network below the first has learned nothing useful, one below the others
+nothing that needs a network. The ceiling is ``ideal_mask``, the ratio mask of the true stems.
 """
 
 from __future__ import annotations
@@ -24,13 +25,13 @@ from twinsep.utils.progress import ProgressCallback
 System = Callable[[dataset.Track, np.ndarray], dict[str, np.ndarray]]
 #: The STFTs (2, F, T) of a song or segment: mixture, and target → stem.
 Spectra = tuple[np.ndarray, dict[str, np.ndarray]]
-BASELINES = ("mixture", "band_gain", "level_regression", "ideal_mask")
+BASELINES = ("mixture", "band_gain", "level_regression", "weighted_regression", "ideal_mask")
 #: The baselines that are fitted on the training songs.
-FITTED = ("band_gain", "level_regression")
+FITTED = ("band_gain", "level_regression", "weighted_regression")
 #: Floor of a power under the logarithm: the square of the magnitude 1e-3, below 16-bit silence.
 _POWER_FLOOR = 1e-6
-#: Ridge of the regression, as a fraction of a band's energy. It only makes the equations solvable where features are
-#: nearly collinear: on 400 songs every value from 1e-6 to 1e-2 gives the same scores to 0.002 dB.
+#: Ridge of a regression, as a fraction of the sum of its weights. It only makes the equations solvable where features
+#: are nearly collinear: on 400 songs every value from 1e-6 to 1e-2 gives the same weighted scores to 0.002 dB.
 _RIDGE = 1e-3
 
 
@@ -52,8 +53,8 @@ def baseline_system(name: str, config: ModelConfig, root: str, progress: Progres
     if name == "band_gain":
         gains = fit_band_gains(config, root, progress)
         return lambda _, mixture: {t: masked(mixture, gains[t][:, None], config) for t in config.targets}
-    if name == "level_regression":
-        weights = fit_level_regression(config, root, progress)
+    if name in ("level_regression", "weighted_regression"):
+        weights = fit_level_regression(config, root, weighted=name == "weighted_regression", progress=progress)
         return lambda _, mixture: {t: masked(mixture, level_mask(mixture, weights[t], config), config) for t in weights}
     if name == "ideal_mask":
         return lambda track, mixture: {t: ideal_ratio_mask(track, mixture, t, config) for t in config.targets}
@@ -81,33 +82,36 @@ def least_squares_gains(spectra: Iterable[Spectra], config: ModelConfig) -> dict
 
 
 def fit_level_regression(
-    config: ModelConfig, root: str, progress: ProgressCallback | None = None
+    config: ModelConfig, root: str, *, weighted: bool, progress: ProgressCallback | None = None
 ) -> dict[str, Float[np.ndarray, "k n"]]:
     """Weights of the gains' linear regression on levels over the training songs: target → (K, 1 + 2K).
 
-    The gain of band k in frame t is g_kt = w_k·φ_t, φ_t the :func:`level_features` of the frame. The weights minimise
-    the squared error Σ ‖g_kt·X_kt − Y_kt‖² over frames and songs, X_kt and Y_kt the bins of both channels. Up to a
-    constant this is Σ ‖X_kt‖² (g_kt − g*_kt)², g*_kt = Re⟨X_kt, Y_kt⟩ / ‖X_kt‖² the best gain of the frame: weighted
-    least squares, one linear system per band,
+    The gain of band k in frame t is g_kt = w_k·φ_t, φ_t the :func:`level_features` of the frame. The best gain of the
+    frame is g*_kt = Re⟨X_kt, Y_kt⟩ / ‖X_kt‖², X_kt and Y_kt the bins of both channels. The weights minimise
 
-        (Σ ‖X_kt‖² φ_t φ_tᵀ + ridge) w_k = Σ Re⟨X_kt, Y_kt⟩ φ_t.
+        Σ a_kt (g_kt − g*_kt)²
 
-    The sums are all that is kept of a song. Without variation of the levels the gain is that of :func:`fit_band_gains`,
-    because the ridge leaves the constant alone.
+    over frames and songs, one linear system per band, with a small ridge on all weights but the constant. By default
+    this is ordinary least squares, a_kt = 1, of g* clipped to [0, 1]. ``weighted`` has a_kt = ‖X_kt‖², which up to a
+    constant makes it the squared error Σ ‖g_kt·X_kt − Y_kt‖² of the spectrum: without variation of the levels the gain
+    is then that of :func:`fit_band_gains`. The sums are all that is kept of a song.
     """
     size = 1 + 2 * config.n_bands
     gram = np.zeros((config.n_bands, size, size))
     cross = {target: np.zeros((config.n_bands, size)) for target in config.targets}
     for x, stems in _training_spectra(config, root, progress):
-        features = level_features(x, config)
-        for k, power in enumerate(_band_product(x, x, config)):
-            weighted = features * np.sqrt(power)
-            gram[k] += weighted @ weighted.T
+        features, power = level_features(x, config), _band_product(x, x, config)
+        if weighted:
+            gram += np.stack([(features * each) @ features.T for each in power])
+        else:
+            gram += features @ features.T  # the same for all bands
         for target, y in stems.items():
-            cross[target] += _band_product(x, y, config) @ features.T
-    energy = np.maximum(gram[:, 0, 0], 1e-12)
-    gram[:, 0, 0] = energy  # a band that is silent in every song gets the gain 0
-    gram += _RIDGE * energy[:, None, None] * np.diag([0.0] + [1.0] * (size - 1))
+            product = _band_product(x, y, config)
+            wanted = product if weighted else np.clip(product / np.maximum(power, 1e-12), 0, 1)
+            cross[target] += wanted @ features.T
+    total = np.maximum(gram[:, 0, 0], 1e-12)
+    gram[:, 0, 0] = total  # a band that is silent in every song gets the gain 0
+    gram += _RIDGE * total[:, None, None] * np.diag([0.0] + [1.0] * (size - 1))
     return {target: np.linalg.solve(gram, c[:, :, None])[:, :, 0] for target, c in cross.items()}
 
 
