@@ -18,6 +18,7 @@ from jaxtyping import Complex, Float
 
 from jax_impl.layers import Module, parameter
 from jax_impl.ops import (
+    band_outputs,
     batched_linear,
     concatenate,
     pad_axis,
@@ -58,7 +59,7 @@ class BandSplit(Module):
     def __call__(self, spectrum: Complex[Array, "b c f t"]) -> Float[Array, "b k t d"]:
         """Return the features of every band and frame of a spectrum."""
         spectrum = spectrum[:, :, : self.n_bins]
-        x = rearrange(split_complex(spectrum), "b c f t ri -> b t f (c ri)")
+        x = rearrange(split_complex(rearrange(spectrum, "b c f t -> b t f c")), "b t f c ri -> b t f (c ri)")
         if self.reals > REALS:
             x = concatenate([x, rearrange(log_levels(spectrum), "b l f t -> b t f l")], -1)
         x = rearrange(x, "b t f r -> b t (f r)")  # a band is a range of the last axis
@@ -101,21 +102,8 @@ class MaskHead(Module):
         """Return the mask of every target, channel and bin; its magnitude lies between 0 and 1."""
         n = rearrange(rms_norm(x, self.norm[:, None]), "b k t d -> k (b t) d")
         hidden = silu(batched_linear(n, self.weight1[...], self.bias1[...]))  # (k, b·t, d)
-        bands = [bands for bands, _ in self.groups]
-        rows = [self.stems * REALS * bands * width for bands, width in self.groups]
-        parts = zip(
-            split(hidden, bands, 0), split(self.weight2[...], rows, 0), split(self.bias2[...], rows, 0), strict=True
-        )
-        masks = [self.project(x.shape[0], *part) for part in parts]
-        magnitude, phase = rearrange(concatenate(masks, 1), "b f s c two t -> two b s c f t")
+        logits = band_outputs(hidden, self.weight2[...], self.bias2[...], self.groups, self.stems)  # (s, c·two, f, b·t)
+        magnitude, phase = rearrange(logits, "s (c two) f (b t) -> two b s c f t", b=x.shape[0], two=2)
         mask = polar(sigmoid(magnitude), math.pi * tanh(phase))  # (b, s, c, f, t)
         # A bin outside every band has logits 0, hence the mask sigmoid(0) · exp(0) = 0.5, as in the reference.
         return pad_axis(mask, -2, self.missing, 0.5)
-
-    def project(
-        self, b: int, hidden: Float[Array, "k n d"], weight: Float[Array, "o d"], bias: Float[Array, " o"]
-    ) -> Float[Array, "b f s c two t"]:
-        """Apply the second Linear of every band in one group; rows are packed by band, stem, bin, channel and part."""
-        k = len(hidden)
-        y = batched_linear(hidden, rearrange(weight, "(k o) d -> k o d", k=k), rearrange(bias, "(k o) -> k o", k=k))
-        return rearrange(y, "k (b t) (s w c two) -> b (k w) s c two t", b=b, s=self.stems, c=2, two=2)

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from einops import rearrange
 from jax import Array
 from jaxtyping import Complex, Float
 
@@ -18,6 +19,9 @@ from jax_impl.kernels import cpu_kernels
 
 # Multiply float32 matrices in float32, as PyTorch does: JAX's default on accelerators rounds the factors.
 jax.config.update("jax_default_matmul_precision", "highest")
+
+#: Number of bands and width in bins of each group of equally wide bands.
+Groups = Sequence[tuple[int, int]]
 
 EPS = 1e-6
 #: Widest attention head, in features, for which our CPU kernel is used, as in PyTorch.
@@ -208,6 +212,24 @@ def batched_linear(
     """One Linear per band, all bands in one batched product."""
     x, weight, bias = _in_compute_type(x, weight, bias)
     return x @ weight.mT + bias[:, None]
+
+
+def band_outputs(
+    hidden: Float[Array, "k n d"], weight: Float[Array, "o d"], bias: Float[Array, " o"], groups: Groups, stems: int
+) -> Float[Array, "s r f n"]:
+    """One Linear from each band's features to r numbers per stem and bin; rows are packed by band, stem, bin and r."""
+    bins = sum(bands * width for bands, width in groups)
+    rows = [len(weight) // bins * bands * width for bands, width in groups]
+    bands = [bands for bands, _ in groups]
+    parts = zip(split(hidden, bands, 0), split(weight, rows, 0), split(bias, rows, 0), groups, strict=True)
+    return concatenate([_group_outputs(*part, stems) for part in parts], 2)
+
+
+def _group_outputs(hidden: Array, weight: Array, bias: Array, group: tuple[int, int], stems: int) -> Array:
+    """The bands of one group: hidden (k, n, d) -> (s, r, k·w, n)."""
+    k, width = group
+    y = batched_linear(hidden, rearrange(weight, "(k o) d -> k o d", k=k), rearrange(bias, "(k o) -> k o", k=k))
+    return rearrange(y, "k n (s w r) -> s r (k w) n", s=stems, w=width)
 
 
 def split_complex(x: Complex[Array, "*s"]) -> Float[Array, "*s two"]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import wraps
 from typing import Any
 
@@ -13,6 +13,9 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from torch_impl.kernels import cpu_kernels, published
+
+#: Number of bands and width in bins of each group of equally wide bands.
+Groups = Sequence[tuple[int, int]]
 
 EPS = 1e-6
 #: Widest attention head, in features, for which our CPU kernel is used; at 64 features PyTorch's is faster.
@@ -143,9 +146,66 @@ def batched_linear(
     return torch.baddbmm(bias[:, None], x, weight.mT)
 
 
+class _BandOutputs(torch.autograd.Function):
+    """One node for all groups of bands, which share no feature, weight or output.
+
+    Twenty nodes per product, and the splits and concatenations between them, would take as long as the products.
+    """
+
+    @staticmethod
+    def parts(logits: Tensor, groups: Groups) -> Iterator[tuple[slice, slice, Tensor]]:
+        """Per group its bands, its rows in the weight, and its logits (k, s, w, r, n) as a view of (s, r, f, n)."""
+        band = row = bin = 0
+        for bands, width in groups:
+            rows = bands * width * logits.shape[0] * logits.shape[1]
+            view = logits[:, :, bin : bin + bands * width].unflatten(2, (bands, width)).permute(2, 0, 3, 1, 4)
+            yield slice(band, band + bands), slice(row, row + rows), view
+            band, row, bin = band + bands, row + rows, bin + bands * width
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor, groups: Groups, stems: int) -> Tensor:
+        """Return logits (s, r, f, n), in which the values of one bin lie n apart, for the functions behind them."""
+        ctx.save_for_backward(hidden, weight)
+        ctx.groups = groups
+        bins = sum(bands * width for bands, width in groups)
+        logits = hidden.new_empty(stems, len(weight) // (stems * bins), bins, hidden.shape[1])
+        for bands, rows, view in _BandOutputs.parts(logits, groups):
+            k = bands.stop - bands.start
+            y = torch.baddbmm(bias[rows].view(k, -1, 1), weight[rows].unflatten(0, (k, -1)), hidden[bands].mT)
+            view.copy_(y.view(view.shape))  # (k, s·w·r, n)
+        return logits
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, dlogits: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradients of hidden, weight and bias."""
+        hidden, weight = ctx.saved_tensors
+        dhidden, dweight, dbias = torch.empty_like(hidden), torch.empty_like(weight), weight.new_empty(len(weight))
+        for bands, rows, view in _BandOutputs.parts(dlogits, ctx.groups):
+            k = bands.stop - bands.start
+            dy = view.reshape(k, -1, hidden.shape[1])
+            torch.bmm(dy, hidden[bands], out=dweight[rows].unflatten(0, (k, -1)))
+            torch.bmm(dy.mT, weight[rows].unflatten(0, (k, -1)), out=dhidden[bands])
+            torch.sum(dy, -1, out=dbias[rows].view(k, -1))
+        return dhidden, dweight, dbias, None, None
+
+
+def band_outputs(
+    hidden: Float[Tensor, "k n d"], weight: Float[Tensor, "o d"], bias: Float[Tensor, " o"], groups: Groups, stems: int
+) -> Float[Tensor, "s r f n"]:
+    """One Linear from each band's features to r numbers per stem and bin; rows are packed by band, stem, bin and r."""
+    return _BandOutputs.apply(*_in_compute_type(hidden, weight, bias), groups, stems)
+
+
+def _in_compute_type(*tensors: Tensor) -> Sequence[Tensor]:
+    """Cast the inputs of a custom node as autocast casts those of a product."""
+    kind = tensors[0].device.type
+    return [x.to(torch.get_autocast_dtype(kind)) for x in tensors] if torch.is_autocast_enabled(kind) else tensors
+
+
 def split_complex(x: Complex[Tensor, "*s"]) -> Float[Tensor, "*s two"]:
     """Split a complex array into its real and imaginary parts, on a new last axis."""
-    return torch.view_as_real(x)
+    return torch.view_as_real(x.contiguous())  # an array in another order is copied faster as complex numbers
 
 
 def polar(magnitude: Float[Tensor, "*s"], phase: Float[Tensor, "*s"]) -> Complex[Tensor, "*s"]:

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from torch_impl.devices import find_device, on_numpy
+from torch_impl.kernels import cpu_kernels
 from torch_impl.layers import Parameter, initialise, named_parameters
 from torch_impl.unet import BandSplitUNet
 from twinsep import losses
@@ -96,7 +97,9 @@ class Trainer:
         ):
             estimate = model(mixture)
         stems = len(self.config.model.targets)  # a residual stem is derived, not trained
-        return losses.mix(estimate[:, :stems].to(target.dtype), target, mixture=mixture, config=self.config)
+        kernels = cpu_kernels() if self.device.type == "cpu" else None
+        estimate = estimate[:, :stems].to(target.dtype)
+        return losses.mix(estimate, target, mixture=mixture, config=self.config, kernels=kernels)
 
     @torch.no_grad()
     def state(self) -> Tensors:

@@ -45,12 +45,12 @@ class Signals:
     have the same shape, (B, C, S) or (B, stems, C, S).
     """
 
-    def __init__(self, estimate: Any, target: Any, config: Config) -> None:
+    def __init__(self, estimate: Any, target: Any, config: Config, kernels: Any = None) -> None:
         if tuple(estimate.shape) != tuple(target.shape) or estimate.ndim not in (3, 4):
             shapes = f"{tuple(estimate.shape)} and {tuple(target.shape)}"
             raise InputError(f"estimate and target must both be (B, C, S) or (B, stems, C, S), not {shapes}")
         self.xp = array_namespace(estimate, target)
-        self.config = config
+        self.config, self.kernels = config, kernels
         self.estimate, self.target = (self.xp.reshape(x, (-1, *x.shape[-2:])) for x in (estimate, target))
         self._spectra: dict[tuple[int, int], tuple[Any, Any]] = {}
         self._magnitudes: dict[tuple[int, int], tuple[Any, Any]] = {}
@@ -74,6 +74,16 @@ class Signals:
     def model_magnitudes(self) -> tuple[Any, Any]:
         """M̂ and M, (B, C, F, T), for the model's STFT."""
         return self.magnitudes(self.config.model.n_fft, self.config.model.hop)
+
+    @cached_property
+    def distances(self) -> Any:
+        """The terms ``magnitude`` and ``band``, (2,), computed together by a kernel."""
+        model, loss = self.config.model, self.config.loss
+        # A kernel sees one spectrum per row, as the STFT computes them.
+        spectra = (self.xp.matrix_transpose(x) for x in self.spectra(model.n_fft, model.hop))
+        estimate, target = (self.xp.reshape(x, (-1, x.shape[-1])) for x in spectra)
+        weights = constant(_bin_weights(loss.bands, model.n_fft, model.sample_rate), self.estimate, self.xp)
+        return self.kernels.spectral_distances(estimate, target, weights, loss.log_floor)[0]
 
     @cached_property
     def si_sdr(self) -> Any:
@@ -132,6 +142,8 @@ def _bin_weights(name: str, n_fft: int, sample_rate: int) -> np.ndarray:
 
 def _magnitude(s: Signals) -> Any:
     """mean |M̂ − M|."""
+    if s.kernels is not None:
+        return s.distances[0]
     estimate, target = s.model_magnitudes
     return s.xp.mean(_absolute(estimate - target, s.xp))
 
@@ -142,6 +154,8 @@ def _band(s: Signals) -> Any:
     Bands are those of the table ``loss.bands``; ε is ``loss.log_floor``. The reference's ε = 1e-7 is below the
     quantisation noise of 16-bit audio, so that rounding noise dominates its loss on band-limited songs.
     """
+    if s.kernels is not None:
+        return s.distances[1]
     model, loss = s.config.model, s.config.loss
     difference = _log_difference(s.model_magnitudes, loss.log_floor, s.xp)
     per_bin = s.xp.mean(difference, axis=(0, 1, 3))
@@ -251,18 +265,26 @@ def _public(name: str, term: Callable[[Signals], Any]) -> Callable[..., Any]:
 LOSSES: dict[str, Callable[..., Any]] = {name: _public(name, term) for name, term in _TERMS.items()}
 
 
-def mix(estimate: Any, target: Any, *, mixture: Any, config: Config) -> tuple[Any, dict[str, Any]]:  # noqa: ARG001
+def mix(
+    estimate: Any,
+    target: Any,
+    *,
+    mixture: Any,  # noqa: ARG001
+    config: Config,
+    kernels: Any = None,
+) -> tuple[Any, dict[str, Any]]:
     """Return the training loss Σ weight·term and the unweighted terms by name, all scalars.
 
     ``estimate`` and ``target`` are (B, C, S) or (B, stems, C, S), ``mixture`` (B, C, S). The weights are
     ``config.loss.weights``; terms of weight 0 are not computed. With ``loudness_weighting`` the sum is multiplied by
-    :func:`loudness_weight` of the target and clipped to at most 20. Raises :class:`InputError` for shapes that do not
-    match.
+    :func:`loudness_weight` of the target and clipped to at most 20. ``kernels`` are a twin's CPU kernels: with
+    PyTorch's, loops compute ``magnitude`` and ``band``, which agree with the functions here to rounding. Raises
+    :class:`InputError` for shapes that do not match.
     """
     weights = {name: weight for name, weight in config.loss.weights.items() if weight}
 
     def function(estimate: Any, target: Any) -> list[Any]:
-        signals = Signals(estimate, target, config)
+        signals = Signals(estimate, target, config, kernels)
         terms = [_TERMS[name](signals) for name in weights]
         total = sum(weight * term for weight, term in zip(weights.values(), terms, strict=True))
         if config.loss.loudness_weighting:

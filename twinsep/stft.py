@@ -14,11 +14,12 @@ but its backward pass is a scatter, many times slower on a CPU.
 
 from __future__ import annotations
 
-from functools import lru_cache
+from collections.abc import Callable
+from functools import cache, lru_cache
 from typing import Any
 
 import numpy as np
-from array_api_compat import array_namespace, device, is_jax_array
+from array_api_compat import array_namespace, device, is_jax_array, is_torch_array
 from jaxtyping import Complex, Float
 
 
@@ -36,7 +37,8 @@ def stft(x: Float[Any, "*batch s"], *, n_fft: int, hop: int) -> Complex[Any, "*b
     x = _reflect(x, n_fft // 2, xp)
     frames = 1 + (x.shape[-1] - n_fft) // hop
     windowed = _cut(x, frames, n_fft, hop, xp) * constant(hann(n_fft), x, xp)
-    return xp.matrix_transpose(xp.fft.rfft(windowed, axis=-1))
+    spectra = _rfft_in_torch()(windowed) if is_torch_array(windowed) else xp.fft.rfft(windowed, axis=-1)
+    return xp.matrix_transpose(spectra)
 
 
 def istft(spectra: Complex[Any, "*batch f t"], *, n_fft: int, hop: int, length: int) -> Float[Any, "*batch {length}"]:
@@ -136,6 +138,32 @@ def _overlap_add(segments: Any, hop: int, xp: Any) -> Any:
     grid = xp.reshape(grid, (*batch, per_frame * (frames + per_frame), hop))[..., : per_frame * blocks, :]
     total = xp.sum(xp.reshape(grid, (*batch, per_frame, blocks, hop)), axis=-3)
     return xp.reshape(total, (*batch, blocks * hop))
+
+
+@cache
+def _rfft_in_torch() -> Callable[[Any], Any]:
+    """Return ``torch.fft.rfft`` over the last axis, of even length, with its gradient by one ``irfft``.
+
+    PyTorch's own gradient pads the spectra and transforms them as complex numbers, which takes five times as long.
+    """
+    import torch
+
+    class RFFT(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Any) -> Any:
+            ctx.n_fft = x.shape[-1]
+            return torch.fft.rfft(x)
+
+        @staticmethod
+        @torch.autograd.function.once_differentiable
+        def backward(ctx: Any, gradient: Any) -> Any:
+            # irfft adds to every bin but the first and the last its conjugate at the negative frequency.
+            halved = gradient * 0.5
+            for end in (0, -1):
+                halved[..., end] = gradient[..., end].real
+            return torch.fft.irfft(halved, n=ctx.n_fft, norm="forward")
+
+    return RFFT.apply
 
 
 def _real_ends(spectra: Any, xp: Any) -> Any:

@@ -19,7 +19,8 @@ EXPECTED = {
     "devices.py": {"on_numpy", "find_device", "describe_machine"},
     "ops.py": {
         *("constant", "rematerialised", "full_precision", "softplus", "rms_norm", "silu_gate", "depthwise"),
-        *("depthwise_silu", "fused_mamba", "batched_linear", "split_complex", "polar", "pad_axis", "attention", "lstm"),
+        *("depthwise_silu", "fused_mamba", "batched_linear", "band_outputs", "split_complex", "polar", "pad_axis"),
+        *("attention", "lstm"),
     },
     "scan.py": {"selective_scan", "selective_scan_sequential", "selective_scan_chunked"},
     "train.py": {"Trainer", "load_weights"},

@@ -178,7 +178,7 @@ MUTANTS = {
     "left and right swapped": (
         "mamba",
         "BandSplit",
-        replaced(bandsplit, "split_complex", lambda f: lambda x: f(x.flip(1))),
+        replaced(bandsplit, "split_complex", lambda f: lambda x: f(x.flip(-1))),
     ),
     "band embedding forgotten": (
         "mamba",

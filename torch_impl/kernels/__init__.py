@@ -40,6 +40,7 @@ def _load() -> Any:
             mamba_numba,
             pointwise_numba,
             selective_scan_numba,
+            spectral_numba,
         )
     except ImportError as error:
         warnings.warn(
