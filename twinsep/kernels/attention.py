@@ -7,9 +7,11 @@ which the backward pass recomputes p: Dao et al. 2022, arXiv 2205.14135.) Heads 
 matrix libraries; here the lanes of a vector are keys, and ROWS queries share each load.
 
 Keys and values of one head are first copied to (e, keys), padded to whole vectors; the padding gets the score FAR,
-whose exponential is exactly 0. A unit of work is one head of one sequence or, if there are few heads, one of GROUPS
-ranges of its queries. Results do not depend on the number of threads: contributions of these ranges to the gradients of
-keys and values are summed in order.
+whose exponential is exactly 0. Keys are scaled there: their products with q are scores for 2^s.
+
+A unit of work is one head of one sequence or, if there are few heads, one of GROUPS ranges of its queries. Results do
+not depend on the number of threads: contributions of these ranges to the gradients of keys and values are summed in
+order.
 """
 
 from math import log, sqrt
@@ -17,7 +19,22 @@ from math import log, sqrt
 import numpy as np
 
 from twinsep.kernels.arrays import strided
-from twinsep.kernels.simd import BYTES, compiled, exp2, inlined, largest, load, maximum, splat, store, total
+from twinsep.kernels.simd import (
+    BYTES,
+    aligned,
+    compiled,
+    exp2,
+    gather,
+    inlined,
+    largest,
+    load,
+    maximum,
+    scatter,
+    splat,
+    spread,
+    store,
+    totals,
+)
 from twinsep.kernels.threads import in_parallel
 
 ROWS = 4  # queries computed together
@@ -29,15 +46,36 @@ LOG2E = 1 / log(2)  # exp(x) = 2^(x log2 e)
 
 
 @inlined
-def _gather(source, start, stride, count, features, target, room):
-    """target (features, room) = transpose of source (count, features), whose last axis is dense, padded with zeros."""
-    for j in range(count):
-        at = start + j * stride
-        for f in range(features):
-            target[f * room + j] = source[at + f]
+def _zeros(size, like):
+    zeros = aligned(size, like)
+    zeros[:] = 0
+    return zeros
+
+
+@inlined
+def _transpose(source, start, stride, count, features, scale, target, room):
+    """target (features, room) = scale · sourceᵀ, then zeros; the last axis of the source (count, features) is dense."""
+    width, scales = BYTES // target.itemsize, splat(scale)
+    whole = count - count % width
     for f in range(features):
+        for j in range(0, whole, width):
+            store(target, f * room + j, scales * gather(source, start + j * stride + f, stride))
+        for j in range(whole, count):
+            target[f * room + j] = scale * source[start + j * stride + f]
         for j in range(count, room):
             target[f * room + j] = 0
+
+
+@inlined
+def _transpose_back(source, room, scale, count, features, target, start, stride):
+    """The inverse of :func:`_transpose`, with a scale of its own."""
+    width, scales = BYTES // target.itemsize, splat(scale)
+    whole = count - count % width
+    for f in range(features):
+        for j in range(0, whole, width):
+            scatter(target, start + j * stride + f, stride, scales * load(source, f * room + j))
+        for j in range(whole, count):
+            target[start + j * stride + f] = scale * source[f * room + j]
 
 
 @inlined
@@ -47,25 +85,30 @@ def _fill(far, keys, room):
 
 
 @inlined
-def _rows(source, start, stride, first, last, features, scale, target):
-    """target (ROWS, features) = scale · rows first … last − 1 of the source; zeros beyond."""
-    for r in range(ROWS):
-        for f in range(features):
-            target[r * features + f] = source[start + (first + r) * stride + f] * scale if first + r < last else 0
+def _rows(start, stride, first, last):
+    """Offsets of rows first … first + 3; beyond the last row, of the last one."""
+    last -= 1
+    return (
+        start + min(first, last) * stride,
+        start + min(first + 1, last) * stride,
+        start + min(first + 2, last) * stride,
+        start + min(first + 3, last) * stride,
+    )
 
 
 @inlined
-def _scores(q, kT, far, s, features, room):
-    """s (ROWS, room) = q kT + far."""
+def _scores(q, rows, kT, far, s, features, room):
+    """s (ROWS, room) = q kT + far, with the rows of q at these offsets."""
+    at0, at1, at2, at3 = rows
     width = BYTES // q.itemsize
     for j in range(0, room, width):
         s0 = s1 = s2 = s3 = load(far, j)
         for f in range(features):
             k_f = load(kT, f * room + j)
-            s0 = s0 + splat(q[f]) * k_f
-            s1 = s1 + splat(q[features + f]) * k_f
-            s2 = s2 + splat(q[2 * features + f]) * k_f
-            s3 = s3 + splat(q[3 * features + f]) * k_f
+            s0 = s0 + spread(q, at0 + f) * k_f
+            s1 = s1 + spread(q, at1 + f) * k_f
+            s2 = s2 + spread(q, at2 + f) * k_f
+            s3 = s3 + spread(q, at3 + f) * k_f
         store(s, j, s0)
         store(s, room + j, s1)
         store(s, 2 * room + j, s2)
@@ -82,44 +125,50 @@ def _largest(s, start, room):
 
 
 @inlined
-def _exponentials(s, start, room, shift):
-    """s ← 2^(s − shift) in place; returns the sum."""
+def _exponentials(s, shifts, room, sums):
+    """s (ROWS, room) ← 2^(s − shift) in place, row by row; the sums of the rows begin `sums`."""
     width = BYTES // s.itemsize
-    sums, shifts = splat(s.dtype.type(0)), splat(shift)
+    shift0, shift1, shift2, shift3 = spread(shifts, 0), spread(shifts, 1), spread(shifts, 2), spread(shifts, 3)
+    a0 = a1 = a2 = a3 = splat(s.dtype.type(0))
     for j in range(0, room, width):
-        p = exp2(load(s, start + j) - shifts)
-        store(s, start + j, p)
-        sums = sums + p
-    return total(sums)
+        p0, p1 = exp2(load(s, j) - shift0), exp2(load(s, room + j) - shift1)
+        p2, p3 = exp2(load(s, 2 * room + j) - shift2), exp2(load(s, 3 * room + j) - shift3)
+        store(s, j, p0)
+        store(s, room + j, p1)
+        store(s, 2 * room + j, p2)
+        store(s, 3 * room + j, p3)
+        a0, a1, a2, a3 = a0 + p0, a1 + p1, a2 + p2, a3 + p3
+    store(sums, 0, totals(a0, a1, a2, a3, a0, a1, a2, a3))
 
 
 @inlined
 def _times(p, vT, o, features, room):
-    """o (ROWS, features) = p (ROWS, room) vTᵀ."""
-    width = BYTES // p.itemsize
-    for f in range(features):
-        o0 = o1 = o2 = o3 = splat(p.dtype.type(0))
+    """o (features, ROWS) = vT pᵀ, p (ROWS, room); a pair of features at a time, so that all eight sums end together."""
+    width, zero = BYTES // p.itemsize, splat(p.dtype.type(0))
+    for f in range(0, features, 2):
+        a0 = a1 = a2 = a3 = b0 = b1 = b2 = b3 = zero
         for j in range(0, room, width):
-            v_f = load(vT, f * room + j)
-            o0 = o0 + load(p, j) * v_f
-            o1 = o1 + load(p, room + j) * v_f
-            o2 = o2 + load(p, 2 * room + j) * v_f
-            o3 = o3 + load(p, 3 * room + j) * v_f
-        o[f] = total(o0)
-        o[features + f] = total(o1)
-        o[2 * features + f] = total(o2)
-        o[3 * features + f] = total(o3)
+            p0, p1, p2, p3 = load(p, j), load(p, room + j), load(p, 2 * room + j), load(p, 3 * room + j)
+            a, b = load(vT, f * room + j), load(vT, (f + 1) * room + j)
+            a0, a1, a2, a3 = a0 + p0 * a, a1 + p1 * a, a2 + p2 * a, a3 + p3 * a
+            b0, b1, b2, b3 = b0 + p0 * b, b1 + p1 * b, b2 + p2 * b, b3 + p3 * b
+        store(o, f * ROWS, totals(a0, a1, a2, a3, b0, b1, b2, b3))  # may write beyond, where the next pair follows
 
 
 @inlined
-def _add_outer(p, x, xT, features, room):
-    """xT (features, room) += xᵀ p, x (ROWS, features), p (ROWS, room)."""
+def _add_outer(p, x, rows, xT, features, room):
+    """xT (features, room) += xᵀ p, with the rows of x at these offsets; a pair of features shares each load of p."""
+    at0, at1, at2, at3 = rows
     width = BYTES // p.itemsize
-    for f in range(features):
-        x0, x1, x2, x3 = splat(x[f]), splat(x[features + f]), splat(x[2 * features + f]), splat(x[3 * features + f])
+    for f in range(0, features, 2):
+        g = min(f + 1, features - 1)  # of an odd number of features the last has no partner: its own sum, never read
+        a0, a1, a2, a3 = spread(x, at0 + f), spread(x, at1 + f), spread(x, at2 + f), spread(x, at3 + f)
+        b0, b1, b2, b3 = spread(x, at0 + g), spread(x, at1 + g), spread(x, at2 + g), spread(x, at3 + g)
         for j in range(0, room, width):
-            sum01 = load(xT, f * room + j) + x0 * load(p, j) + x1 * load(p, room + j)
-            store(xT, f * room + j, sum01 + x2 * load(p, 2 * room + j) + x3 * load(p, 3 * room + j))
+            p0, p1, p2, p3 = load(p, j), load(p, room + j), load(p, 2 * room + j), load(p, 3 * room + j)
+            a, b = load(xT, f * room + j), load(xT, (f + 1) * room + j)
+            store(xT, f * room + j, a + a0 * p0 + a1 * p1 + a2 * p2 + a3 * p3)
+            store(xT, (f + 1) * room + j, b + b0 * p0 + b1 * p1 + b2 * p2 + b3 * p3)
 
 
 @compiled
@@ -129,28 +178,28 @@ def _forward(q, k, v, o, logsum, shape, strides, start, stop):
     (q_b, q_l, q_h), (k_b, k_l, k_h), (v_b, v_l, v_h) = strides
     width, one = BYTES // q.itemsize, q.dtype.type(1)
     room, scale = -(-keys // width) * width, q.dtype.type(LOG2E / sqrt(e))
-    kT, vT, far = np.empty(e * room, q.dtype), np.empty(e * room, q.dtype), np.empty(room, q.dtype)
-    rows, out, p = np.empty(ROWS * e, q.dtype), np.empty(ROWS * e, q.dtype), np.empty(ROWS * room, q.dtype)
-    totals = np.empty(ROWS, q.dtype)
+    even = e + e % 2  # features, with one of zeros if they are not pairs
+    kT, vT, far = _zeros(e * room, q), _zeros(even * room, q), aligned(room, q)
+    out, p = aligned(ROWS * even + width, q), aligned(ROWS * room, q)
+    shifts, sums = np.empty(ROWS, q.dtype), aligned(width, q)
     _fill(far, keys, room)
     for unit in range(start, stop):
         b, h, group = unit // groups // heads, unit // groups % heads, unit % groups
-        _gather(k, b * k_b + h * k_h, k_l, keys, e, kT, room)
-        _gather(v, b * v_b + h * v_h, v_l, keys, e, vT, room)
+        _transpose(k, b * k_b + h * k_h, k_l, keys, e, scale, kT, room)
+        _transpose(v, b * v_b + h * v_h, v_l, keys, e, one, vT, room)
         first, last = group * queries // groups, (group + 1) * queries // groups
         for i in range(first, last, ROWS):
-            _rows(q, b * q_b + h * q_h, q_l, i, last, e, scale, rows)
-            _scores(rows, kT, far, p, e, room)
+            _scores(q, _rows(b * q_b + h * q_h, q_l, i, last), kT, far, p, e, room)
             for r in range(ROWS):
-                shift = _largest(p, r * room, room)
-                totals[r] = _exponentials(p, r * room, room, shift)
-                if i + r < last:
-                    logsum[(b * heads + h) * queries + i + r] = shift + np.log2(totals[r])
+                shifts[r] = _largest(p, r * room, room)
+            _exponentials(p, shifts, room, sums)
             _times(p, vT, out, e, room)
             for r in range(min(ROWS, last - i)):
                 at = ((b * queries + i + r) * heads + h) * e
+                logsum[(b * heads + h) * queries + i + r] = shifts[r] + np.log2(sums[r])
+                share = one / sums[r]
                 for f in range(e):
-                    o[at + f] = out[r * e + f] * (one / totals[r])
+                    o[at + f] = out[f * ROWS + r] * share
 
 
 @inlined
@@ -158,7 +207,7 @@ def _weights(p, dp, room, logsum, dots):
     """p ← 2^(p − logsum) and dp ← p (dp − dots), row by row, in place: the weights and the gradient of the scores."""
     width = BYTES // p.itemsize
     for r in range(ROWS):
-        shift, dot = splat(logsum[r]), splat(dots[r])
+        shift, dot = spread(logsum, r), spread(dots, r)
         for j in range(r * room, (r + 1) * room, width):
             p_j = exp2(load(p, j) - shift)
             store(p, j, p_j)
@@ -175,44 +224,43 @@ def _backward(do, o, q, k, v, logsum, dq, dk, dv, shape, strides, start, stop):
     (q_b, q_l, q_h), (k_b, k_l, k_h), (v_b, v_l, v_h), (g_b, g_l, g_h) = strides
     width, one = BYTES // q.itemsize, q.dtype.type(1)
     room, scale, ln2 = -(-keys // width) * width, q.dtype.type(LOG2E / sqrt(e)), q.dtype.type(log(2))
-    kT, vT, far = np.empty(e * room, q.dtype), np.empty(e * room, q.dtype), np.empty(room, q.dtype)
-    dkT, dvT, none = np.empty(e * room, q.dtype), np.empty(e * room, q.dtype), np.zeros(room, q.dtype)
-    rows, drows, out = np.empty(ROWS * e, q.dtype), np.empty(ROWS * e, q.dtype), np.empty(ROWS * e, q.dtype)
-    p, dp = np.empty(ROWS * room, q.dtype), np.empty(ROWS * room, q.dtype)
+    even = e + e % 2  # features, with one of zeros if they are not pairs
+    kT, vT, far, none = _zeros(even * room, q), _zeros(even * room, q), aligned(room, q), _zeros(room, q)
+    dkT, dvT = aligned(even * room, q), aligned(even * room, q)
+    out, p, dp = aligned(ROWS * even + width, q), aligned(ROWS * room, q), aligned(ROWS * room, q)
     shifts, dots = np.zeros(ROWS, q.dtype), np.zeros(ROWS, q.dtype)
     batch = dq.size // (queries * heads * e)
     _fill(far, keys, room)
     for unit in range(start, stop):
         b, h, group = unit // groups // heads, unit // groups % heads, unit % groups
-        _gather(k, b * k_b + h * k_h, k_l, keys, e, kT, room)
-        _gather(v, b * v_b + h * v_h, v_l, keys, e, vT, room)
+        _transpose(k, b * k_b + h * k_h, k_l, keys, e, scale, kT, room)
+        _transpose(v, b * v_b + h * v_h, v_l, keys, e, one, vT, room)
         dkT[:] = 0
         dvT[:] = 0
         first, last = group * queries // groups, (group + 1) * queries // groups
         for i in range(first, last, ROWS):
-            _rows(q, b * q_b + h * q_h, q_l, i, last, e, scale, rows)
-            _rows(do, b * g_b + h * g_h, g_l, i, last, e, one, drows)  # zeros beyond the last query
+            rows, drows = _rows(b * q_b + h * q_h, q_l, i, last), _rows(b * g_b + h * g_h, g_l, i, last)
             for r in range(min(ROWS, last - i)):
                 shifts[r] = logsum[(b * heads + h) * queries + i + r]
                 at, dot = ((b * queries + i + r) * heads + h) * e, q.dtype.type(0)
                 for f in range(e):
-                    dot += drows[r * e + f] * o[at + f]
+                    dot += do[drows[r] + f] * o[at + f]
                 dots[r] = dot
-            _scores(rows, kT, far, p, e, room)
-            _scores(drows, vT, none, dp, e, room)
+            for r in range(last - i, ROWS):
+                shifts[r] = np.inf  # no weight
+            _scores(q, rows, kT, far, p, e, room)
+            _scores(do, drows, vT, none, dp, e, room)
             _weights(p, dp, room, shifts, dots)
             _times(dp, kT, out, e, room)
             for r in range(min(ROWS, last - i)):
                 at = ((b * queries + i + r) * heads + h) * e
                 for f in range(e):
-                    dq[at + f] = out[r * e + f] * (scale * ln2)
-            _add_outer(dp, rows, dkT, e, room)
-            _add_outer(p, drows, dvT, e, room)
-        for j in range(keys):
-            at = (((group * batch + b) * keys + j) * heads + h) * e
-            for f in range(e):
-                dk[at + f] = dkT[f * room + j] * ln2  # the rows are q log2(e) / √e
-                dv[at + f] = dvT[f * room + j]
+                    dq[at + f] = out[f * ROWS + r] * ln2
+            _add_outer(dp, q, rows, dkT, e, room)
+            _add_outer(p, do, drows, dvT, e, room)
+        at = ((group * batch + b) * keys * heads + h) * e
+        _transpose_back(dkT, room, scale * ln2, keys, e, dk, at, heads * e)
+        _transpose_back(dvT, room, one, keys, e, dv, at, heads * e)
 
 
 def forward(q: np.ndarray, k: np.ndarray, v: np.ndarray, o: np.ndarray, logsum: np.ndarray, *, threads: int) -> None:

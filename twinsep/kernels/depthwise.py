@@ -97,8 +97,8 @@ def _backward_activation(x, w, bias, g, shape):
 
 
 @inlined
-def _backward_inputs(x, w, g, dx, here, dw, dbias, shape, last):
-    """The gradients of one sequence from its g, with x and g padded; dx begins at offset `here`.
+def _backward_inputs(x, w, g, dx, here, gap, dw, dbias, shape, last):
+    """The gradients of one sequence from its g, with x and g padded; dx begins at `here`, with a gap after each period.
 
     ∂x_t = Σ_j w_j ⊙ g_{t+left−j}, ∂w_j = Σ_t x_t ⊙ g_{t+left−j}, ∂bias = Σ_t g_t.
     """
@@ -115,11 +115,11 @@ def _backward_inputs(x, w, g, dx, here, dw, dbias, shape, last):
         store(dbias, channel, load(dbias, channel) + load(g, at + (kernel - 1 - left) * d))
         room = l * d - at
         if room >= width:
-            store(dx, here + at, dx_t)
+            store(dx, here, dx_t)
         else:
             store(last, 0, dx_t)
-            _copy(last, 0, dx, here + at, room)
-        channel = channel + width if channel + width < period else 0
+            _copy(last, 0, dx, here, room)
+        channel, here = (channel + width, here + width) if channel + width < period else (0, here + width + gap)
 
 
 @compiled
@@ -128,6 +128,7 @@ def _backward(dy, x, w, bias, dx, dw, dbias, shape, strides, b, start, stop):
     l, d, kernel, left = shape
     width = BYTES // x.itemsize
     groups = dbias.size // bias.size
+    gap = strides[5] - d  # not 0 only if a frame is one period
     size = (l + kernel - 1) * d + width
     padded, g, last = np.zeros(size, x.dtype), np.zeros(size, x.dtype), np.empty(width, x.dtype)
     dw_one, dbias_one = np.empty(w.size, x.dtype), np.empty(bias.size, x.dtype)
@@ -139,7 +140,7 @@ def _backward(dy, x, w, bias, dx, dw, dbias, shape, strides, b, start, stop):
             # Sum within each sequence first, then over sequences: smaller rounding errors than one long sum.
             dw_one[:] = 0
             dbias_one[:] = 0
-            _backward_inputs(padded, w, g, dx, sequence * l * d, dw_one, dbias_one, shape, last)
+            _backward_inputs(padded, w, g, dx, sequence * strides[4], gap, dw_one, dbias_one, shape, last)
             for i in range(w.size):
                 dw[group * w.size + i] += dw_one[i]
             for i in range(bias.size):
@@ -171,7 +172,7 @@ def backward(
     left: int,
     threads: int,
 ) -> None:
-    """Fill the gradients of x, weight and bias; dx is contiguous, dy may have any strides."""
+    """Fill the gradients of x, weight and bias; dy may have any strides, dx is contiguous or a slice of channels."""
     if not dx.size:
         dweight[...] = dbias[...] = 0
         return
@@ -181,9 +182,14 @@ def backward(
     groups = min(b, GROUPS)
     dw = np.zeros((groups, kernel, bias_repeated.size), x_flat.dtype)
     db = np.zeros((groups, bias_repeated.size), x_flat.dtype)
-    arrays = (dy_flat, x_flat, w_repeated, bias_repeated, dx.reshape(-1), dw.reshape(-1), db.reshape(-1))
-    strides = (*x_strides, *dy_strides)
+    # Vectors across the ends of frames cannot leave gaps between them.
+    target = dx if dx.flags.c_contiguous or bias_repeated.size == d else np.empty(dx.shape, dx.dtype)
+    dx_flat, dx_strides = strided(target)
+    arrays = (dy_flat, x_flat, w_repeated, bias_repeated, dx_flat, dw.reshape(-1), db.reshape(-1))
+    strides = (*x_strides, *dy_strides, *dx_strides)
     in_parallel(_backward, groups, _threads(dx.size, threads), *arrays, (l, d, kernel, left), strides, b)
+    if target is not dx:
+        dx[...] = target
     dweight[:, 0] = dw.reshape(groups, kernel, -1, d).sum((0, 2), dtype=np.float64).T
     dbias[...] = db.reshape(groups, -1, d).sum((0, 1), dtype=np.float64)
 

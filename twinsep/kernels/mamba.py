@@ -14,7 +14,20 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from twinsep.kernels import depthwise, selective_scan
-from twinsep.kernels.simd import BYTES, aligned, compiled, exp2, inlined, load, maximum, sigmoid, splat, store, total
+from twinsep.kernels.simd import (
+    BYTES,
+    aligned,
+    compiled,
+    exp2,
+    inlined,
+    load,
+    maximum,
+    sigmoid,
+    splat,
+    spread,
+    store,
+    total,
+)
 from twinsep.kernels.threads import in_parallel, one_blas_thread
 
 GROUPS = 64  # largest number of groups of rows, each with its own sums for the gradients of W_Δ and b_Δ
@@ -60,7 +73,7 @@ def _steps(dt, at, w, bias, i, r, e):
     """W_Δ δ + b_Δ of one row for the vector of channels at i; δ begins at offset `at`, w is (r, e)."""
     a = load(bias, i)
     for j in range(r):
-        a = a + splat(dt[at + j]) * load(w, j * e + i)
+        a = a + spread(dt, at + j) * load(w, j * e + i)
     return a
 
 
@@ -70,9 +83,9 @@ def _softplus(x, series, zero, one, minus_log2e):
     v = exp2(minus_log2e * maximum(zero - x, x))
     s = v / (one + one + v)
     square, terms = s * s, series.size
-    y = splat(series[terms - 1])
+    y = spread(series, terms - 1)
     for k in range(terms - 2, -1, -1):
-        y = y * square + splat(series[k])
+        y = y * square + spread(series, k)
     return maximum(zero, x) + y * s
 
 
@@ -109,7 +122,7 @@ def _delta_backward(ddelta, dBC, w, bias, ddBC, dw, dbias, shape, rows, start, s
                 store(g, i, g_i)
                 store(dbias, group * e + i, load(dbias, group * e + i) + g_i)
             for j in range(r):
-                products, dt_j = zero, splat(dBC[at + j])
+                products, dt_j = zero, spread(dBC, at + j)
                 for i in range(0, e, width):
                     g_i, here = load(g, i), (group * r + j) * e + i
                     products = products + g_i * load(w, j * e + i)
@@ -163,15 +176,15 @@ def backward(
     dy = dy.reshape(rows, d)
     np.matmul(dy.T, saved.y.reshape(rows, e), out=gradients.out_proj)
     of_scan = (dy @ weights.out_proj).reshape(inner)
-    du, ddelta, dz, dA = np.empty(inner, dtype), np.empty(inner, dtype), np.empty(inner, dtype), np.empty((e, n), dtype)
-    dB, dC = np.empty((b, l, n), dtype), np.empty((b, l, n), dtype)
+    du, ddelta, dA = np.empty(inner, dtype), np.empty(inner, dtype), np.empty((e, n), dtype)
+    dxz, ddBC = np.empty_like(saved.xz), np.empty_like(saved.dBC)
+    dz, dB, dC = dxz[..., e:], ddBC[..., r : r + n], ddBC[..., r + n :]
     inputs, z = _scanned(weights, saved, r), saved.xz[..., e:]
     outputs = (du, ddelta, dA, dB, dC, gradients.D, dz)
     selective_scan.backward(of_scan, *inputs, z, saved.states, *outputs, threads=threads)
     np.multiply(dA, inputs[2], out=gradients.A_log)  # A = −exp(A_log)
 
-    ddBC = np.empty((rows, r + 2 * n), dtype)
-    ddBC[:, r : r + n], ddBC[:, r + n :] = dB.reshape(rows, n), dC.reshape(rows, n)
+    ddBC = ddBC.reshape(rows, r + 2 * n)
     groups = min(rows, GROUPS)
     dw, dbias = np.zeros((groups, r, e), dtype), np.zeros((groups, e), dtype)
     arrays = (ddelta.reshape(-1), saved.dBC.reshape(-1), _flat(weights.dt_proj.T), weights.dt_bias, ddBC.reshape(-1))
@@ -182,14 +195,11 @@ def backward(
 
     np.matmul(ddBC.T, saved.u.reshape(rows, e), out=gradients.x_proj)
     du += (ddBC @ weights.x_proj).reshape(inner)
-    before = ddelta  # the gradient before the convolution, in memory that is free now
     convolved, left = (saved.xz[..., :e], weights.conv, weights.conv_bias), weights.conv.shape[2] - 1
-    depthwise.backward(du, *convolved, before, gradients.conv, gradients.conv_bias, left=left, threads=threads)
-    halves = (before.reshape(rows, e), dz.reshape(rows, e))
-    for half, gradient in zip(halves, np.split(gradients.in_proj, 2), strict=True):
-        np.matmul(half.T, x.reshape(rows, d), out=gradient)
-    first, second = (half @ w for half, w in zip(halves, np.split(weights.in_proj, 2), strict=True))
-    np.add(first, second, out=dx.reshape(rows, d))
+    depthwise.backward(du, *convolved, dxz[..., :e], gradients.conv, gradients.conv_bias, left=left, threads=threads)
+    dxz = dxz.reshape(rows, 2 * e)
+    np.matmul(dxz.T, x.reshape(rows, d), out=gradients.in_proj)
+    np.matmul(dxz, weights.in_proj, out=dx.reshape(rows, d))
 
 
 def _scanned(weights: Weights, saved: Saved, r: int) -> Inputs:
