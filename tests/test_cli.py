@@ -114,7 +114,10 @@ def test_separate_refuses_bad_options(call, weights, tmp_path, monkeypatch):
         ((song, "--checkpoint", tmp_path / "none.safetensors"), "does not exist"),
         ((song, "--checkpoint", song), "not a whole safetensors file"),
         ((song, "--checkpoint", weights, "--out", tmp_path / "file"), "is a file where a folder is needed"),
-        ((song, "--checkpoint", weights, "--flac", "--mp3"), "--wav, --flac and --mp3 exclude each other"),
+        (
+            (song, "--checkpoint", weights, "--flac", "--mp3"),
+            "--wav, --flac, --mp3, --m4a and --stem-mp4 exclude each other",
+        ),
         ((song, "--checkpoint", weights, "--mp3-bitrate", "400"), "MP3 has no bit rate of 400 kbit/s"),
         ((song, "--checkpoint", weights, "--clip-mode", "fold"), "'fold' is not one of"),
         ((song, "--checkpoint", weights, "--threads", "0"), "--threads 0 is not possible here"),
@@ -128,7 +131,6 @@ def test_separate_refuses_bad_options(call, weights, tmp_path, monkeypatch):
         ((song, "--checkpoint", weights, "--segment", "0"), "a segment of 0 s is out of range"),
         ((song, "--checkpoint", weights, "--framework", "tensorflow"), "'tensorflow' is not one of"),
         ((song, "--checkpoint", weights, "--device", "abacus"), "device 'abacus' cannot be used here"),
-        ((song, tmp_path / "song.flac", "--checkpoint", weights, "--wav"), "same name"),
     ]:
         status, said = call("separate", *arguments)
         assert status == 2

@@ -35,7 +35,8 @@ def _path(text: str | Path) -> Path:
 
 EXAMPLES = """Examples: `twinsep separate song.mp3` writes separated/song/instrumental.mp3;
 `twinsep separate album -r --two-stems vocals --flac` writes vocals and instrumental of every song in a folder as FLAC;
-`twinsep separate song.wav --filename "{track} ({stem}).{ext}" -o .` writes the stem beside the song;
+`twinsep separate album -r -o "{folder}" --filename "{track} ({stem}).{ext}"` writes stems beside their songs;
+`twinsep separate song.wav --start 60 --length 30` tries half a minute first;
 `twinsep separate song.wav --overlap 0.5 --shifts 2 --tta` takes twelve times as long, for slightly better stems."""
 
 
@@ -95,7 +96,10 @@ def separate(
         ),
     ],
     out: Annotated[
-        Path, typer.Option("--out", "-o", parser=_path, metavar="FOLDER", help="Folder for the stems.")
+        Path,
+        typer.Option(
+            "--out", "-o", parser=_path, metavar="FOLDER", help="Folder for the stems; {folder} is that of the song."
+        ),
     ] = Path("separated"),
     filename: Annotated[
         str,
@@ -109,6 +113,13 @@ def separate(
     wav: Annotated[bool, typer.Option("--wav", help="Write WAV. By default: the song's own format, or WAV.")] = False,
     flac: Annotated[bool, typer.Option("--flac", help="Write FLAC.")] = False,
     mp3: Annotated[bool, typer.Option("--mp3", help="Write MP3.")] = False,
+    m4a: Annotated[bool, typer.Option("--m4a", help="Write M4A (AAC).")] = False,
+    stem_mp4: Annotated[
+        bool, typer.Option("--stem-mp4", help="Write one file of Stems, <track>.stem.mp4: the song and each stem.")
+    ] = False,
+    remux: Annotated[
+        bool, typer.Option("--remux", help="Write the film of the song too, with each stem as its sound.")
+    ] = False,
     mp3_bitrate: Annotated[
         int, typer.Option(help="MP3 bit rate in kbit/s, 64 to 320; at most 160 below 32 kHz.")
     ] = 320,
@@ -122,6 +133,11 @@ def separate(
         typer.Option(help="Samples beyond full scale: clamp them, rescale all stems alike, or none: refuse the song."),
     ] = "clamp",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing files.")] = False,
+    skip_existing: Annotated[
+        bool, typer.Option("--skip-existing", help="Pass over songs whose stems exist, without decoding them.")
+    ] = False,
+    start: Annotated[float, typer.Option(metavar="SECONDS", help="Separate the song from here on.")] = 0.0,
+    length: Annotated[float | None, typer.Option(metavar="SECONDS", help="Separate no more than this.")] = None,
     recursive: Annotated[
         bool, typer.Option("--recursive", "-r", help="Search folders in folders too, except linked ones.")
     ] = False,
@@ -143,11 +159,12 @@ def separate(
 ) -> None:
     """Remove the vocals from songs: stems of the same length, rate and channels that add up to the song."""
     from twinsep.separation.batch import SeparationOptions, separate_files
-    from twinsep.separation.file import Encoding
+    from twinsep.separation.file import Encoding, Excerpt
     from twinsep.utils import backend
 
     subtype = _choose_one({"PCM_16": int16, "PCM_24": int24, "FLOAT": float32}, "--int16, --int24 and --float32")
-    extension = _choose_one({"wav": wav, "flac": flac, "mp3": mp3}, "--wav, --flac and --mp3")
+    formats = {"wav": wav, "flac": flac, "mp3": mp3, "m4a": m4a, "stem.mp4": stem_mp4}
+    extension = _choose_one(formats, "--wav, --flac, --mp3, --m4a and --stem-mp4")
     if threads is not None:
         backend.use_threads(threads)
     options = SeparationOptions(
@@ -167,6 +184,9 @@ def separate(
         framework=framework,
         device=device,
         as_json=as_json,
+        skip_existing=skip_existing,
+        excerpt=Excerpt(start, length),
+        remux=remux,
     )
     separate_files(songs, options)
 

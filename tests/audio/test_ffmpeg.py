@@ -1,6 +1,7 @@
 """Decoding with PyAV: start and length of the sound, refusals, bounded memory."""
 
 import os
+import re
 import struct
 import tracemalloc
 import zlib
@@ -8,6 +9,7 @@ import zlib
 import av
 import numpy as np
 import pytest
+import scipy.signal
 import soundfile
 
 from twinsep import audio
@@ -172,6 +174,98 @@ def test_eight_channels_keep_their_order(tmp_path):
         audio.verify(tmp_path / "a.mkv")
     with audio.open_audio(tmp_path / "a.mkv", max_channels=8) as source:
         assert np.abs(next(source.blocks()) - waveform).max() < 2**-14
+
+
+# ---------------------------------------------------------------------------- timestamps
+
+
+#: File name, codec and the samples by which a timestamp may be off: milliseconds, or the delay of a codec.
+TIMED = [("a.mkv", "aac", 50), ("a.mkv", "pcm_s16le", 50), ("a.mp4", "aac", 1_100), ("a.ts", "aac", 1_100)]
+
+
+def lag(sound, place, part):
+    """Samples by which ``part`` lies before or after ``place`` in ``sound``."""
+    around = sound[:, place - 3_000 : place + part.shape[1] + 3_000]
+    windows = np.lib.stride_tricks.sliding_window_view(around[0], part.shape[1])
+    energies = np.square(windows[::100]).sum(1)  # changes slowly
+    products = scipy.signal.correlate(around[0], part[0], "valid")
+    best = int((np.repeat(energies, 100)[: len(products)] - 2 * products).argmin())
+    assert alike(around[:, best : best + part.shape[1]], part)
+    return abs(best - 3_000)
+
+
+def write_moved(path, waveform, codec, *, film, moved):
+    """Write sound whose packet at ``time`` seconds gets the time ``moved(time)``."""
+    with av.open(str(path), "w") as container:
+        if film:
+            video = container.add_stream("mpeg4", rate=10)
+            video.width, video.height, video.pix_fmt = 32, 32, "yuv420p"
+        sound = container.add_stream(codec, rate=48_000, layout="stereo")
+        if film:
+            pictures = [av.VideoFrame.from_ndarray(np.zeros((32, 32, 3), np.uint8), format="rgb24") for _ in range(20)]
+            for number, picture in enumerate(pictures):
+                picture.pts = number
+                container.mux(video.encode(picture))
+            container.mux(video.encode(None))
+        encoder = av.AudioResampler(sound.codec_context.format, "stereo", 48_000)
+
+        def mux(packets):
+            for packet in packets:
+                time = float(packet.pts * packet.time_base)
+                packet.pts = packet.dts = packet.pts + round((moved(time) - time) / packet.time_base)
+                container.mux(packet)
+
+        for start in range(0, waveform.shape[1], 1024):
+            block = np.ascontiguousarray(waveform[:, start : start + 1024].T, np.float32)
+            frame = av.AudioFrame.from_ndarray(block.reshape(1, -1), format="flt", layout="stereo")
+            frame.sample_rate, frame.pts = 48_000, start
+            for part in encoder.resample(frame):
+                mux(sound.encode(part))
+        for part in (*encoder.resample(None), None):
+            mux(sound.encode(part))
+
+
+@pytest.mark.parametrize("film", [False, True])
+@pytest.mark.parametrize(("name", "codec", "tolerance"), TIMED)
+def test_a_gap_in_the_timestamps_is_filled_with_silence(tmp_path, name, codec, tolerance, film):
+    path, waveform, rate = tmp_path / name, music(4 * 48_000), 48_000
+    write_moved(path, waveform, codec, film=film, moved=lambda time: time)
+    plain = audio.verify(path)
+    assert plain.notes == ()
+    write_moved(path, waveform, codec, film=film, moved=lambda time: time + 2 * (time >= 1.99))
+    info = audio.verify(path)
+    assert info.frames == pytest.approx(plain.frames + 2 * rate, abs=1_100)
+    (note,) = info.notes
+    assert re.fullmatch(r"its sound has a gap of 2\.00 s at (1\.9|2\.0)\d s, filled with silence", note)
+    sound = audio.read(path)[0]
+    assert not sound[:, 2 * rate + 5_000 : 4 * rate - 5_000].any()
+    for place, at in ((rate, rate), (5 * rate, 3 * rate)):
+        assert lag(sound, place, waveform[:, at : at + rate // 2]) <= tolerance
+
+
+@pytest.mark.parametrize(("name", "codec", "tolerance"), TIMED)
+def test_sound_that_begins_after_the_picture_keeps_its_place(tmp_path, name, codec, tolerance):
+    path, waveform, rate = tmp_path / name, music(2 * 48_000), 48_000
+    write_moved(path, waveform, codec, film=True, moved=lambda time: time + 0.5)
+    (note,) = audio.verify(path).notes
+    assert note.startswith("its sound begins 0.")
+    assert note.endswith("s after its picture, which silence fills")
+    sound = audio.read(path)[0]
+    assert not sound[:, : rate // 2 - 2_048].any()
+    assert lag(sound, 3 * rate // 2, waveform[:, rate : rate + rate // 2]) <= tolerance
+
+
+def test_jitter_drift_and_a_clock_that_is_set_anew_are_no_gaps(tmp_path):
+    waveform = music(2 * 48_000)
+    for moved, notes in [
+        (lambda time: 0.9 * time if time < 1.6 else time, 0),
+        (lambda time: 1.2 * time, 0),
+        (lambda time: time + 7200 * (time >= 1), 1),
+    ]:
+        write_moved(tmp_path / "a.mkv", waveform, "pcm_s16le", film=False, moved=moved)
+        info = audio.verify(tmp_path / "a.mkv")
+        assert info.frames == 2 * 48_000
+        assert len(info.notes) == notes
 
 
 # ---------------------------------------------------------------------------- memory

@@ -266,7 +266,7 @@ def test_paths_that_cannot_be_written_are_refused(tmp_path):
         ("file/a.wav", "file is a file where a folder is needed"),
         ("folder.wav", "it is a folder or a device"),
         ("full.wav", "it is a folder or a device"),
-        ("a.aiff", r"its extension is none of \.wav, \.flac, \.mp3, \.ogg"),
+        ("a.aiff", r"its extension is none of \.wav, \.flac, \.mp3, \.ogg, \.m4a"),
         ("x" * 300 + ".wav", "File name too long"),
     ]:
         with pytest.raises(InputError, match=sentence) as caught:

@@ -7,7 +7,7 @@ import unicodedata
 
 import numpy as np
 import pytest
-from helpers.datasets import PLAIN, RATE, make_pair
+from helpers.datasets import PLAIN, RATE, make_pair, make_song
 
 from ablations import settings
 from ablations.fault_injection import write_song
@@ -16,9 +16,9 @@ from ablations.stages.inventory import inventory
 from torch_impl.train import Trainer
 from twinsep import audio, checkpoints
 from twinsep.config import preset
-from twinsep.data import paired
+from twinsep.data import checks, paired
 from twinsep.data.augment import STEP
-from twinsep.data.dataset import PairedTrack, Track, open_track, tracks
+from twinsep.data.dataset import MUSDB_VALIDATION, PairedTrack, Track, open_track, tracks
 from twinsep.data.loader import TrainingBatches
 from twinsep.data.paired import split_by_name
 from twinsep.data.validation import validation_segments
@@ -123,6 +123,82 @@ def test_mono_becomes_stereo(tmp_path):
     song = open_track(tmp_path / "song")
     assert np.array_equal(song.read("mixture"), np.concatenate([mixture, mixture]))
     assert np.array_equal(song.read("vocals"), np.concatenate([mixture - target] * 2))
+
+
+# ---------------------------------------------------------------------------- two stems
+
+
+def make_two_stems(folder, rest, files, seed=0):
+    """Write a song as other trainers lay it out; returns its parts by stem."""
+    mixture, instrumental = make_pair(folder, seed=seed)
+    for name in ("in.wav", "out.wav"):
+        (folder / name).unlink()
+    parts = {"mixture": mixture, "vocals": mixture - instrumental, "instrumental": instrumental}
+    for name in files:
+        audio.write(folder / f"{rest if name == 'instrumental' else name}.wav", parts[name], RATE, subtype="PCM_16")
+    return parts
+
+
+@pytest.mark.parametrize("rest", ["instrumental", "accompaniment", "no_vocals", "other"])
+@pytest.mark.parametrize(
+    "files",
+    [
+        ("mixture", "vocals", "instrumental"),
+        ("mixture", "vocals"),
+        ("mixture", "instrumental"),
+        ("vocals", "instrumental"),
+    ],
+)
+def test_songs_in_two_stems_are_used_under_any_name(tmp_path, config, rest, files):
+    parts = make_two_stems(tmp_path / "train/M.E.R.C. Music - Knockout", rest, files)
+    make_two_stems(tmp_path / "val/v", rest, files, seed=1)
+    for target in ("instrumental", "vocals"):
+        (song,) = tracks(tmp_path, "train", targets=(target,))
+        assert song.name == "M.E.R.C. Music - Knockout"
+        for stem, part in parts.items():
+            assert np.array_equal(song.read(stem), part)
+        chosen = config.override({"model": {"targets": [target]}, "data": {**PLAIN, "root": str(tmp_path)}})
+        example = TrainingBatches(chosen).example(0)
+        assert example["song"] == song.name
+        assert np.abs(example["target"][0] - parts[target]).max() <= 2 * STEP
+        assert np.abs(example["mixture"] - parts["mixture"]).max() <= 4 * STEP
+        assert len(validation_segments(chosen)) == 1
+    refused(
+        tmp_path, "train", "holds vocals and the rest of the song, not drums: set model.targets", targets=("drums",)
+    )
+
+
+def test_a_table_and_the_names_of_musdb_tell_the_split_of_songs_in_two_stems(tmp_path):
+    for seed, name in enumerate(("train/a", f"train/{MUSDB_VALIDATION[0]}", "test/t")):
+        make_two_stems(tmp_path / name, "accompaniment", ("mixture", "vocals", "instrumental"), seed)
+    assert {split: names(tmp_path, split) for split in ("train", "valid", "test")} == {
+        "train": ["a"],
+        "valid": [MUSDB_VALIDATION[0]],
+        "test": ["t"],
+    }
+    (tmp_path / "splits.csv").write_text(f"track,split\na,valid\n{MUSDB_VALIDATION[0]},train\nt,test\n")
+    assert names(tmp_path, "valid") == ["a"]
+    songs, stray = checks.find_faults(tmp_path, RATE, 0.01, lambda *_: None)
+    assert [*stray, *(finding for song in songs for finding in song.findings)] == []
+
+
+def test_a_song_that_lost_its_drums_and_bass_is_not_in_two_stems(tmp_path, config):
+    for name in ("a", "b"):
+        make_song(tmp_path / "train" / name, 4_000)
+    for name in ("drums", "bass"):
+        (tmp_path / "train/b" / f"{name}.wav").unlink()
+    assert not paired.is_paired_dataset(tmp_path)
+    sentence = r"train/b lacks drums\.wav and bass\.wav, which 'a' has: add them, or leave the song out .* --exclude"
+    refused(tmp_path, "train", sentence)
+    with pytest.raises(InputError, match=sentence):
+        TrainingBatches(config.override({"data": {"root": str(tmp_path)}}))
+
+
+def test_a_folder_with_too_few_files_is_told_which_are_wanted(tmp_path):
+    make_two_stems(tmp_path / "train/a", "no_vocals", ("mixture", "vocals"))
+    make_two_stems(tmp_path / "train/b", "no_vocals", ("vocals",))
+    wanted = r"train/b holds neither in\.wav nor out\.wav, nor two of mixture\.wav, vocals\.wav and instrumental\.wav"
+    refused(tmp_path, "train", wanted)
 
 
 # ---------------------------------------------------------------------------- refusals

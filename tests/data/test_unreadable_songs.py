@@ -62,6 +62,33 @@ def test_flac_gives_the_same_examples(root, config):
         assert np.array_equal(found.target, expected.target)
 
 
+def test_a_stem_whose_flac_states_no_length_gives_the_same_examples(root, config):
+    before = [TrainingBatches(config).example(index) for index in range(8)]
+    as_flac(root / "train/a/bass.wav")
+    path = root / "train/a/bass.flac"
+    content = bytearray(path.read_bytes())
+    content[21] &= 0xF0  # the upper four of 36 bits of the number of samples
+    content[22:26] = bytes(4)
+    path.write_bytes(content)
+    assert open_track(root / "train/a").frames == 6_000
+    make = TrainingBatches(config).example
+    assert all(same(make(index), example) for index, example in enumerate(before))
+    assert checks.find_faults(root, RATE, 0.1, lambda *_: None)[0][0].findings == []
+
+
+def test_a_stem_whose_recorder_crashed_is_used_and_noted(root, config):
+    before = [TrainingBatches(config).example(index) for index in range(8)]
+    path = root / "train/a/bass.wav"
+    content = bytearray(path.read_bytes())
+    content[4:8], content[40:44] = (36).to_bytes(4, "little"), bytes(4)
+    path.write_bytes(content)
+    make = TrainingBatches(config).example
+    assert all(same(make(index), example) for index, example in enumerate(before))
+    (finding,) = checks.find_faults(root, RATE, 0.1, lambda *_: None)[0][0].findings
+    assert (finding.file, finding.unusable) == ("bass.wav", False)
+    assert "header of the file was never finished" in finding.message
+
+
 def test_pairs_may_be_flac(tmp_path):
     for song in ("train/a", "train/b"):
         make_pair(tmp_path / song)

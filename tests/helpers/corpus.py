@@ -80,6 +80,33 @@ def in_an_unknown_codec(path: Path) -> None:
     path.write_bytes(path.read_bytes().replace(b"mp4a", b"drmx").replace(b"esds", b"free"))
 
 
+def patched(maker: Maker, places: dict[bytes, tuple[int, bytes]], path: Path) -> None:
+    """A file of which some bytes are replaced: {word: (offset from the word, new bytes)}."""
+    maker(path)
+    data = bytearray(path.read_bytes())
+    for word, (offset, new) in places.items():
+        place = data.index(word) + offset
+        data[place : place + len(new)] = new
+    path.write_bytes(data)
+
+
+def from_a_pipe(path: Path) -> None:
+    """A WAV with the placeholders of sox."""
+    patched(wave, {b"RIFF": (4, b"\x24\xf0\xff\x7f"), b"data": (4, b"\0\xf0\xff\x7f")}, path)
+
+
+def of_a_crash(path: Path) -> None:
+    """A WAV whose recorder made room for a header and did not come back to fill it in."""
+    wave(path)
+    data = path.read_bytes()
+    place = data.index(b"data")
+    room = b"JUNK" + (28).to_bytes(4, "little") + bytes(28)
+    room += b"FLLR" + (4096 - place - 52).to_bytes(4, "little") + bytes(4096 - place - 52)
+    path.write_bytes(
+        data[:4] + (4088).to_bytes(4, "little") + data[8:place] + room + b"data" + bytes(4) + data[place + 8 :]
+    )
+
+
 LONG_NAME = "å" * 120 + ".wav"  # 244 bytes; a system takes 255
 M4A = partial(coded, container="ipod", codec="aac")
 MP3 = partial(wave, subtype="MPEG_LAYER_III", container="MP3")
@@ -138,6 +165,9 @@ GOOD: dict[str, Maker] = {
     "[bold]markup {stem} %s.wav": wave,
     "LOUD.WAV": wave,
     "no extension": wave,
+    "from a pipe.wav": from_a_pipe,
+    "of a crash.wav": of_a_crash,
+    "streamed.flac": partial(patched, FLAC, {b"fLaC": (22, bytes(4))}),
 }
 
 #: Songs that cannot be separated → what the sentence says.

@@ -1,7 +1,9 @@
 """``twinsep separate`` on a corpus of real-world formats: each song is separated or refused in one sentence."""
 
 import contextlib
+import errno
 import json
+import math
 import os
 import resource
 import shutil
@@ -13,6 +15,7 @@ import pytest
 from helpers.corpus import BAD, GOOD, LONG_NAME, RATE, music, wave
 
 from twinsep import audio, cli
+from twinsep.audio.formats import MEDIA_EXTENSIONS
 from twinsep.config import preset
 from twinsep.errors import InputError, Interrupted
 from twinsep.separation import batch, file
@@ -36,6 +39,7 @@ def separate(tmp_path, monkeypatch):
     def separate(given, model=lambda x: x[:, None], config=None, **options):
         separator = Separator(model, config or preset("tiny"), ChunkGrid(4096))
         monkeypatch.setattr(batch, "_load", lambda *_: separator)
+        monkeypatch.setattr(batch, "_read_config", lambda *_: separator.config)
         given = given if isinstance(given, list) else [given]
         batch.separate_files(given, SeparationOptions(**({"out": tmp_path / "out"} | options)))
         return tmp_path / "out"
@@ -68,7 +72,9 @@ def test_an_identity_model_returns_the_song_and_stems_add_up(separate, tmp_path,
     before = song.read_bytes()
     out = separate(song, two_stems="vocals", extension="wav", encoding=FLOAT)
     mixture, rate = audio.read(song)
-    instrumental, vocals = (audio.read(out / song.stem / f"{stem}.wav") for stem in ("instrumental", "vocals"))
+    (folder,) = out.iterdir()
+    assert folder.name == (name.removesuffix(song.suffix) if song.suffix.lower() in MEDIA_EXTENSIONS else name)
+    instrumental, vocals = (audio.read(folder / f"{stem}.wav") for stem in ("instrumental", "vocals"))
     assert instrumental[1] == vocals[1] == rate
     assert instrumental[0].shape == vocals[0].shape == mixture.shape
     peak = max(1, np.abs(mixture).max())
@@ -276,9 +282,198 @@ def test_template_and_recursion_decide_the_paths_of_stems(separate, tmp_path):
     with pytest.raises(InputError, match="--recursive"):
         separate(tmp_path / "none")
     (tmp_path / "in/one.flac").write_bytes((tmp_path / "in/one.wav").read_bytes())
-    with pytest.raises(InputError, match="songs of the same name"):
-        separate(tmp_path / "in", extension="wav", out=tmp_path / "third")
+    with pytest.raises(InputError, match=r"written more than once: keep \{stem\}, and \{track\}"):
+        separate(tmp_path / "in", extension="wav", filename="{stem}.{ext}", out=tmp_path / "third")
     assert not (tmp_path / "third").exists()
+
+
+def names(folder):
+    return [path.relative_to(folder).as_posix() for path in files(folder)]
+
+
+def test_songs_of_one_name_each_get_a_place(separate, tmp_path, capsys):
+    for name in ("A/song.wav", "B/song.wav", "B/other.wav", "B/Song.flac", "C/song (2).wav"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        wave(tmp_path / name)
+    separate([tmp_path / "A", tmp_path / "B/other.wav", tmp_path / "B/song.wav"], out=tmp_path / "folders")
+    assert names(tmp_path / "folders") == [f"{name}/instrumental.wav" for name in ("A/song", "B/song", "other")]
+    said = capsys.readouterr().err
+    assert f"{tmp_path}/B/song.wav: its stems are named B/song, because another song has the same name" in said
+    separate([tmp_path / "B", tmp_path / "C"], extension="wav", out=tmp_path / "numbers")
+    tracks = ("Song.flac", "other", "song (2)", "song.wav")
+    assert names(tmp_path / "numbers") == [f"{track}/instrumental.wav" for track in tracks]
+    (tmp_path / "D").mkdir()
+    with pytest.raises(InputError, match=r"2 of 3 songs failed, see above: D, none\.wav"):
+        separate([tmp_path / "D", tmp_path / "A", tmp_path / "none.wav"], out=tmp_path / "rest")
+    assert names(tmp_path / "rest") == ["song/instrumental.wav"]
+
+
+def test_names_of_stems_do_not_depend_on_the_order_or_on_who_else_is_there(separate, tmp_path):
+    """Else ``--skip-existing`` would take one song's stems for another's."""
+    given = [tmp_path / name for name in ("A/cd1/01.wav", "B/cd1/01.wav", "B/a.wav", "B/a.aiff", "B/x.wav", "B/X.wav")]
+    for number, song in enumerate(given):
+        song.parent.mkdir(parents=True, exist_ok=True)
+        wave(song, music(samples=300 + number))
+    tracks = ("A/cd1/01", "B/cd1/01", "X (1)", "a.aiff", "a.wav", "x (2)")
+    for number, songs in enumerate((given, given[::-1])):
+        separate(songs, out=tmp_path / str(number), extension="wav")
+        assert names(tmp_path / str(number)) == [f"{track}/instrumental.wav" for track in tracks]
+        assert audio.info(tmp_path / str(number) / "B/cd1/01/instrumental.wav").frames == 301
+    for song in (given[1], given[3], given[5]):  # by themselves they have names that none had before
+        separate(song, out=tmp_path / "0", extension="wav")
+    assert len(names(tmp_path / "0")) == len(given) + 3
+
+
+@pytest.mark.parametrize(
+    ("name", "track"),
+    [
+        ("Triviul feat. The Fiend - Widow", "Triviul feat. The Fiend - Widow"),
+        ("M.E.R.C. Music - Knockout", "M.E.R.C. Music - Knockout"),
+        ("M.E.R.C. Music - Knockout.flac", "M.E.R.C. Music - Knockout"),
+        ("Mix v1.2", "Mix v1.2"),
+        ("a.wav.bak", "a.wav.bak"),
+        ("Take 1.MP2", "Take 1"),
+    ],
+)
+def test_a_dot_in_a_name_ends_it_only_before_an_extension_of_sound(separate, tmp_path, name, track):
+    wave(tmp_path / name, container="FLAC" if name.endswith("flac") else "WAV")
+    assert {path.parent.name for path in files(separate(tmp_path / name))} == {track}
+    separate(tmp_path / name, filename="{track} ({stem}).{ext}", out=tmp_path / "flat")
+    assert [path.name.removesuffix(path.suffix) for path in files(tmp_path / "flat")] == [f"{track} (instrumental)"]
+
+
+def test_names_that_the_file_system_refuses_are_replaced_and_said(separate, tmp_path, monkeypatch, capsys):
+    given = ["AC:DC?.wav", "aux.wav", "end...wav", "good.wav", "AC_DC_.wav"]
+    for name in given:
+        wave(tmp_path / name)
+    songs = [tmp_path / name for name in given]
+    separate(songs, out=tmp_path / "free")
+    assert {path.parent.name for path in files(tmp_path / "free")} == {"AC:DC?", "aux", "end..", "good", "AC_DC_"}
+    assert {path.name for path in tmp_path.iterdir()} == {*given, "free"}  # the probe is gone
+    capsys.readouterr()
+    touch = Path.touch
+
+    def of_fat(path, *arguments, **options):
+        if set(path.name) & set('<>:"|?*'):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        return touch(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "touch", of_fat)
+    separate(songs, out=tmp_path / "fat")
+    expected = {"AC_DC_ (1)", "AC_DC_ (2)", "aux_", "end", "good"}
+    assert {path.parent.name for path in files(tmp_path / "fat")} == expected
+    said = capsys.readouterr().err
+    assert f"{tmp_path}/AC:DC?.wav: its stems are named AC_DC_, because the file system refuses its own name" in said
+    assert "good.wav: its stems are named" not in said
+
+
+def test_stems_lie_beside_their_songs_and_are_no_songs(separate, tmp_path):
+    for name in ("one.wav", "deep/two.flac"):
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        wave(tmp_path / "in" / name)
+    options = {"out": Path("{folder}/stems"), "recursive": True, "two_stems": "vocals"}
+    for _ in range(2):
+        separate(tmp_path / "in", **options, overwrite=True)
+    assert names(tmp_path / "in") == [
+        "deep/stems/two/instrumental.flac",
+        "deep/stems/two/vocals.flac",
+        "deep/two.flac",
+        "one.wav",
+        "stems/one/instrumental.wav",
+        "stems/one/vocals.wav",
+    ]
+    separate(tmp_path / "in/one.wav", out=Path("{folder}"), filename="{track} ({stem}).{ext}")
+    assert (tmp_path / "in/one (instrumental).wav").exists()
+
+
+def test_an_excerpt_is_that_part_of_the_song_under_a_name_of_its_own(separate, tmp_path):
+    wave(tmp_path / "a.wav", music(samples=3 * RATE), subtype="FLOAT")
+    whole = audio.read(tmp_path / "a.wav")[0]
+    for start, length, name, part in [
+        (0.5, 1.0, "a (0.5-1.5 s)", slice(RATE // 2, 3 * RATE // 2)),
+        (0.0, 0.25, "a (0-0.25 s)", slice(0, RATE // 4)),
+        (2.0, None, "a (from 2 s)", slice(2 * RATE, None)),
+        (2.0, 9.0, "a (2-11 s)", slice(2 * RATE, None)),
+    ]:
+        out = separate(tmp_path / "a.wav", excerpt=file.Excerpt(start, length))
+        assert np.abs(audio.read(out / name / "instrumental.wav")[0] - whole[:, part]).max() <= 1e-6
+    with pytest.raises(InputError, match=r"a\.wav lasts 3\.00 s: choose a --start before its end"):
+        separate(tmp_path / "a.wav", excerpt=file.Excerpt(3.0))
+    for wrong in ((-1.0, None), (0.0, 0.0), (math.nan, None), (0.0, math.inf)):
+        with pytest.raises(InputError, match=r"--(start|length)"):
+            file.Excerpt(*wrong)
+
+
+def test_a_film_gets_each_stem_as_its_sound(separate, tmp_path):
+    import av
+
+    def pictures(path):
+        with av.open(str(path)) as film:
+            return [
+                (float(packet.pts * packet.time_base), bytes(packet)) for packet in film.demux(video=0) if packet.size
+            ]
+
+    for name in ("film.mp4", "film.mkv"):
+        GOOD[name](tmp_path / name)
+        out = separate(tmp_path / name, louder_middle, two_stems="vocals", remux=True, filename="{track} {stem}.{ext}")
+        for stem in ("vocals", "instrumental"):
+            film = out / f"film {stem}{Path(name).suffix}"
+            assert pictures(film) == pictures(tmp_path / name)
+            sound, expected = audio.read(film)[0], audio.read(out / f"film {stem}.wav")[0]
+            assert abs(sound.shape[1] - expected.shape[1]) <= 1024
+            n = min(sound.shape[1], expected.shape[1])
+            error = np.abs(sound[:, :n] - expected[:, :n]).max()
+            assert error <= (2**-22 if name.endswith("mkv") else 0.03)
+        shutil.rmtree(out)
+    wave(tmp_path / "a.wav")
+    with pytest.raises(InputError, match=r"a\.wav has no picture to put the stems under: leave out --remux"):
+        separate(tmp_path / "a.wav", remux=True)
+
+
+def test_stems_in_one_file_name_their_streams(separate, tmp_path):
+    from mutagen.flac import FLAC
+    from mutagen.mp4 import MP4
+
+    wave(tmp_path / "a.flac", container="FLAC")
+    tagged = FLAC(tmp_path / "a.flac")
+    tagged["title"] = "Song"
+    tagged.save()
+    four = preset("tiny").override({"model": {"targets": ["vocals", "drums", "bass", "other"]}})
+
+    def quarters(x):
+        return np.stack([0.1 * x, 0.2 * x, 0.3 * x, 0.35 * x], 1)
+
+    out = separate(tmp_path / "a.flac", quarters, four, extension="stem.mp4")
+    assert names(out) == ["a.stem.mp4"]
+    mixture = audio.read(tmp_path / "a.flac")[0]
+    for number, gain in enumerate((1, 0.1, 0.2, 0.3, 0.4)):
+        sound, rate = audio.read(out / "a.stem.mp4", stream=number)
+        assert (rate, sound.shape) == (RATE, mixture.shape)
+        assert np.abs(sound - gain * mixture).max() < 0.05
+        assert np.square(sound - gain * mixture).mean() < 0.05 * np.square(gain * mixture).mean()
+    content = (out / "a.stem.mp4").read_bytes()
+    text = content[content.index(b"stem{") + 4 :]
+    described = json.JSONDecoder().raw_decode(text[: text.rindex(b"}") + 1].decode("latin-1"))[0]
+    assert [stem["name"] for stem in described["stems"]] == ["Vocals", "Drums", "Bass", "Other"]
+    assert MP4(out / "a.stem.mp4")["\xa9nam"] == ["Song"]
+    separate(tmp_path / "a.flac", extension="stem.mp4", skip_existing=True)
+    with pytest.raises(InputError, match=r"STEM\.MP4 has no 16-bit samples"):
+        separate(tmp_path / "a.flac", extension="stem.mp4", encoding=Encoding("PCM_16"))
+
+
+def test_stems_as_m4a(separate, tmp_path):
+    wave(tmp_path / "a.wav", 3 * music(samples=50_037))
+    out = separate(tmp_path / "a.wav", extension="m4a")
+    sound, mixture = audio.read(out / "a/instrumental.m4a")[0], audio.read(tmp_path / "a.wav")[0]
+    assert sound.shape == mixture.shape
+    assert np.square(sound - mixture).mean() < 0.01 * np.square(mixture).mean()
+    first = (out / "a/instrumental.m4a").read_bytes()
+    separate(tmp_path / "a.wav", extension="m4a", overwrite=True)
+    assert (out / "a/instrumental.m4a").read_bytes() == first
+    wave(tmp_path / "b.wav", rate=176_400)
+    with pytest.raises(InputError, match=r"AAC does not take 2 channels at 176400 Hz; choose \.wav or \.flac"):
+        separate(tmp_path / "b.wav", extension="m4a")
+    assert names(out) == ["a/instrumental.m4a"]
 
 
 def test_options_decide_which_stems_are_written(separate, tmp_path):
@@ -366,6 +561,51 @@ def test_a_batch_continues_after_a_broken_song(separate, tmp_path, capsys):
     assert [path.parent.name for path in files(tmp_path / "out")] == ["a", "b"]
 
 
+def test_a_second_run_passes_over_songs_that_are_done(separate, tmp_path, monkeypatch, capsys):
+    """Twenty songs, one of them broken: it is told both times, no name shifts, and nothing else is decoded again."""
+    (tmp_path / "in").mkdir()
+    for number in range(20):
+        wave(tmp_path / f"in/{number:02}.wav", music(samples=2000))
+    (tmp_path / "in/10.wav").write_bytes(b"broken")
+    with pytest.raises(InputError, match=r"1 of 20 songs failed, see above: 10\.wav"):
+        separate(tmp_path / "in", skip_existing=True)
+    before = {path: path.stat().st_mtime_ns for path in files(tmp_path / "out")}
+    assert names(tmp_path / "out") == [f"{number:02}/instrumental.wav" for number in range(20) if number != 10]
+    capsys.readouterr()
+    opened = []
+    verify = audio.verify
+    monkeypatch.setattr(audio, "verify", lambda path, **options: (opened.append(path.name), verify(path, **options))[1])
+
+    def no_model(*_):
+        raise AssertionError("loaded, although nothing is to separate")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(batch, "_load", no_model)
+        patched.setattr(batch, "_read_config", lambda *_: preset("tiny"))
+        options = SeparationOptions(out=tmp_path / "out", skip_existing=True)
+        with pytest.raises(InputError, match=r"1 of 20 songs failed, see above: 10\.wav"):
+            batch.separate_files([tmp_path / "in"], options)
+        assert opened == ["10.wav"]
+        assert "0 of 20 songs separated; 19 were separated before" in capsys.readouterr().err
+        (tmp_path / "in/10.wav").unlink()
+        batch.separate_files([tmp_path / "in"], options)  # status 0
+    assert {path: path.stat().st_mtime_ns for path in files(tmp_path / "out")} == before
+    separate(tmp_path / "in/00.wav", skip_existing=True, two_stems="vocals")  # writes the stem that is missing
+    assert names(tmp_path / "out")[:2] == ["00/instrumental.wav", "00/vocals.wav"]
+    with pytest.raises(InputError, match=r"instrumental\.wav exists; pass"):
+        separate(tmp_path / "in/01.wav", skip_existing=True, two_stems="vocals", encoding=Encoding(clip_mode="rescale"))
+    with pytest.raises(InputError, match="exclude each other"):
+        separate(tmp_path / "in", skip_existing=True, overwrite=True)
+
+
+def test_existing_stems_are_found_before_the_song_is_decoded(separate, tmp_path, monkeypatch):
+    wave(tmp_path / "a.wav")
+    separate(tmp_path / "a.wav")
+    monkeypatch.setattr(audio, "verify", None)
+    with pytest.raises(InputError, match=r"instrumental\.wav exists; .* --skip-existing to pass over"):
+        separate(tmp_path / "a.wav")
+
+
 def test_a_single_broken_song_is_named_once(separate, tmp_path, capsys):
     with pytest.raises(InputError, match=r"missing\.wav does not exist"):
         separate(tmp_path / "missing.wav")
@@ -404,7 +644,7 @@ def test_json_events_of_a_batch(separate, tmp_path, capsys):
     kinds = [event["event"] for event in events]
     assert kinds[0] == "start"
     assert {"progress", "written", "failed"} <= set(kinds)
-    assert events[-1] == {"event": "end", "finished": 1, "of": 2}
+    assert events[-1] == {"event": "end", "finished": 1, "skipped": 0, "of": 2}
     written = next(event for event in events if event["event"] == "written")
     assert written["stems"] == {"instrumental": str(tmp_path / "out/a/instrumental.wav")}
 
@@ -424,6 +664,13 @@ def test_figure_writes_spectrograms_beside_the_stems(separate, tmp_path):
     assert [path.name for path in files(out)] == ["instrumental.wav", "spectrograms.png"]
     with Image.open(out / "a/spectrograms.png") as picture:
         assert picture.width > 400
+
+
+def test_a_header_that_was_never_finished_is_said(separate, tmp_path, capsys):
+    for name, said in (("of a crash.wav", True), ("from a pipe.wav", False)):
+        GOOD[name](tmp_path / name)
+        separate(tmp_path / name)
+        assert ("header of the file was never finished" in capsys.readouterr().err) == said
 
 
 def test_stems_carry_the_songs_tags(separate, tmp_path):
@@ -476,7 +723,7 @@ def test_every_option_reaches_the_separation(monkeypatch):
     line = (
         "separate a b -o out --filename {stem}.{ext} -n c.safetensors --two-stems vocals --flac --int16 "
         "--clip-mode rescale --mp3-bitrate 128 --overwrite -r --pairs --figure --overlap 0.5 --segment 2 --shifts 3 "
-        "--tta --batch 4 --framework jax --device cuda --json"
+        "--tta --batch 4 --framework jax --device cuda --json --skip-existing --start 3 --length 2 --remux"
     )
     monkeypatch.setattr("sys.argv", ["twinsep", *line.split()])
     with pytest.raises(SystemExit) as end:
@@ -485,7 +732,8 @@ def test_every_option_reaches_the_separation(monkeypatch):
     assert [str(path) for path in taken["given"]] == ["a", "b"]
     assert taken["options"] == SeparationOptions(
         Path("out"), "{stem}.{ext}", Path("c.safetensors"), "vocals", None, "flac", Encoding("PCM_16", 128, "rescale"),
-        Chunking(2.0, 0.5, 3, 4), True, True, True, True, True, "jax", "cuda", True,
+        Chunking(2.0, 0.5, 3, 4), True, True, True, True, True, "jax", "cuda", True, True,
+        file.Excerpt(3.0, 2.0), True,
     )  # fmt: skip
 
 

@@ -9,6 +9,12 @@ MP3 with LAME's header, Opus and MP3 in Matroska. AAC in MP4 may end with the en
 (silence) if its last packet does not state it. AAC as ADTS or in Matroska, Vorbis in WebM and AC-3 include padding, and
 the delay too if the file does not state it. WMA is what FFmpeg makes of it.
 
+The sound of a film starts with its picture: silence fills what is before it, and gaps of more than 0.1 s in the
+timestamps of MP4, Matroska, WebM, FLV and MPEG-TS.
+
+A header that states no length, or the wrong one of a recorder that crashed, is corrected as
+:mod:`twinsep.audio.headers` says, and the sound is read to the end of the file.
+
 A file cut short is refused if that shows: fewer samples or seconds than the header states, half a packet, no last page.
 It does not show in raw frames (MP3 without LAME's header, ADTS, AC-3), nor in MPEG-TS, WMA and fragmented MP4 cut
 between two packets, nor in Matroska and WebM recorded live, nor if less than 0.2 s is missing from FLV or Matroska.
@@ -28,6 +34,7 @@ import soundfile
 from jaxtyping import Float32
 
 from twinsep.audio import ffmpeg
+from twinsep.audio.headers import Header, PatchedFile, examine
 from twinsep.audio.source import (
     BLOCK,
     AudioSource,
@@ -54,12 +61,16 @@ _OGG_DAMAGE = {"reports a hole": "pages are missing", "Junk after the last page"
 
 @dataclass(frozen=True)
 class AudioInfo:
-    """Length in samples per channel, sample rate in Hz, channels, and True if the samples are floating point."""
+    """Length in samples per channel, sample rate in Hz, channels, and True if the samples are floating point.
+
+    ``notes`` are parts of sentences for the user, such as that the header was never finished.
+    """
 
     frames: int
     sample_rate: int
     channels: int
     is_float: bool
+    notes: tuple[str, ...] = ()
 
 
 @contextlib.contextmanager
@@ -87,7 +98,7 @@ def verify(path: FilePath, *, max_channels: int = 2, report: ProgressCallback | 
             frames += block.shape[1]
             if report:
                 report(frames, max(frames, source.expected))
-    return AudioInfo(frames, source.sample_rate, source.channels, source.is_float)
+    return AudioInfo(frames, source.sample_rate, source.channels, source.is_float, tuple(source.notes))
 
 
 def info(path: FilePath) -> AudioInfo:
@@ -97,7 +108,7 @@ def info(path: FilePath) -> AudioInfo:
     """
     with _open_source(path) as source:
         frames = source.frames or sum(block.shape[1] for block in source.blocks())
-        return AudioInfo(frames, source.sample_rate, source.channels, source.is_float)
+        return AudioInfo(frames, source.sample_rate, source.channels, source.is_float, tuple(source.notes))
 
 
 def read(path: FilePath, *, stream: int = 0) -> tuple[Float32[np.ndarray, "c s"], int]:
@@ -173,7 +184,30 @@ def _check_rate(source: AudioSource) -> AudioSource:
     return source
 
 
-def _open(path: Path) -> soundfile.SoundFile | None:
+class _SoundFile(soundfile.SoundFile):
+    """A file open in libsndfile, with its corrected header."""
+
+    def __init__(self, path: Path, header: Header):
+        self.header = header
+        self._view = PatchedFile(path, header.patches) if header.patches else None
+        try:
+            # By descriptor: the name may not be UTF-8, and its extension must not decide the format.
+            super().__init__(self._view or os.open(path, os.O_RDONLY))
+        except soundfile.LibsndfileError:
+            self._close_view()
+            raise
+
+    def close(self) -> None:
+        """Close the file."""
+        super().close()
+        self._close_view()
+
+    def _close_view(self) -> None:
+        if self._view:
+            self._view.close()
+
+
+def _open(path: Path) -> _SoundFile | None:
     """Open a file with libsndfile; None if it is MP3 or libsndfile does not know its format."""
     # libsndfile drops the end of an MP3 without a length in its header and prints its complaints about damaged ones.
     with path.open("rb") as opened:
@@ -181,8 +215,7 @@ def _open(path: Path) -> soundfile.SoundFile | None:
     if has_mpeg_sync or path.suffix.lower() == ".mp3":
         return None
     try:
-        # By descriptor: the name may not be UTF-8, and its extension must not decide the format.
-        file = soundfile.SoundFile(os.open(path, os.O_RDONLY))
+        file = _SoundFile(path, examine(path))
     except soundfile.LibsndfileError:
         return None
     if file.format == "MP3":
@@ -191,7 +224,7 @@ def _open(path: Path) -> soundfile.SoundFile | None:
     return file
 
 
-def _open_for_access(path: Path) -> soundfile.SoundFile:
+def _open_for_access(path: Path) -> _SoundFile:
     file = _open(path)
     if file is None:
         raise InputError(
@@ -200,7 +233,7 @@ def _open_for_access(path: Path) -> soundfile.SoundFile:
     return file
 
 
-def _check_header(file: soundfile.SoundFile, path: Path) -> None:
+def _check_header(file: _SoundFile, path: Path) -> None:
     # libsndfile shortens a file that was cut off without an error; only its log says so.
     log = file.extra_info
     sizes = "data|SSND|Data Size|riff"
@@ -219,13 +252,15 @@ def _check_header(file: soundfile.SoundFile, path: Path) -> None:
         raise no_sound_error(path)
 
 
-def _source(file: soundfile.SoundFile, path: Path, frames: int) -> AudioSource:
+def _source(file: _SoundFile, path: Path, frames: int) -> AudioSource:
     """The next ``frames`` samples of an open file."""
     is_float = file.subtype in ("FLOAT", "DOUBLE")
-    return AudioSource(path, file.samplerate, file.channels, is_float, frames, frames, _pieces(file, frames, path))
+    notes = [file.header.note] if file.header.note else []
+    pieces = _pieces(file, frames, path)
+    return AudioSource(path, file.samplerate, file.channels, is_float, frames, frames, pieces, notes)
 
 
-def _pieces(file: soundfile.SoundFile, frames: int, path: Path) -> Iterator[np.ndarray]:
+def _pieces(file: _SoundFile, frames: int, path: Path) -> Iterator[np.ndarray]:
     """Float32 arrays (C, S) in blocks, because a damaged header may state terabytes."""
     done = 0
     while done < frames:

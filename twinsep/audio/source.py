@@ -6,7 +6,7 @@ import os
 import shlex
 import stat
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +27,7 @@ class AudioSource:
     ``sample_rate`` is in Hz. ``is_float`` is True if the file holds floating-point samples, which may exceed full
     scale. ``frames`` is the length in samples per channel that the header states, or None if only decoding tells;
     ``expected`` is ``frames`` or an estimate of it, for progress bars. ``_pieces`` are arrays (C, S), S ≤ ``BLOCK``.
+    ``notes`` are parts of sentences for the user, complete once the sound is decoded.
     """
 
     path: Path
@@ -36,6 +37,7 @@ class AudioSource:
     frames: int | None
     expected: int
     _pieces: Iterator[np.ndarray]
+    notes: list[str] = field(default_factory=list)
 
     def blocks(self) -> Iterator[Float32[np.ndarray, "c s"]]:
         """Decode the sound in blocks (C, S), S ≤ ``BLOCK``; a source can be iterated once.

@@ -13,10 +13,11 @@ import numpy as np
 import soundfile
 from jaxtyping import Float
 
+from twinsep.audio import mp4
+from twinsep.audio.sink import FilePath, Writer, check_space
 from twinsep.errors import InputError
 from twinsep.utils.files import atomic_path, display_path
 
-FilePath = str | os.PathLike[str]
 #: Extension -> (libsndfile format, default subtype, options of the encoder). WAV defaults to PCM_24, which is precise
 #: enough for any output and plays everywhere.
 FORMATS: dict[str, tuple[str, str, dict[str, Any]]] = {
@@ -25,8 +26,11 @@ FORMATS: dict[str, tuple[str, str, dict[str, Any]]] = {
     ".mp3": ("MP3", "MPEG_LAYER_III", {"bitrate_mode": "CONSTANT"}),
     ".ogg": ("OGG", "VORBIS", {"compression_level": 0.2}),  # quality 8 of 10, about 256 kbit/s
 }
+# The same, with what PyAV writes.
+_ENCODINGS = FORMATS | {".m4a": ("MP4", "AAC", {})}
 _BITS = {"PCM_16": 16, "PCM_24": 24}
 _BYTES = {"PCM_16": 2, "PCM_24": 3, "FLOAT": 4}
+_HEADER = 1 << 16  # bytes that hold the header of a WAV
 _WAV_BYTES = 2**32 - 2**16  # of sound; a WAV's sizes are 32-bit
 # Lowest sample rate of each MPEG version in Hz -> (lowest bit rate of libsndfile's range, bit rates written), kbit/s.
 # Below 64 kbit/s the first frame has no room for the header that states the length.
@@ -39,8 +43,6 @@ _MP3_RATES = {
 MP3_BITRATES = sorted({rate for _, rates in _MP3_RATES.values() for rate in rates})
 # Highest bit rate of each of LAME's presets -> the factor that undoes how much quieter it makes the sound.
 _MP3_GAINS = {160: 1 / 0.95, 192: 1 / 0.97, 224: 1 / 0.98, 320: 1.0}
-# Samples per channel encoded at once: bounds memory, and the Vorbis encoder overflows its stack on minutes at once.
-_BLOCK = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -61,17 +63,13 @@ class _Encoding:
         return self.container != "FLAC" or sample_rate < 65_536 or sample_rate % 10 == 0
 
 
-class Writer:
-    """An open sound file that takes blocks; made by :func:`writer`.
-
-    ``clamped`` counts the samples so far that exceeded full scale and were set to it.
-    """
+class _SndfileWriter(Writer):
+    """A file that libsndfile writes."""
 
     def __init__(self, path: Path, temporary: Path, encoding: _Encoding, sample_rate: int, channels: int):
         """Write the header into ``temporary``; raise :class:`InputError` if the format lacks the rate or channels."""
-        self.clamped = 0
-        self._path, self._temporary, self._encoding = path, temporary, encoding
-        self._frames = 0
+        super().__init__(path, temporary)
+        self._encoding, self._frames = encoding, 0
         container = encoding.container
         refused = InputError(
             f"cannot write {display_path(path)}: {container} does not take {channels} channels "
@@ -86,7 +84,7 @@ class Writer:
                 descriptor, "w", sample_rate, channels, encoding.subtype, format=container, **encoding.options
             )
         except soundfile.LibsndfileError as error:
-            _check_space(temporary)
+            check_space(temporary)
             raise refused from error
 
     @property
@@ -94,30 +92,15 @@ class Writer:
         """True if samples beyond full scale are kept."""
         return self._encoding.subtype == "FLOAT"
 
-    def write(self, block: Float[np.ndarray, "c s"]) -> None:
-        """Append samples (C, S).
-
-        Raises :class:`InputError` for NaN or infinity, for more than a WAV holds and if the encoder fails, and
-        ``OSError`` for a full disk, which :func:`writer` turns into an :class:`InputError`.
-        """
-        if not np.isfinite(block).all():
-            raise InputError(
-                f"cannot write {display_path(self._path)}: the sound holds NaN or infinite samples; "
-                "look for them in its source, and use float32 instead of half precision"
-            )
+    def _check_size(self, block: np.ndarray) -> None:
         self._frames += block.shape[1]
         if self._encoding.container == "WAV" and self._encoding.size(self._frames, len(block)) > _WAV_BYTES:
             raise InputError(
                 f"cannot write {display_path(self._path)}: WAV ends at 4 GiB; write .flac, or write it in parts"
             )
-        for start in range(0, block.shape[1], _BLOCK):
-            self._encode(block[:, start : start + _BLOCK])
 
     def _encode(self, block: np.ndarray) -> None:
-        if not self.is_float:
-            over = int(np.count_nonzero(np.abs(block) > 1))
-            self.clamped += over
-            block = np.clip(block, -1, 1) if over else block
+        block = self._clamp(block)
         bits = _BITS.get(self._encoding.subtype)
         gain = np.float32(self._encoding.gain)
         samples = gain * block.astype(np.float32) if bits is None else _quantise(block, bits)
@@ -128,7 +111,7 @@ class Writer:
         """Complete the file; errors as in :meth:`write`."""
         with self._explained():
             self._file.close()
-        _check_space(self._temporary)  # libsndfile does not say whether its last bytes were written
+        check_space(self._temporary)  # libsndfile does not say whether its last bytes were written
         if self.is_float:
             _clear_time(self._temporary)
 
@@ -142,24 +125,16 @@ class Writer:
         try:
             yield
         except (soundfile.LibsndfileError, AssertionError) as error:  # AssertionError: not all samples were taken
-            _check_space(self._temporary)
+            check_space(self._temporary)
             raise InputError(
                 f"cannot write {display_path(self._path)}: the encoder failed ({error}); choose another format"
             ) from error
 
 
-def _check_space(path: Path) -> None:
-    """Append a byte and remove it: this raises the ``OSError`` whose reason libsndfile does not give."""
-    with path.open("rb+", buffering=0) as file:
-        size = file.seek(0, os.SEEK_END)
-        file.write(b"\0")
-        file.truncate(size)
-
-
 def _clear_time(path: Path) -> None:
     """Zero the time of writing in a float WAV, so that equal sound gives equal bytes."""
     with path.open("rb+") as file:
-        header = file.read(_BLOCK)
+        header = file.read(_HEADER)
         found = header.find(b"PEAK", 0, header.find(b"data"))  # an RF64 has none
         if found >= 0:
             file.seek(found + 12)  # after the chunk's name, size and version
@@ -188,8 +163,9 @@ def writer(
     """Open a sound file for writing in blocks: within a ``with``, a :class:`Writer`.
 
     The file appears at ``path`` when it is complete; missing folders are made. The extension decides the format (.wav,
-    .flac, .mp3, .ogg); ``subtype`` is PCM_16 or PCM_24 for WAV and FLAC, or FLOAT for WAV. ``bitrate`` is the constant
-    bit rate of an MP3 in kbit/s, 64 to 320; it is lowered to 160 below a sample rate of 32 kHz and to 64 below 16 kHz.
+    .flac, .mp3, .ogg, .m4a); ``subtype`` is PCM_16 or PCM_24 for WAV and FLAC, or FLOAT for WAV. ``bitrate`` is the
+    constant bit rate of an MP3 in kbit/s, 64 to 320; it is lowered to 160 below a sample rate of 32 kHz and to 64 below
+    16 kHz.
     ``frames`` is the expected length in samples per channel: a WAV that would exceed 4 GiB becomes an RF64. ``finish``
     is called with the path of the complete, closed temporary file before it is renamed, to write tags, for example.
 
@@ -203,13 +179,19 @@ def writer(
     if encoding.container == "WAV" and encoding.size(frames, channels) > _WAV_BYTES:
         encoding = replace(encoding, container="RF64")
     with atomic_path(_target(path), overwrite=overwrite) as temporary:
-        sound = Writer(path, temporary, encoding, sample_rate, channels)
-        try:
-            yield sound
-            sound.close()
-        except BaseException:
-            sound.abandon()
-            raise
+        if encoding.container == "MP4":
+            with mp4.open_container(path, temporary, "ipod") as container:
+                stream = mp4.Mp4Writer(path, temporary, container, sample_rate, channels)
+                yield stream
+                stream.close()
+        else:
+            sound = _SndfileWriter(path, temporary, encoding, sample_rate, channels)
+            try:
+                yield sound
+                sound.close()
+            except BaseException:
+                sound.abandon()
+                raise
         if finish:
             finish(temporary)
 
@@ -236,18 +218,18 @@ def _target(path: Path) -> Path:
 
 
 def supports(extension: str, subtype: str) -> bool:
-    """Return True if files with an extension of :data:`FORMATS` can hold samples of ``subtype``."""
-    container, default, _ = FORMATS[extension]
+    """Return True if files with an extension of :func:`writer` can hold samples of ``subtype``."""
+    container, default, _ = _ENCODINGS[extension]
     return subtype == default or (subtype in _BYTES and soundfile.check_format(container, subtype))
 
 
 def _encoding(path: Path, sample_rate: int, subtype: str | None, bitrate: int) -> _Encoding:
     extension = path.suffix.lower()
-    if extension not in FORMATS:
+    if extension not in _ENCODINGS:
         raise InputError(
-            f"cannot write {display_path(path)}: its extension is none of {', '.join(FORMATS)}; choose one of these"
+            f"cannot write {display_path(path)}: its extension is none of {', '.join(_ENCODINGS)}; choose one of these"
         )
-    container, default, options = FORMATS[extension]
+    container, default, options = _ENCODINGS[extension]
     subtype = subtype or default
     if not supports(extension, subtype):
         raise InputError(f"cannot write {display_path(path)}: {container} has no {subtype}; leave it out for {default}")

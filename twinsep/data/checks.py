@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import functools
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -22,16 +22,26 @@ from twinsep import audio
 from twinsep.audio.formats import AUDIO_EXTENSIONS
 from twinsep.data import paired
 from twinsep.data.dataset import SPLITS, list_track_folders
-from twinsep.data.layout import PAIR_FILES, STEM_FILES, SongFiles, candidates, is_variant
-from twinsep.data.sound_checks import CLIPPED_RUN, CheckedFile, SumMismatch
+from twinsep.data.layout import (
+    PAIR_FILES,
+    STEM_FILES,
+    TWO_STEMS_WANTED,
+    SongFiles,
+    candidates,
+    is_in_and_out,
+    is_in_stems,
+    is_pair,
+    is_variant,
+    two_stem_files,
+)
+from twinsep.data.sound_checks import CLIPPED_RUN, CheckedFile, Mismatch, SumMismatch
 from twinsep.errors import InputError
 from twinsep.utils import progress
 from twinsep.utils.files import display_path, write_atomically
 
-#: Largest energy of (mixture − sum of the stems) relative to that of the mixture: −40 dB.
-SUM_TOLERANCE = 1e-4
 #: Smallest similarity of two names (difflib's ratio, 0…1) at which one is suggested for the other.
 _SIMILAR = 0.5
+_PLACES = 3  # in a finding, at most
 
 
 class Finding(NamedTuple):
@@ -108,11 +118,12 @@ def find_faults(
     ``rate`` is in Hz. Raises :class:`InputError` for a folder without songs or a faulty ``splits.csv``.
     """
     listed = list_track_folders(root)
-    layout = PAIR_FILES if paired.is_paired_dataset(root) else STEM_FILES
-    songs = [CheckedSong(split, folder, layout) for split, folders in listed.items() for folder in folders]
+    layout_of = _layouts(paired.is_paired_dataset(root), [folder for folders in listed.values() for folder in folders])
+    songs = [CheckedSong(split, folder, layout_of(folder)) for split, folders in listed.items() for folder in folders]
     if not songs:
         raise InputError(
-            f"{root} holds no songs: name a folder in MUSDB18-HQ layout or of pairs <song>/in.wav, out.wav"
+            f"{root} holds no songs: name a folder in MUSDB18-HQ layout, of pairs <song>/in.wav, out.wav, "
+            f"or of songs with {TWO_STEMS_WANTED}"
         )
     for done, song in enumerate(songs, 1):
         _check_song(song, rate, segment_seconds)
@@ -121,6 +132,20 @@ def find_faults(
     folders = dict.fromkeys([root, *(song.folder.parent for song in songs)])
     stray = [file.relative_to(root) for folder in folders if folder.is_dir() for file in _sound_files(folder)]
     return songs, [Finding("", str(file), "lies outside the songs' folders: not used", False) for file in stray]
+
+
+def _layouts(is_paired: bool, folders: Sequence[Path]) -> Callable[[Path], SongFiles]:
+    """Folder → the files that it should hold; a folder without any is taken for one of the most common kind."""
+    if not is_paired and (any(map(is_in_stems, folders)) or not any(map(is_pair, folders))):
+        return lambda _: STEM_FILES
+    are_two_stems = not any(map(is_in_and_out, folders))
+
+    def layout(folder: Path) -> SongFiles:
+        """Of a paired set."""
+        is_two_stems = are_two_stems or (is_pair(folder) and not is_in_and_out(folder))
+        return two_stem_files(folder) if is_two_stems else PAIR_FILES
+
+    return layout
 
 
 def _check_song(song: CheckedSong, rate: int, segment_seconds: float) -> None:
@@ -144,10 +169,30 @@ def _check_song(song: CheckedSong, rate: int, segment_seconds: float) -> None:
     if seconds < segment_seconds:
         song.add_finding(f"lasts only {seconds:.2f} s: zeros fill the training segment of {segment_seconds:g} s")
     # Only if every file was decoded once: a file that exists in two formats is unusable anyway.
-    if len(song.sounds) == len(song.layout.names) and mismatch.relative > SUM_TOLERANCE:
-        decibels = 10 * np.log10(mismatch.relative)
-        message = f"is not the sum of the stems: the difference is at {decibels:.1f} dB of the mixture"
-        song.add_finding(message, mismatch.mixture)
+    if len(song.sounds) == len(song.layout.names):
+        for found in mismatch.find():
+            song.add_finding(_describe(found, mismatch), mismatch.mixture)
+
+
+def _describe(found: Mismatch, mismatch: SumMismatch) -> str:
+    """The finding about one place where a mixture is not the sum of its stems."""
+    where = ""
+    if len(found.channels) < mismatch.channels:
+        names = ("left", "right") if mismatch.channels == 2 else [str(n) for n in range(1, mismatch.channels + 1)]
+        where += f" in the {' and '.join(names[channel] for channel in found.channels)} channel"
+    if found.places != ((0, mismatch.seconds),):
+        places = [f"from {_minutes(start)} to {_minutes(end)}" for start, end in found.places]
+        where += " " + ", ".join(places[:_PLACES])
+        where += f" and in {len(places) - _PLACES} more places" if len(places) > _PLACES else ""
+    there = " there" if where else ""
+    level = (
+        f"the difference is at {found.decibels:.1f} dB of the mixture" if found.decibels < np.inf else "it is silent"
+    )
+    return f"is not the sum of the stems{where}: {level}{there}"
+
+
+def _minutes(seconds: float) -> str:
+    return f"{int(seconds // 60)}:{seconds % 60:04.1f}"
 
 
 def _check_names(song: CheckedSong) -> list[Path]:
@@ -186,7 +231,7 @@ def _sound_files(folder: Path) -> list[Path]:
 
 def _decode(song: CheckedSong, files: Sequence[Path], rate: int) -> SumMismatch:
     """Decode all files in step; those that decode to their end are added to ``song.sounds``."""
-    mismatch = SumMismatch(song.layout)
+    mismatch = SumMismatch(song.layout, rate)
     sounds, streams = {file: CheckedFile() for file in files}, {file: audio.blocks(file) for file in files}
     while streams:
         blocks: dict[str, np.ndarray] = {}
@@ -197,9 +242,12 @@ def _decode(song: CheckedSong, files: Sequence[Path], rate: int) -> SumMismatch:
                 continue
             except StopIteration:
                 song.sounds[file.name] = sounds[file]
-                if (found := audio.info(file).sample_rate) != rate:
-                    message = f"is at {found} Hz but the model is at {rate} Hz: resample it"
+                header = audio.info(file)
+                if header.sample_rate != rate:
+                    message = f"is at {header.sample_rate} Hz but the model is at {rate} Hz: resample it"
                     song.add_finding(message, file.name, unusable=True)
+                for note in header.notes:
+                    song.add_finding(note, file.name)
             except InputError as error:
                 song.add_finding(str(error).removeprefix(f"{display_path(file)} "), file.name, unusable=True)
             del streams[file]

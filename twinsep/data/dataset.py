@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
@@ -23,31 +23,26 @@ from twinsep import audio
 from twinsep.audio.source import ffmpeg_command
 from twinsep.config import SOURCES
 from twinsep.data import paired
-from twinsep.data.layout import PAIR_FILES, PAIR_MIXTURE, PAIR_TARGET, STEM_FILES, find_files, is_pair
+from twinsep.data.layout import (
+    INSTRUMENTAL_NAMES,
+    MUSDB_VALIDATION,
+    PAIR_FILES,
+    PAIR_MIXTURE,
+    PAIR_TARGET,
+    STEM_FILES,
+    TWO_STEMS_WANTED,
+    find_files,
+    is_in_and_out,
+    is_pair,
+    two_stem_files,
+)
 from twinsep.errors import InputError
 
 #: Split → folder of its songs.
 SPLITS = {"train": "train", "valid": "train", "test": "test", "real": "test"}
-#: The customary validation songs among MUSDB18's 100 training songs (package musdb 0.4.3, configs/mus.yaml).
-MUSDB_VALIDATION = (
-    "Actions - One Minute Smile",
-    "Clara Berry And Wooldog - Waltz For My Victims",
-    "Johnny Lokke - Promises & Lies",
-    "Patrick Talbot - A Reason To Leave",
-    "Triviul - Angelsaint",
-    "Alexander Ross - Goodbye Bolero",
-    "Fergessen - Nos Palpitants",
-    "Leaf - Summerghost",
-    "Skelpolu - Human Mistakes",
-    "Young Griffo - Pennies",
-    "ANiMAL - Rockshow",
-    "James May - On The Line",
-    "Meaxic - Take A Step",
-    "Traffic Experiment - Sirens",
-)
 _REMEDY = (
     "make the default songs with `dvc repro data`, or set data.root to a folder in MUSDB18-HQ layout "
-    f"or of pairs <song>/{PAIR_MIXTURE}, {PAIR_TARGET}"
+    f"or of pairs <song>/{PAIR_MIXTURE}, {PAIR_TARGET}, or of songs with {TWO_STEMS_WANTED}"
 )
 
 # ---------------------------------------------------------------------------- one song
@@ -98,18 +93,21 @@ class Track:
 
 @dataclass(frozen=True)
 class PairedTrack(Track):
-    """One paired song: ``out.wav`` is ``target`` (instrumental or vocals), ``in.wav`` − ``out.wav`` the other source.
+    """One song in instrumental and vocals, of which ``files`` holds two, or one and the mixture, or all.
 
-    The sum of the sources equals ``in.wav``, to the bit if both files have 16-bit samples.
+    What has no file is the sum or the difference of the others. Of a pair the files are the mixture, ``in.wav``, and
+    the target, ``out.wav``: the sum of its sources equals ``in.wav``, to the bit if both files have 16-bit samples.
     """
 
-    target: str = "instrumental"
     sources: ClassVar[tuple[str, ...]] = ("instrumental", "vocals")
 
     def _signed_files(self, stem: str) -> list[tuple[int, Path]]:
         if stem in self.files:
             return [(1, self.files[stem])]
-        return [(1, self.files["mixture"]), (-1, self.files[self.target])]
+        if stem == "mixture":
+            return [(1, self.files[source]) for source in self.sources]
+        other = next(source for source in self.sources if source != stem)
+        return [(1, self.files["mixture"]), (-1, self.files[other])]
 
 
 def open_track(
@@ -117,7 +115,8 @@ def open_track(
 ) -> Track:
     """Open the song in ``folder``, stems or a pair, and check the headers of its files.
 
-    ``sample_rate`` is in Hz. The ``out.wav`` of a pair is the one entry of ``targets``. Silent stems are accepted,
+    ``sample_rate`` is in Hz. The ``out.wav`` of a pair is the one entry of ``targets``; for songs in two stems see
+    :mod:`twinsep.data.layout`. Silent stems are accepted,
     because songs have them. Raises :class:`InputError` for a missing file (except ``mixture.wav``), a file that exists
     as ``.wav`` and as ``.flac``, files of unequal length, another sample rate, more than two channels, a file cut
     short, or targets that a pair does not have.
@@ -126,14 +125,34 @@ def open_track(
     if not is_pair(folder):
         found = {Path(name).stem: file for name, file in find_files(folder, STEM_FILES).items()}
         return Track(folder.name, folder, _common_length(found.values(), sample_rate), sample_rate, found)
-    if len(targets) != 1 or targets[0] not in PairedTrack.sources:
+    if is_in_and_out(folder):
+        if len(targets) != 1 or targets[0] not in PairedTrack.sources:
+            raise InputError(
+                f"{folder / PAIR_TARGET} holds a single target, {' or '.join(PairedTrack.sources)}, "
+                f"not {', '.join(targets)}: set model.targets to one of these"
+            )
+        pair = find_files(folder, PAIR_FILES)
+        files = {"mixture": pair[PAIR_MIXTURE], targets[0]: pair[PAIR_TARGET]}
+    else:
+        if not set(targets) <= set(PairedTrack.sources):
+            raise InputError(
+                f"{folder} holds vocals and the rest of the song, not {', '.join(targets)}: "
+                f"set model.targets to {' or '.join(PairedTrack.sources)}"
+            )
+        stems = find_files(folder, two_stem_files(folder)).items()
+        files = {"instrumental" if name in INSTRUMENTAL_NAMES else Path(name).stem: file for name, file in stems}
+    return PairedTrack(folder.name, folder, _common_length(files.values(), sample_rate), sample_rate, files)
+
+
+def check_kinds(songs: Sequence[Track]) -> None:
+    """Raise :class:`InputError` if ``songs`` are not all in stems or all pairs."""
+    stems = [song for song in songs if not isinstance(song, PairedTrack)]
+    pairs = [song for song in songs if isinstance(song, PairedTrack)]
+    if stems and pairs:
         raise InputError(
-            f"{folder / PAIR_TARGET} holds a single target, {' or '.join(PairedTrack.sources)}, "
-            f"not {', '.join(targets)}: set model.targets to one of these"
+            f"{pairs[0].folder} lacks drums.wav and bass.wav, which {stems[0].name!r} has: add them, "
+            "or leave the song out of training with --exclude"
         )
-    pair = find_files(folder, PAIR_FILES)
-    files = {"mixture": pair[PAIR_MIXTURE], targets[0]: pair[PAIR_TARGET]}
-    return PairedTrack(folder.name, folder, _common_length(files.values(), sample_rate), sample_rate, files, targets[0])
 
 
 def _common_length(files: Collection[Path], sample_rate: int) -> int:
@@ -170,7 +189,9 @@ def tracks(
     Raises :class:`InputError` for an unknown split, a missing folder, a faulty ``splits.csv``, a split without songs,
     misplaced pairs (:func:`twinsep.data.paired.song_folders`), or a song that :func:`open_track` refuses.
     """
-    return tuple(open_track(folder, sample_rate, targets) for folder in track_folders(root, split))
+    found = tuple(open_track(folder, sample_rate, targets) for folder in track_folders(root, split))
+    check_kinds(found)
+    return found
 
 
 def track_folders(root: str | os.PathLike[str], split: str, exclude: Collection[str] = ()) -> tuple[Path, ...]:

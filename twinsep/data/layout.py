@@ -1,7 +1,8 @@
 """Files of a song's folder: which ones a song needs, under which names, and where they are.
 
-Each file may be a ``.flac`` instead of a ``.wav``. Training, scoring and ``twinsep check-data`` all read this
-definition.
+A song is in stems (MUSDB18-HQ), a pair (``in.wav`` and ``out.wav``), or in two stems: two or three of ``mixture.wav``,
+``vocals.wav`` and the rest under one of the names that other trainers give it. Each file may be a ``.flac`` instead of
+a ``.wav``. Training, scoring and ``twinsep check-data`` all read this definition.
 """
 
 from __future__ import annotations
@@ -17,6 +18,28 @@ from twinsep.utils.files import display_path
 FLAC = ".flac"
 #: Files of a paired song: the mixture, and the target that a model is to extract from it.
 PAIR_MIXTURE, PAIR_TARGET = "in.wav", "out.wav"
+#: Names of the rest of a song in two stems, the first existing one of which counts.
+INSTRUMENTAL_NAMES = ("instrumental.wav", "accompaniment.wav", "no_vocals.wav", "other.wav")
+#: Two of these are enough for a song in two stems.
+TWO_STEMS_WANTED = f"two of mixture.wav, vocals.wav and {INSTRUMENTAL_NAMES[0]}"
+
+#: The customary validation songs among MUSDB18's 100 training songs (package musdb 0.4.3, configs/mus.yaml).
+MUSDB_VALIDATION = (
+    "Actions - One Minute Smile",
+    "Clara Berry And Wooldog - Waltz For My Victims",
+    "Johnny Lokke - Promises & Lies",
+    "Patrick Talbot - A Reason To Leave",
+    "Triviul - Angelsaint",
+    "Alexander Ross - Goodbye Bolero",
+    "Fergessen - Nos Palpitants",
+    "Leaf - Summerghost",
+    "Skelpolu - Human Mistakes",
+    "Young Griffo - Pennies",
+    "ANiMAL - Rockshow",
+    "James May - On The Line",
+    "Meaxic - Take A Step",
+    "Traffic Experiment - Sirens",
+)
 
 
 class SongFiles(NamedTuple):
@@ -65,12 +88,36 @@ def find_files(folder: Path, files: SongFiles) -> dict[str, Path]:
     return {name: existing[0] for name, existing in found.items()}
 
 
-def is_pair(folder: Path) -> bool:
-    """Return True if the folder is a paired song.
+def two_stem_files(folder: Path) -> SongFiles:
+    """The files of a song in two stems: the two or three that exist; mixture and another if fewer do."""
+    rest = next((name for name in INSTRUMENTAL_NAMES if candidates(folder, name)), INSTRUMENTAL_NAMES[0])
+    names = ("mixture.wav", "vocals.wav", rest)
+    present = tuple(name for name in names if candidates(folder, name))
+    if len(present) < 2:
+        present = ("mixture.wav", "vocals.wav" if not candidates(folder, rest) else rest)
+    optional = tuple(name for name in names if name not in present)
+    return SongFiles(present, optional, mixture="mixture.wav", summands=("vocals.wav", rest))
+
+
+def is_in_and_out(folder: Path) -> bool:
+    """Return True if the folder is a pair ``in.wav``, ``out.wav``.
 
     One of its two files is enough, so that the other is reported as missing.
     """
     return any(candidates(folder, name) for name in PAIR_FILES.required)
+
+
+def is_in_stems(folder: Path) -> bool:
+    """Return True if the folder holds files that only a song in stems has."""
+    return any(candidates(folder, name) for name in ("drums.wav", "bass.wav"))
+
+
+def is_pair(folder: Path) -> bool:
+    """Return True if the folder holds a pair or a song in two stems: a mixture in two parts, under any names."""
+    if is_in_and_out(folder):
+        return True
+    files = two_stem_files(folder)
+    return not is_in_stems(folder) and all(candidates(folder, name) for name in files.required)
 
 
 def is_variant(name: str, known: str) -> bool:

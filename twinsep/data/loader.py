@@ -18,7 +18,7 @@ from jaxtyping import Float32
 
 from twinsep.config import Config
 from twinsep.data import augment
-from twinsep.data.dataset import Track, open_track, sources_of, track_folders
+from twinsep.data.dataset import Track, check_kinds, open_track, sources_of, track_folders
 from twinsep.errors import InputError
 from twinsep.utils.files import display_path
 
@@ -152,7 +152,7 @@ class TrainingBatches:
     With ``data.workers`` 0 two threads of this process read ahead, otherwise that many processes. Songs named in
     ``data.exclude`` are left out, and with ``data.skip_unreadable`` also those that do not open. Raises
     :class:`InputError` as :func:`twinsep.data.dataset.track_folders` and :func:`twinsep.data.dataset.open_track` do,
-    if no song opens, and if no song is as long as a segment.
+    if no song opens, if some are in stems and some in pairs, and if no song is as long as a segment.
     """
 
     def __init__(self, config: Config, split: str = "train"):
@@ -167,6 +167,7 @@ class TrainingBatches:
                 unopened.append(str(error))
         if not songs:
             raise _no_song_readable(config, unopened)
+        check_kinds(songs)
         _check_segment(config, songs)
         self.example = Examples(config, songs, unopened)
 

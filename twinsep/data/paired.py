@@ -1,8 +1,12 @@
 """Data sets of paired songs: ``<song>/in.wav``, the mixture, and ``<song>/out.wav``, the target to extract from it.
 
+Songs in two stems, as other trainers have them, count as pairs: two or three of ``mixture.wav``, ``vocals.wav`` and
+``instrumental.wav``, which may also be ``accompaniment``, ``no_vocals`` or ``other`` (:mod:`twinsep.data.layout`).
+Where a ``splits.csv`` or the names of MUSDB18's validation songs tell their splits, these hold, as for songs in stems.
+
 Songs lie in ``<root>/{train,val,test}/<song>`` (``valid`` works as well as ``val``), or all in ``<root>/<song>``. In
 the second case a hash of the song's name chooses its split: about 80 % train, 10 % valid, 10 % test, and no song
-changes its split when others are added or removed. Either file may be a ``.flac`` instead.
+changes its split when others are added or removed. Any file may be a ``.flac`` instead.
 """
 
 from __future__ import annotations
@@ -12,7 +16,15 @@ import unicodedata
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
-from twinsep.data.layout import PAIR_MIXTURE, PAIR_TARGET, is_pair
+from twinsep.data.layout import (
+    MUSDB_VALIDATION,
+    PAIR_MIXTURE,
+    PAIR_TARGET,
+    TWO_STEMS_WANTED,
+    is_in_and_out,
+    is_in_stems,
+    is_pair,
+)
 from twinsep.errors import InputError
 
 #: Split → names that its folder may have; the real excerpt is never a pair.
@@ -22,8 +34,16 @@ _SPLIT_BY_REMAINDER = ("train",) * 8 + ("valid", "test")
 
 
 def is_paired_dataset(root: Path) -> bool:
-    """Return True if any song in ``root``, or in one of its split folders, is a pair."""
-    return any(is_pair(song) for folder in (root, *_all_split_folders(root)) for song in _subfolders(folder))
+    """Return True if any song in ``root``, or in one of its split folders, is a pair.
+
+    Not if songs in stems are there too, of which one that lost its drums and bass looks like a song in two stems, nor
+    if the splits of songs in two stems are known as for songs in stems.
+    """
+    songs = [song for folder in (root, *_all_split_folders(root)) for song in _subfolders(folder)]
+    if any(map(is_in_and_out, songs)):
+        return True
+    has_split = (root / "splits.csv").exists() or any(song.name in MUSDB_VALIDATION for song in songs)
+    return not has_split and any(map(is_pair, songs)) and not any(map(is_in_stems, songs))
 
 
 def song_folders(root: Path, split: str, exclude: Collection[str] = ()) -> tuple[Path, ...]:
@@ -87,5 +107,8 @@ def _require_pairs(songs: Iterable[Path]) -> list[Path]:
     songs = sorted(songs, key=lambda song: song.name)
     for song in songs:
         if not is_pair(song):
-            raise InputError(f"{song} holds neither {PAIR_MIXTURE} nor {PAIR_TARGET}: add both or move the folder away")
+            raise InputError(
+                f"{song} holds neither {PAIR_MIXTURE} nor {PAIR_TARGET}, nor {TWO_STEMS_WANTED}: "
+                "add them or move the folder away"
+            )
     return songs

@@ -12,7 +12,7 @@ from twinsep import audio
 from twinsep.errors import InputError, TwinsepError
 from twinsep.separation import batch, file
 from twinsep.separation.file import Encoding
-from twinsep.separation.paths import SPECTROGRAMS, FilenameTemplate, SongFile
+from twinsep.separation.paths import SPECTROGRAMS, FilenameTemplate, SongFile, track_name
 from twinsep.separation.separator import Separator
 from twinsep.utils.files import display_path
 from twinsep.utils.progress import ProgressCallback
@@ -100,7 +100,8 @@ class JobQueue:
             return run
 
         options = batch.SeparationOptions(out=job.folder, filename="{track} ({stem}).{ext}", figure=True)
-        paths = batch.output_paths(SongFile(song, song.stem), options, FilenameTemplate(options.filename), self.stems)
+        named = SongFile(song, track_name(song), job.folder, is_named=True)
+        paths = batch.output_paths(named, options, FilenameTemplate(options.filename), self.stems)
         spectrograms = paths.pop(SPECTROGRAMS)
         result = file.separate_file(
             song,
@@ -130,7 +131,7 @@ def _playable(song: Path) -> Path:
     """Return ``song`` if every browser plays its format, else the path of a 16-bit FLAC copy beside it."""
     if song.suffix.lower() in audio.FORMATS:
         return song
-    copy = song.with_suffix(".flac")
+    copy = song.with_name(f"{track_name(song)}.flac")
     with (
         audio.open_audio(song) as source,
         audio.writer(copy, source.sample_rate, source.channels, subtype="PCM_16") as sound,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -14,10 +15,11 @@ import numpy as np
 
 from twinsep import audio
 from twinsep.audio import spectrogram, tags
+from twinsep.audio.mp4 import stem_file
 from twinsep.audio.writing import MP3_BITRATES, Writer, writer
 from twinsep.config import CLIP_MODES, ClipMode
 from twinsep.errors import InputError
-from twinsep.separation.paths import SPECTROGRAMS
+from twinsep.separation.paths import ALL_STEMS, SPECTROGRAMS
 from twinsep.separation.separator import Separator, complement
 from twinsep.utils.files import atomic_path, display_path
 from twinsep.utils.progress import ProgressCallback
@@ -46,6 +48,40 @@ class Encoding:
             raise InputError(f"MP3 has no bit rate of {self.bitrate} kbit/s: choose from {known}")
 
 
+@dataclass(frozen=True)
+class Excerpt:
+    """A part of a song: ``length`` seconds from ``start`` on, or the rest if None.
+
+    Raises :class:`InputError` for a negative start and a length that is not positive.
+    """
+
+    start: float = 0.0
+    length: float | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.start < math.inf:
+            raise InputError(f"--start {self.start:g} is no place in a song: choose seconds from 0 on")
+        if self.length is not None and not 0 < self.length < math.inf:
+            raise InputError(f"--length {self.length:g} is no length: choose seconds above 0")
+
+    @property
+    def name(self) -> str:
+        """What distinguishes the excerpt's files from those of the whole song; empty for the whole song."""
+        if self.length is None:
+            return f" (from {self.start:g} s)" if self.start else ""
+        return f" ({self.start:g}-{self.start + self.length:g} s)"
+
+    def frames(self, song: Path, info: audio.AudioInfo) -> tuple[int, int]:
+        """First sample and the one after the last; raises :class:`InputError` for a song that ends before."""
+        begin = round(self.start * info.sample_rate)
+        if begin >= info.frames:
+            seconds = info.frames / info.sample_rate
+            raise InputError(f"{display_path(song)} lasts {seconds:.2f} s: choose a --start before its end")
+        if self.length is None:
+            return begin, info.frames
+        return begin, min(info.frames, begin + max(1, round(self.length * info.sample_rate)))
+
+
 @dataclass
 class SeparationResult:
     """The files of a separated song by stem, its length in seconds, and notes for the user."""
@@ -63,24 +99,30 @@ def separate_file(
     *,
     overwrite: bool = False,
     figure: Path | None = None,
+    stem_mp4: tuple[Path, tuple[str, ...]] | None = None,
     max_channels: int = 2,
+    excerpt: Excerpt | None = None,
+    checked: audio.AudioInfo | None = None,
     reading: ProgressCallback | None = None,
     separating: ProgressCallback | None = None,
 ) -> SeparationResult:
     """Write the stems of ``song`` that ``paths`` names, such as {"vocals": …}, in the format of each extension.
 
     The song is decoded twice: once to its end, so that faults show before the work begins (``reading`` reports it),
-    and once while it is separated (``separating``). Stems keep the song's length, sample rate, channels, tags and
-    cover. ``figure`` is the path of a PNG of spectrograms. Raises :class:`InputError`, and writes nothing, for a song
-    that cannot be read, is damaged or has more than ``max_channels`` channels, and for a path that cannot be written
-    or, without ``overwrite``, exists.
+    and once while it is separated (``separating``). ``checked`` is what :func:`twinsep.audio.verify` returned, if that
+    has been called. Stems keep the song's length, or that of ``excerpt``, its sample rate, channels, tags and cover.
+    ``figure`` is the path of a PNG of spectrograms, ``stem_mp4`` the path of a file of Stems and the stems in it.
+    Raises :class:`InputError`, and writes nothing, for a song that cannot be read, is damaged or has more than
+    ``max_channels`` channels, and for a path that cannot be written or, without ``overwrite``, exists.
     """
-    info = audio.verify(song, max_channels=max_channels, report=reading)
-    result = SeparationResult(dict(paths), info.frames / info.sample_rate)
+    info = checked or audio.verify(song, max_channels=max_channels, report=reading)
+    begin, end = (excerpt or Excerpt()).frames(song, info)
+    frames = end - begin
+    result = SeparationResult(dict(paths), frames / info.sample_rate, [*info.notes])
     song_tags = tags.read(song)
     if song_tags.problem:
         result.notes.append(song_tags.problem)
-    drawing = spectrogram.SeparationFigure(info.frames, info.sample_rate) if figure else None
+    drawing = spectrogram.SeparationFigure(frames, info.sample_rate) if figure else None
     with contextlib.ExitStack() as stack:
         writers: dict[str, Writer] = {}
         for stem, path in paths.items():
@@ -91,17 +133,26 @@ def separate_file(
                 info.channels,
                 subtype=subtype,
                 bitrate=encoding.bitrate,
-                frames=info.frames,
+                frames=frames,
                 overwrite=overwrite,
                 finish=partial(_write_tags, song_tags, result.notes),
             )
             writers[stem] = stack.enter_context(stem_writer)
+        if stem_mp4:
+            path, names = stem_mp4
+            finish = partial(_write_tags, song_tags, result.notes)
+            streams = stem_file(
+                path, info.sample_rate, info.channels, ("mixture", *names), overwrite=overwrite, finish=finish
+            )
+            writers |= stack.enter_context(streams)
+            result.paths[ALL_STEMS] = path
         picture = stack.enter_context(atomic_path(figure, overwrite=overwrite)) if figure else None
         sink = stack.enter_context(_open_sink(song, writers, encoding.clip_mode))
         source = stack.enter_context(audio.open_audio(song, max_channels=max_channels))
         # Decoding and encoding run in threads of their own; the model runs in this one, which Ctrl-C reaches.
-        with prefetch(_check_unchanged(source, info)) as blocks, write_behind(sink.write) as write:
-            for mixture, stems in separator.stream(blocks, info.frames, info.sample_rate, progress=separating):
+        cut = _cut(_check_unchanged(source, info), begin, end, info.frames)
+        with prefetch(cut) as blocks, write_behind(sink.write) as write:
+            for mixture, stems in separator.stream(blocks, frames, info.sample_rate, progress=separating):
                 write({stem: complement(mixture, stems, stem) for stem in writers})
                 if drawing:
                     drawing.push(mixture, *(complement(mixture, stems, stem) for stem in ("instrumental", "vocals")))
@@ -127,6 +178,18 @@ def _check_unchanged(source: audio.AudioSource, info: audio.AudioInfo) -> Iterat
         yield block
     if frames < info.frames:
         raise changed
+
+
+def _cut(blocks: Iterator[np.ndarray], begin: int, end: int, total: int) -> Iterator[np.ndarray]:
+    """Samples [begin, end) of a stream of blocks (C, n), ``total`` samples in all; the rest need not be decoded."""
+    place = 0
+    for block in blocks:
+        part = block[:, max(0, begin - place) : max(0, end - place)]
+        place += block.shape[1]
+        if part.shape[1]:
+            yield part
+        if total > end <= place:
+            break
 
 
 def _write_tags(song_tags: tags.Tags, notes: list[str], path: Path) -> None:

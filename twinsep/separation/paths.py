@@ -1,61 +1,79 @@
-"""The songs of a command line, and the path of each stem."""
+"""The songs of a command line, and the template for the path of each stem."""
 
 from __future__ import annotations
 
 import os
 import string
-from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from twinsep.audio.formats import AUDIO_EXTENSIONS
+from twinsep.audio.formats import AUDIO_EXTENSIONS, MEDIA_EXTENSIONS
 from twinsep.errors import InputError
 from twinsep.utils.files import display_path
 
 FIELDS = ("track", "stem", "ext")
 #: The name that stands for {stem} in the path of a song's spectrograms.
 SPECTROGRAMS = "spectrograms"
+#: Stands for all stems in one file, and the extension of that file without a dot.
+ALL_STEMS, STEM_MP4 = "stems", "stem.mp4"
+#: Follows the name of a stem that lies under the picture of a film.
+FILM = " film"
 
 
 @dataclass(frozen=True)
 class SongFile:
-    """A song's file and its track name: the path below the given folder, or the file name, without extension."""
+    """A song's file and its track name: the path below the given folder, or the file name, without extension.
+
+    ``folder`` is the given folder, or the one of a given file; ``is_named`` is True for a given file.
+    """
 
     path: Path
     track: str
+    folder: Path
+    is_named: bool
 
 
-def find_songs(paths: Iterable[Path], out: Path, *, recursive: bool) -> list[SongFile]:
+def find_songs(paths: Iterable[Path], out: Path | None, *, recursive: bool) -> list[SongFile]:
     """The given files and the audio files in the given folders, each once.
 
-    Files in ``out``, where that lies in a given folder, are stems and are left out. A path that does not exist counts
-    as a song, so that it is reported with the others. Raises :class:`InputError` for a folder without songs.
+    Files in ``out``, where that lies in a given folder, are stems and are left out. A path that does not exist, and one
+    of several folders if it is without songs, counts as a song, so that it is reported with the others. Raises
+    :class:`InputError` if there is no song at all.
     """
     found: dict[str, SongFile] = {}  # by real path
-    stems = os.path.realpath(out)
+    stems = None if out is None else os.path.realpath(out)
+    empty: list[Path] = []
     for path in paths:
         if not os.path.isdir(path):  # noqa: PTH112 - Path.is_dir raises for an impossible name
-            found.setdefault(os.path.realpath(path), SongFile(path, _track_name(path)))
+            found.setdefault(os.path.realpath(path), SongFile(path, track_name(path), path.parent, is_named=True))
             continue
         is_out = os.path.realpath(path) == stems
         files = sorted(
             file
             for file in _files(path, recursive)
-            if file.suffix.lower() in AUDIO_EXTENSIONS and (is_out or not _real_path(file).is_relative_to(stems))
+            if file.suffix.lower() in AUDIO_EXTENSIONS
+            and (stems is None or is_out or not _real_path(file).is_relative_to(stems))
         )
         if not files:
-            hint = "" if recursive else ": use --recursive to search its folders too"
-            raise InputError(f"{display_path(path)} holds no song{hint}")
+            empty.append(path)
+            found.setdefault(os.path.realpath(path), SongFile(path, path.name or "folder", path, is_named=True))
         for file in files:
-            folder = file.relative_to(path).parent
-            found.setdefault(str(_real_path(file)), SongFile(file, (folder / _track_name(file)).as_posix()))
+            track = (file.relative_to(path).parent / track_name(file)).as_posix()
+            found.setdefault(str(_real_path(file)), SongFile(file, track, path, is_named=False))
+    if empty and len(empty) == len(found):
+        hint = "" if recursive else ": use --recursive to search its folders too"
+        raise InputError(f"{display_path(empty[0])} holds no song{hint}")
     return list(found.values())
 
 
-def _track_name(path: Path) -> str:
-    """The file name without extension, or with it where the rest would mean a folder ("." or "..")."""
-    return path.name if path.stem in (".", "..") else path.stem
+def track_name(path: Path) -> str:
+    """The file name without the extension of a sound file.
+
+    The whole name where a dot is part of it ("Triviul feat. The Fiend"), or where the rest would mean a folder.
+    """
+    is_extension = path.suffix.lower() in MEDIA_EXTENSIONS and path.stem not in (".", "..")
+    return path.stem if is_extension else path.name
 
 
 def _real_path(path: Path) -> Path:
@@ -98,18 +116,3 @@ class FilenameTemplate:
     def path(self, out: Path, track: str, stem: str, extension: str) -> Path:
         """The file of one stem; ``extension`` has no dot."""
         return out / self.text.format(track=track, stem=stem, ext=extension)
-
-
-def check_collisions(outputs: dict[Path, list[Path]]) -> None:
-    """Raise :class:`InputError` if two stems share a path, or a stem would replace a song; song → its stems."""
-    counts = Counter(os.path.normpath(path) for paths in outputs.values() for path in paths)
-    twice = next((path for path, count in counts.items() if count > 1), None)
-    if twice is not None:
-        raise InputError(
-            f"{display_path(twice)} would be written more than once: separate songs of the same name into different "
-            "--out folders, and keep {stem}, and {track} for several songs, in --filename"
-        )
-    songs = {os.path.realpath(song) for song in outputs}
-    for path in counts:
-        if os.path.realpath(path) in songs:
-            raise InputError(f"{display_path(path)} is one of the songs: choose another --out or --filename")

@@ -28,14 +28,17 @@ class Reporter(Protocol):
     def on_written(self, song: Path, result: SeparationResult) -> None:
         """The stems of a song are written."""
 
+    def on_skipped(self, song: Path) -> None:
+        """The stems of a song were there before."""
+
     def on_failed(self, song: Path, sentence: str) -> None:
         """A song could not be separated."""
 
     def on_interrupted(self, finished: int, total: int) -> None:
         """Ctrl-C ended the batch."""
 
-    def on_end(self, finished: int, total: int) -> None:
-        """The batch is done."""
+    def on_end(self, finished: int, skipped: int, total: int) -> None:
+        """The batch is done: of ``total`` songs some are separated and some were before."""
 
 
 class ProgressReporter:
@@ -80,6 +83,9 @@ class ProgressReporter:
         for note in result.notes:
             self.message(f"{song}: {note}")
 
+    def on_skipped(self, song: Path) -> None:
+        """Show nothing: the last line counts these songs."""
+
     def on_failed(self, song: Path, sentence: str) -> None:
         """Remove the song's bar and, in a batch, print the sentence; that of a single song ends the command."""
         if self.song_task is not None:
@@ -91,12 +97,13 @@ class ProgressReporter:
     def on_interrupted(self, finished: int, total: int) -> None:
         """Show nothing: the sentence that ends the command says it."""
 
-    def on_end(self, finished: int, total: int) -> None:
-        """Fill the bar of the batch and print how many of several songs are separated."""
+    def on_end(self, finished: int, skipped: int, total: int) -> None:
+        """Fill the bar of the batch and print how many of several songs are separated, and how many were before."""
         if self.batch_task is not None:
             self.progress.update(self.batch_task, completed=total)
-        if total > 1:
-            self.message(f"{finished} of {total} songs separated")
+        if total > 1 or skipped:
+            before = f"; {skipped} were separated before" if skipped else ""
+            self.message(f"{finished} of {total} songs separated{before}")
 
 
 class JSONReporter:
@@ -120,6 +127,10 @@ class JSONReporter:
         stems = {stem: str(path) for stem, path in result.paths.items()}
         _print_event("written", song=str(song), stems=stems, seconds=round(result.seconds, 3), notes=result.notes)
 
+    def on_skipped(self, song: Path) -> None:
+        """Print the event ``skipped``."""
+        _print_event("skipped", song=str(song))
+
     def on_failed(self, song: Path, sentence: str) -> None:
         """Print the event ``failed``."""
         _print_event("failed", song=str(song), sentence=sentence)
@@ -128,9 +139,9 @@ class JSONReporter:
         """Print the event ``interrupted``."""
         _print_event("interrupted", finished=finished, of=total)
 
-    def on_end(self, finished: int, total: int) -> None:
+    def on_end(self, finished: int, skipped: int, total: int) -> None:
         """Print the event ``end``."""
-        _print_event("end", finished=finished, of=total)
+        _print_event("end", finished=finished, skipped=skipped, of=total)
 
 
 @contextlib.contextmanager

@@ -51,13 +51,8 @@ class Separator:
         self.config, self.grid = config, grid
         self.model = _augment(model) if augmented else model
         self._saved = saved
-        targets = config.model.targets
         #: Names of the stems; the last one is the song minus the others.
-        self.stems: tuple[str, ...] = (*targets, "residual")
-        if set(targets) <= set(COMPLEMENTS):
-            self.stems = ("vocals", "instrumental")
-        elif set(targets) == set(SOURCES) and not config.model.residual:
-            self.stems = targets
+        self.stems: tuple[str, ...] = stems_of(config)
 
     @classmethod
     def from_pretrained(cls, folder_or_repository: str | Path, framework: str = "torch", **options: Any) -> Separator:
@@ -87,11 +82,7 @@ class Separator:
 
         Raises :class:`InputError` for a stem that the model does not estimate.
         """
-        if stem in self.stems:
-            return stem, COMPLEMENTS.get(stem, f"no_{stem}")
-        if stem == "instrumental" and "vocals" in self.stems:
-            return stem, "vocals"
-        raise InputError(f"this model has no stem {stem!r}: choose from {', '.join(self.stems)}")
+        return with_complement(stem, self.stems)
 
     def __call__(
         self, waveform: Any, sample_rate: int | float, *, progress: ProgressCallback | None = None
@@ -168,8 +159,34 @@ def load(
     return Separator(function, found.config, grid, augmented=augmented, saved=saved)
 
 
+def stems_of(config: Config) -> tuple[str, ...]:
+    """The stems of a model, whose last one is the song minus the others."""
+    targets = config.model.targets
+    if set(targets) <= set(COMPLEMENTS):
+        return ("vocals", "instrumental")
+    if set(targets) == set(SOURCES) and not config.model.residual:
+        return targets
+    return (*targets, "residual")
+
+
+def with_complement(stem: str, stems: tuple[str, ...]) -> tuple[str, str]:
+    """``stem`` and the rest of the song, see :meth:`Separator.names`."""
+    if stem in stems:
+        return stem, COMPLEMENTS.get(stem, f"no_{stem}")
+    if stem == "instrumental" and "vocals" in stems:
+        return stem, "vocals"
+    raise InputError(f"this model has no stem {stem!r}: choose from {', '.join(stems)}")
+
+
+def read_config(path_or_preset: str | Path) -> Config:
+    """The configuration of a checkpoint, a saved folder or a preset, without its weights; errors as in :func:`load`."""
+    return _read_description(path_or_preset).config
+
+
 def complement(song: np.ndarray, stems: Stems, stem: str) -> np.ndarray:
-    """One stem of a piece of a song, including those that are the song minus another: "no_drums", "instrumental"."""
+    """One stem of a piece of a song, the "mixture", or the song minus another stem: "no_drums", "instrumental"."""
+    if stem == "mixture":
+        return song
     if stem in stems:
         return stems[stem]
     return song - stems[COMPLEMENTS.get(stem, stem.removeprefix("no_"))]
