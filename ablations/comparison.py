@@ -21,7 +21,7 @@ import jax_impl
 import torch_impl
 from jax_impl.kernels import own_operations
 from twinsep import losses
-from twinsep.config import Config, preset
+from twinsep.config import Config, FlatConfig, UNetConfig, preset
 from twinsep.config.mixers import MIXERS
 from twinsep.model import initializers
 
@@ -85,8 +85,24 @@ _OTHERS: dict[str, dict[str, Any]] = {
     },
     "level features; no U-Net": {"features": "complex+level", "levels": 0},
     "mamba; one level": {"mixer": {"kind": "mamba", "d_state": 4}, "levels": 1},
+    "mamba2; flat; complex mask of four stems": {
+        "network": "flat",
+        "n_layers": 2,
+        "feed_forward": False,
+        "mask": "glu",
+        "mixer": {"kind": "mamba2", "d_state": 4, "head_dim": 8},
+        "targets": ["drums", "bass", "other", "vocals"],
+    },
+    "transformer; flat; identity start": {
+        "network": "flat",
+        "n_layers": 1,
+        "mask": "glu",
+        "mixer": {"kind": "transformer"},
+        "bands": "bsroformer62",
+        "init": "identity",
+    },
 }
-#: The modules of a network without the deeper levels, by ``model.levels``.
+#: The modules of a U-Net without the deeper levels, by ``model.levels``.
 _SHALLOW = {0: {"BandSplit", "MaskHead"}, 1: {"BandSplit", "LocalConv", "EncoderBlock", "MaskHead"}}
 
 
@@ -125,7 +141,9 @@ def _features(model: Any, *, frames: int = 19) -> tuple[int, ...]:
 
 #: Module → (its path in the network, function from ModelConfig to the shapes of its inputs). A number among the shapes
 #: is a further argument.
-MODULES: dict[str, tuple[str, Callable[[Any], list[Any]]]] = {
+#: The path of a module in the network, and a function from the model to the shapes of its inputs.
+Module = tuple[str, Callable[[Any], list[Any]]]
+MODULES: dict[str, Module] = {
     "BandSplit": ("band_split", lambda m: [(2, 2, m.n_bins, 5, 2)]),
     "Mixer": ("enc3.0.dual_path.time.{mixer}", lambda m: [(3, 70, m.d_model)]),
     "Bidirectional": ("enc3.0.dual_path.time", lambda m: [(3, 19, m.d_model)]),
@@ -144,6 +162,13 @@ MODULES: dict[str, tuple[str, Callable[[Any], list[Any]]]] = {
         lambda m: [_features(m), _features(m, frames=sum(m.memory_tokens)), _features(m)],
     ),
     "MaskHead": ("mask_head", lambda m: [_features(m, frames=5)]),
+}
+#: The modules of a flat network.
+_FLAT: dict[str, Module] = {
+    "BandSplit": MODULES["BandSplit"],
+    "Mixer": ("layers.0.time.{mixer}", MODULES["Mixer"][1]),
+    "DualPath": ("layers.0", MODULES["DualPath"][1]),
+    "MaskHead": MODULES["MaskHead"],
 }
 
 
@@ -178,19 +203,26 @@ def noise(*shape: int, seed: int = 0, rms: float = 0.1) -> np.ndarray:
 def weights_of(config: Config, seed: int = 0) -> Arrays:
     """Initial weights with a little noise, so that no bias is zero and no norm one."""
     with torch.device("meta"):
-        own = torch_impl.layers.named_parameters(torch_impl.unet.BandSplitUNet(config))
-    draws = {name: initializers.draw(name, w.shape, w.initialiser, seed, config.model.init) for name, w in own.items()}
+        own = torch_impl.layers.named_parameters(torch_impl.networks.build(config))
+    start = config.model.init
+    draws = {
+        name: initializers.draw(name, w.shape, w.initialiser, seed, start) for name, w in own.items() if w.initialiser
+    }
     return {name: w + noise(*w.shape, seed=i, rms=0.05) for i, (name, w) in enumerate(draws.items())}
 
 
 # ---------------------------------------------------------------------------- modules
 
 
-def modules(config: Config) -> list[str]:
+def modules(config: Config) -> dict[str, Module]:
     """The modules that a network of ``config`` has."""
     model = config.model
-    names = [name for name in MODULES if name in _SHALLOW.get(model.levels, MODULES)]
-    return [name for name in names if model.has_memory or name not in ("memory_bank", "MemoryAttention")]
+    if isinstance(model, FlatConfig):
+        return _FLAT
+    assert isinstance(model, UNetConfig)
+    found = {name: module for name, module in MODULES.items() if name in _SHALLOW.get(model.levels, MODULES)}
+    memory = ("memory_bank", "MemoryAttention")
+    return {name: module for name, module in found.items() if model.has_memory or name not in memory}
 
 
 def module_in_torch(name: str, config: Config, dtype: str) -> Arrays:
@@ -208,7 +240,7 @@ def module_in_torch(name: str, config: Config, dtype: str) -> Arrays:
 
 def modules_in_jax(config: Config, dtype: str, names: Sequence[str] | None = None) -> dict[str, Arrays]:
     """Module → its output and gradients in JAX; all modules are compiled together."""
-    model = jax_impl.unet.BandSplitUNet(config)
+    model = jax_impl.networks.build(config)
     functional = jax_impl.train.Functional(model)
     weights = {name: jnp.asarray(w, dtype) for name, w in weights_of(config).items()}
     set_up = {name: _set_up(name, config, dtype) for name in names or modules(config)}
@@ -232,20 +264,22 @@ def modules_in_jax(config: Config, dtype: str, names: Sequence[str] | None = Non
 
 
 def _set_up(name: str, config: Config, dtype: str) -> tuple[str, list[np.ndarray], list[int]]:
-    path, shapes = MODULES[name]
-    asked = shapes(config.model)
+    path, shapes = modules(config)[name]
+    model: Any = config.model
+    asked = shapes(model)
     arrays = [noise(*s, seed=i).astype(dtype) for i, s in enumerate(asked) if isinstance(s, tuple) and 0 not in s]
-    mixer = "forwards" if config.model.mixer.passes == 2 else "mixer"
+    mixer = "forwards" if model.mixer.passes == 2 else "mixer"
     return path.format(mixer=mixer), arrays, [s for s in asked if isinstance(s, int)]
 
 
 def _call(twin: Any, name: str, model: Any, config: Config, path: str, arrays: Any, extra: Any, xp: Any) -> Any:
+    options: Any = config.model
     if name == "memory_bank":
-        return twin.blocks.memory_bank(arrays, config.model.memory_tokens)
+        return twin.blocks.memory_bank(arrays, options.memory_tokens)
     module = reduce(lambda m, key: m[int(key)] if key.isdigit() else getattr(m, key), path.split("."), model)
     if name == "BandSplit":  # real arrays, because the frameworks define complex gradients differently
         arrays = [arrays[0][..., 0] + 1j * arrays[0][..., 1]]
-    if name == "DecoderBlock" and not config.model.has_memory:
+    if name == "DecoderBlock" and not options.has_memory:
         arrays = [arrays[0], None, arrays[1]]
     y = module(*arrays, *extra)
     return xp.stack([y.real, y.imag], -1) if name == "MaskHead" else y
@@ -266,7 +300,7 @@ def _named(found: Sequence[Any], own: Mapping[str, Any]) -> Arrays:
 
 def torch_separator(config: Config, dtype: str) -> Any:
     """A network with the weights of :func:`weights_of`."""
-    model = torch_impl.unet.BandSplitUNet(config).to(getattr(torch, dtype))
+    model = torch_impl.networks.build(config).to(getattr(torch, dtype))
     torch_impl.train.load_weights(model, {n: w.astype(dtype) for n, w in weights_of(config).items()}, "parity")
     return model
 
@@ -301,7 +335,7 @@ def network_in_jax(config: Config, dtype: str, draws: Draws = ((QUIET, 0),), *, 
 
     Without ``kernels`` it computes by JAX's own operations, not by the CPU kernels that both twins share.
     """
-    functional = jax_impl.train.Functional(jax_impl.unet.BandSplitUNet(config))
+    functional = jax_impl.train.Functional(jax_impl.networks.build(config))
     weights = {name: jnp.asarray(w, dtype) for name, w in weights_of(config).items()}
 
     @jax.jit

@@ -9,14 +9,15 @@ from flax import nnx
 
 from jax_impl.devices import find_device
 from jax_impl.layers import initialise
+from jax_impl.network import Network
+from jax_impl.networks import build
 from jax_impl.train import load_weights
-from jax_impl.unet import BandSplitUNet
 from twinsep import checkpoints
 
 __all__ = ["load"]
 
 
-def load(path_or_preset: str | Path, *, weights: str = "ema", seed: int = 0, device: str = "cpu") -> BandSplitUNet:
+def load(path_or_preset: str | Path, *, weights: str = "ema", seed: int = 0, device: str = "cpu") -> Network:
     """Load the network: float32 (b, 2, s) -> (b, stems, 2, s), at ``.config.model.sample_rate``.
 
     ``path_or_preset`` is a checkpoint, of which ``weights`` ("ema" or "model") are loaded, or the name of a preset,
@@ -24,7 +25,7 @@ def load(path_or_preset: str | Path, *, weights: str = "ema", seed: int = 0, dev
     ``device`` that cannot be used.
     """
     config, tensors = checkpoints.config_and_weights(path_or_preset, weights)
-    model = BandSplitUNet(config)
+    model = build(config)
     if tensors is None:
         initialise(model, seed, config.model.init)
     else:

@@ -22,14 +22,14 @@ from jax_impl.layers import (
     RMSNorm,
 )
 from jax_impl.ops import concatenate, constant, flip, pad_axis, sigmoid, silu_gate
-from twinsep.config import ModelConfig
+from twinsep.config import BandSplitConfig, UNetConfig
 from twinsep.model.pooling import REFERENCE_TIME_TOKENS, pool_matrix, summary_matrix
 
 
 class SwiGLU(Module):
     """x + W3 (W1 n ⊙ silu(W2 n)), n = RMSNorm(x) (Shazeer 2020, arXiv 2002.05202)."""
 
-    def __init__(self, model: ModelConfig):
+    def __init__(self, model: BandSplitConfig):
         self.norm = RMSNorm(model.d_model)
         self.w1 = Linear(model.d_model, model.d_ff, bias=False)
         self.w2 = Linear(model.d_model, model.d_ff, bias=False)
@@ -44,7 +44,7 @@ class SwiGLU(Module):
 class Bidirectional(Module):
     """x + W [fwd(n) ; flip(bwd(flip(n)))] + b, n = RMSNorm(x), with a separate mixer for each direction."""
 
-    def __init__(self, model: ModelConfig):
+    def __init__(self, model: BandSplitConfig):
         self.norm = RMSNorm(model.d_model)
         self.forwards = mixers.build(model)
         self.backwards = mixers.build(model)
@@ -60,7 +60,7 @@ class Bidirectional(Module):
 class SinglePass(Module):
     """x + mixer(RMSNorm(x)), for a mixer that sees both directions itself or for a model that uses only one."""
 
-    def __init__(self, model: ModelConfig):
+    def __init__(self, model: BandSplitConfig):
         self.norm = RMSNorm(model.d_model)
         self.mixer = mixers.build(model)
 
@@ -69,31 +69,31 @@ class SinglePass(Module):
         return x + self.mixer(self.norm(x))
 
 
-def sequence_block(model: ModelConfig) -> Module:
+def sequence_block(model: BandSplitConfig) -> Module:
     """Build the residual block around the configured mixer: (b, l, d) -> (b, l, d)."""
     return Bidirectional(model) if model.mixer.passes == 2 else SinglePass(model)
 
 
 class DualPath(Module):
-    """A sequence block along time in each band, one along bands in each frame, then SwiGLU."""
+    """A sequence block along time in each band, one along bands in each frame, then SwiGLU if ``feed_forward``."""
 
-    def __init__(self, model: ModelConfig):
+    def __init__(self, model: BandSplitConfig, *, feed_forward: bool = True):
         self.time = sequence_block(model)
         self.band = sequence_block(model)
-        self.ff = SwiGLU(model)
+        self.ff = SwiGLU(model) if feed_forward else None
 
     def __call__(self, x: Float[Array, "b k t d"]) -> Float[Array, "b k t d"]:
         """Apply the block to features (b, k, t, d)."""
         b, k = x.shape[:2]
         x = rearrange(self.time(rearrange(x, "b k t d -> (b k) t d")), "(b k) t d -> b k t d", k=k)
         x = rearrange(self.band(rearrange(x, "b k t d -> (b t) k d")), "(b t) k d -> b k t d", b=b)
-        return self.ff(x)
+        return x if self.ff is None else self.ff(x)
 
 
 class LocalConv(Module):
     """x + W silu(depthwise(n)) + b, n = RMSNorm(x); the depthwise kernel spans seven frames."""
 
-    def __init__(self, model: ModelConfig):
+    def __init__(self, model: BandSplitConfig):
         self.norm = RMSNorm(model.d_model)
         self.depthwise = DepthwiseConvSiLU1d(model.d_model, 7, left=3)
         self.pointwise = Linear(model.d_model, model.d_model, bias=True)
@@ -108,7 +108,7 @@ class LocalConv(Module):
 class EncoderBlock(Module):
     """LocalConv if ``conv`` (levels 1 and 2), then DualPath."""
 
-    def __init__(self, model: ModelConfig, *, conv: bool):
+    def __init__(self, model: BandSplitConfig, *, conv: bool):
         self.conv = LocalConv(model) if conv else None
         self.dual_path = DualPath(model)
 
@@ -120,7 +120,7 @@ class EncoderBlock(Module):
 class Downsample(Module):
     """RMSNorm, then a convolution that halves the frames and drops an odd last one: t2 = ⌊t/2⌋."""
 
-    def __init__(self, model: ModelConfig):
+    def __init__(self, model: BandSplitConfig):
         self.norm = RMSNorm(model.d_model)
         self.conv = HalvingConv1d(model.d_model)
 
@@ -133,7 +133,7 @@ class Downsample(Module):
 class Upsample(Module):
     """RMSNorm, then a transposed convolution that doubles the frames; appends a zero frame if one was dropped."""
 
-    def __init__(self, model: ModelConfig):
+    def __init__(self, model: BandSplitConfig):
         self.norm = RMSNorm(model.d_model)
         self.conv = DoublingConv1d(model.d_model)
 
@@ -146,7 +146,7 @@ class Upsample(Module):
 class GlobalAttention(Module):
     """x + MHA(RMSNorm(x)), attention over all bands and frames jointly, then SwiGLU."""
 
-    def __init__(self, model: ModelConfig):
+    def __init__(self, model: BandSplitConfig):
         self.norm = RMSNorm(model.d_model)
         self.attention = MultiHeadAttention(model.d_model, model.n_heads)
         self.ff = SwiGLU(model)
@@ -171,7 +171,7 @@ def memory_bank(levels: Sequence[Float[Array, "b k _ d"]], tokens: Sequence[int]
 class CrossAttention(Module):
     """x + MHA(RMSNorm(x), RMSNorm(memory)): queries from x (b, l, d), keys and values from memory (b, m, d)."""
 
-    def __init__(self, model: ModelConfig):
+    def __init__(self, model: BandSplitConfig):
         self.norm_q = RMSNorm(model.d_model)
         self.norm_kv = RMSNorm(model.d_model)
         self.attention = MultiHeadAttention(model.d_model, model.n_heads)
@@ -187,7 +187,7 @@ class MemoryAttention(Module):
     In the second, a frame's keys are one summary of the memory per band (:func:`summary_matrix`).
     """
 
-    def __init__(self, model: ModelConfig):
+    def __init__(self, model: UNetConfig):
         self.alignment, self.tokens = model.memory_alignment, model.memory_tokens
         self.time = CrossAttention(model)
         self.band = CrossAttention(model)
@@ -209,7 +209,7 @@ class MemoryAttention(Module):
 class SkipGate(Module):
     """x + g ⊙ W_p n_s, g = sigmoid(W_g [n_x ; n_s]); n_x = RMSNorm(x), n_s = RMSNorm(skip) of the encoder."""
 
-    def __init__(self, model: ModelConfig):
+    def __init__(self, model: BandSplitConfig):
         self.norm_x = RMSNorm(model.d_model)
         self.norm_skip = RMSNorm(model.d_model)
         self.gate = Linear(2 * model.d_model, model.d_model, bias=False)
@@ -224,7 +224,7 @@ class SkipGate(Module):
 class DecoderBlock(Module):
     """Memory attention (if the model has a memory), gated skip connection, SwiGLU."""
 
-    def __init__(self, model: ModelConfig):
+    def __init__(self, model: UNetConfig):
         self.memory = MemoryAttention(model) if model.has_memory else None
         self.skip = SkipGate(model)
         self.ff = SwiGLU(model)

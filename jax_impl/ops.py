@@ -237,8 +237,15 @@ def split_complex(x: Complex[Array, "*s"]) -> Float[Array, "*s two"]:
     return jnp.stack([x.real, x.imag], -1)
 
 
+def complex_of(real: Float[Array, "*s"], imaginary: Float[Array, "*s"]) -> Complex[Array, "*s"]:
+    """real + i · imaginary, at least complex64: neither framework has a usable half-precision complex type."""
+    if real.dtype != jnp.float64:
+        real, imaginary = real.astype(jnp.float32), imaginary.astype(jnp.float32)
+    return jax.lax.complex(real, imaginary)
+
+
 def polar(magnitude: Float[Array, "*s"], phase: Float[Array, "*s"]) -> Complex[Array, "*s"]:
-    """magnitude · exp(i · phase), at least complex64: neither framework has a usable half-precision complex type."""
+    """magnitude · exp(i · phase), at least complex64."""
     if magnitude.dtype != jnp.float64:
         magnitude, phase = magnitude.astype(jnp.float32), phase.astype(jnp.float32)
     return jax.lax.complex(magnitude * jnp.cos(phase), magnitude * jnp.sin(phase))

@@ -14,8 +14,9 @@ from flax import nnx
 
 from jax_impl.devices import find_device
 from jax_impl.layers import initialise, named_parameters
+from jax_impl.network import Network
+from jax_impl.networks import build
 from jax_impl.ops import autocast
-from jax_impl.unet import BandSplitUNet
 from twinsep import losses
 from twinsep.checkpoints import Tensors, check_names, strip
 from twinsep.config import Config
@@ -33,7 +34,7 @@ class Trainer:
 
     def __init__(self, config: Config, device: str = "cpu"):
         self.config, self.device = config, find_device(device)
-        model = BandSplitUNet(config)
+        model = build(config)
         initialise(model, config.training.seed, config.model.init)
         self.functional = Functional(model)
         self.decay = {name: weight.decay for name, weight in named_parameters(model).items()}
@@ -159,15 +160,15 @@ class Trainer:
 class Functional:
     """A model as a pure function of its weights by name, which JAX can differentiate and compile."""
 
-    def __init__(self, model: BandSplitUNet):
+    def __init__(self, model: Network):
         self.definition, state = nnx.split(model)
         self.paths = {".".join(map(str, path)): path for path, _ in nnx.to_flat_state(state)}
 
-    def weights(self, model: BandSplitUNet) -> Tree:
+    def weights(self, model: Network) -> Tree:
         """Return the weights of ``model`` by name."""
         return {name: weight[...] for name, weight in named_parameters(model).items()}
 
-    def model(self, weights: Tree) -> BandSplitUNet:
+    def model(self, weights: Tree) -> Network:
         """Return the model with these weights."""
         state = nnx.from_flat_state({self.paths[name]: weight for name, weight in weights.items()})
         return nnx.merge(self.definition, state)
@@ -177,7 +178,7 @@ class Functional:
         return self.model(weights)(mixture)
 
 
-def load_weights(model: BandSplitUNet, weights: Mapping[str, np.ndarray], where: str) -> None:
+def load_weights(model: Network, weights: Mapping[str, np.ndarray], where: str) -> None:
     """Copy ``weights`` into ``model``; raises InputError, naming ``where``, if names or shapes differ."""
     own = named_parameters(model)
     check_names(weights, {name: tuple(w.shape) for name, w in own.items()}, where)

@@ -1,37 +1,30 @@
-"""The network: STFT, band split, U-Net with memory, mask, inverse STFT."""
+"""The U-Net of bidirectional sequence blocks whose decoder reads a small pooled memory."""
 
 from __future__ import annotations
 
-import math
-from typing import Literal, overload
-
-from einops import einsum
 from jax import Array
 from jaxtyping import Float
 
-from jax_impl.bandsplit import BandSplit, MaskHead
 from jax_impl.blocks import DecoderBlock, Downsample, DualPath, EncoderBlock, GlobalAttention, Upsample, memory_bank
-from jax_impl.layers import Module, ModuleList, named_parameters
-from jax_impl.ops import concatenate, constant, pad_axis, rematerialised
-from twinsep.config import Config, ModelConfig
-from twinsep.model.stereo import MID_SIDE
-from twinsep.stft import istft, stft
+from jax_impl.layers import ModuleList
+from jax_impl.network import BandSplitNetwork
+from jax_impl.ops import rematerialised
+from twinsep.config import Config, UNetConfig
 
 
-class BandSplitUNet(Module):
-    """Mixture (b, 2, s) to stems (b, stems, 2, s), float32 at ``config.model.sample_rate``, s ≥ 1."""
+class BandSplitUNet(BandSplitNetwork):
+    """The band-split U-Net with memory: mixture (b, 2, s) to stems (b, stems, 2, s)."""
 
     def __init__(self, config: Config):
-        self.config = config
-        self.model = model = config.model
-        self.band_split = BandSplit(model)
+        super().__init__(config)
+        model = config.model
+        assert isinstance(model, UNetConfig)
         if model.levels >= 1:
             self.enc1 = ModuleList([EncoderBlock(model, conv=True) for _ in range(model.n_enc)])
         if model.levels == 3:
             self.add_deeper_levels(model)
-        self.mask_head = MaskHead(model)
 
-    def add_deeper_levels(self, model: ModelConfig) -> None:
+    def add_deeper_levels(self, model: UNetConfig) -> None:
         """Add the encoder's levels 2 and 3, the bottleneck and the decoder."""
         enc, dec = range(model.n_enc), range(model.n_dec)
         self.down1 = Downsample(model)
@@ -48,57 +41,19 @@ class BandSplitUNet(Module):
         self.up1 = Upsample(model)
         self.dec1 = ModuleList([DecoderBlock(model) for _ in dec])
 
-    @property
-    def stems(self) -> tuple[str, ...]:
-        """Names of the stems along the second axis of the output."""
-        return self.model.stems
-
-    @property
-    def parameter_count(self) -> int:
-        """Number of scalar weights."""
-        return sum(math.prod(weight.shape) for weight in named_parameters(self).values())
-
-    @overload
-    def __call__(self, mixture: Array, *, return_auxiliary_outputs: Literal[False] = False) -> Array: ...
-
-    @overload
-    def __call__(
-        self, mixture: Array, *, return_auxiliary_outputs: Literal[True]
-    ) -> tuple[Array, dict[str, Array]]: ...
-
-    def __call__(
-        self, mixture: Float[Array, "b 2 s"], *, return_auxiliary_outputs: bool = False
-    ) -> Float[Array, "b stems 2 s"] | tuple[Float[Array, "b stems 2 s"], dict[str, Array]]:
-        """Separate the mixture into stems.
-
-        With ``return_auxiliary_outputs``, also return the complex "mask" (b, targets, c, f, t) and the "spectrum" of
-        the mixture (b, c, f, t), both of mid and side for a model with ``mid_side``.
-        """
-        samples = mixture.shape[-1]
-        x = pad_axis(mixture, -1, max(0, self.model.min_samples - samples))
-        if self.model.mid_side:
-            x = einsum(constant(MID_SIDE, x), x, "m c, b c s -> b m s")
-        spectrum = stft(x, n_fft=self.model.n_fft, hop=self.model.hop)  # (b, c, f, t)
-        mask = self.mask_head(self.network(self.band_split(spectrum)))  # (b, targets, c, f, t)
-        masked = mask * spectrum[:, None]
-        y = istft(masked, n_fft=self.model.n_fft, hop=self.model.hop, length=x.shape[-1])[..., :samples]
-        if self.model.mid_side:
-            y = einsum(constant(2 * MID_SIDE, y), y, "m c, b stems m s -> b stems c s")
-        if self.model.residual:
-            y = concatenate([y, (mixture - y.sum(1))[:, None]], 1)
-        return (y, {"mask": mask, "spectrum": spectrum}) if return_auxiliary_outputs else y
-
     def network(self, x: Float[Array, "b k t d"]) -> Float[Array, "b k t d"]:
         """Apply the U-Net to band features, or as much of it as ``model.levels`` says."""
-        if self.model.levels == 0:
+        model = self.model
+        assert isinstance(model, UNetConfig)
+        if model.levels == 0:
             return x
         e1 = self.stage("enc1", x)  # (b, k, t, d)
-        if self.model.levels == 1:
+        if model.levels == 1:
             return e1
         e2 = self.stage("enc2", self.down1(e1))  # (b, k, t/2, d)
         e3 = self.stage("enc3", self.down2(e2))  # (b, k, t/4, d)
         y = self.stage("bottleneck", self.down3(e3))  # (b, k, t/8, d)
-        memory = memory_bank([e1, e2, e3, y], self.model.memory_tokens) if self.model.has_memory else None
+        memory = memory_bank([e1, e2, e3, y], model.memory_tokens) if model.has_memory else None
         y = self.stage("dec3", self.up3(y, e3.shape[2]), memory, e3)
         y = self.stage("dec2", self.up2(y, e2.shape[2]), memory, e2)
         return self.stage("dec1", self.up1(y, e1.shape[2]), memory, e1)

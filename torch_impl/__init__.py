@@ -6,24 +6,28 @@ from pathlib import Path
 
 from torch_impl.devices import find_device
 from torch_impl.layers import initialise
+from torch_impl.network import Network
+from torch_impl.networks import build
 from torch_impl.train import load_weights
-from torch_impl.unet import BandSplitUNet
 from twinsep import checkpoints
+from twinsep.config import PackageConfig
 
 __all__ = ["load"]
 
 
-def load(path_or_preset: str | Path, *, weights: str = "ema", seed: int = 0, device: str = "cpu") -> BandSplitUNet:
+def load(path_or_preset: str | Path, *, weights: str = "ema", seed: int = 0, device: str = "cpu") -> Network:
     """Load the network: float32 (b, 2, s) -> (b, stems, 2, s), at ``.config.model.sample_rate``, in evaluation mode.
 
     ``path_or_preset`` is a checkpoint, of which ``weights`` ("ema" or "model") are loaded, or the name of a preset,
-    whose weights are drawn from ``seed``. Raises :class:`twinsep.errors.InputError` for anything else and for a
-    ``device`` that cannot be used.
+    whose weights are drawn from ``seed``; a system of another package has its published weights, if there are any.
+    Raises :class:`twinsep.errors.InputError` for anything else and for a ``device`` that cannot be used.
     """
     config, tensors = checkpoints.config_and_weights(path_or_preset, weights)
-    model = BandSplitUNet(config)
+    model = build(config)
     if tensors is None:
         initialise(model, seed, config.model.init)
+        if isinstance(config.model, PackageConfig):
+            model.load_pretrained()  # type: ignore[operator]
     else:
         load_weights(model, tensors, str(path_or_preset))
     return model.to(find_device(device)).eval()

@@ -20,6 +20,7 @@ from torch_impl.layers import Module, parameter
 from torch_impl.ops import (
     band_outputs,
     batched_linear,
+    complex_of,
     concatenate,
     pad_axis,
     polar,
@@ -30,7 +31,7 @@ from torch_impl.ops import (
     split_complex,
     tanh,
 )
-from twinsep.config import ModelConfig
+from twinsep.config import BandSplitConfig
 from twinsep.model import initializers
 from twinsep.model.bands import band_groups
 from twinsep.model.features import REALS, log_levels, reals_per_bin
@@ -43,7 +44,7 @@ class BandSplit(Module):
     imaginary parts of both channels, and with the features ``complex+level`` 4·w levels, bin by bin.
     """
 
-    def __init__(self, model: ModelConfig):
+    def __init__(self, model: BandSplitConfig):
         super().__init__()
         table, d = model.band_table, model.d_model
         self.groups = band_groups(table)
@@ -85,7 +86,7 @@ class MaskHead(Module):
     RMSNorm, Linear, SiLU and Linear, separate for each band, compute the logits m and p.
     """
 
-    def __init__(self, model: ModelConfig):
+    def __init__(self, model: BandSplitConfig):
         super().__init__()
         table, d = model.band_table, model.d_model
         self.groups = band_groups(table)
@@ -107,3 +108,34 @@ class MaskHead(Module):
         mask = polar(sigmoid(magnitude), math.pi * tanh(phase))  # (b, s, c, f, t)
         # A bin outside every band has logits 0, hence the mask sigmoid(0) · exp(0) = 0.5, as in the reference.
         return pad_axis(mask, -2, self.missing, 0.5)
+
+
+class GLUMaskHead(Module):
+    """D features per band and frame to one complex mask per stem, channel and bin, of any magnitude: a ⊙ sigmoid(g).
+
+    RMSNorm, Linear of width 4·D, tanh and Linear, separate for each band, compute the real and imaginary parts a and
+    their gates g (BSRNN, arXiv 2209.15174, section III-C; BS-RoFormer, arXiv 2309.02612).
+    """
+
+    def __init__(self, model: BandSplitConfig):
+        super().__init__()
+        table, d = model.band_table, model.d_model
+        self.groups = band_groups(table)
+        self.stems = len(model.targets)
+        self.missing = model.n_bins - int(table[-1, 1])
+        k, outputs = len(table), 2 * self.stems * REALS * int(table[-1, 1])
+        self.norm = parameter((k, d), initializers.ones)
+        self.hidden_weight = parameter((k, 4 * d, d), initializers.uniform(d), decay=True)
+        self.hidden_bias = parameter((k, 4 * d), initializers.uniform(d))
+        self.glu_weight = parameter((outputs, 4 * d), initializers.uniform(4 * d), decay=True)
+        self.glu_bias = parameter((outputs,), initializers.uniform(4 * d))
+
+    def forward(self, x: Float[Tensor, "b k t d"]) -> Complex[Tensor, "b s c f t"]:
+        """Return the mask of every target, channel and bin."""
+        n = rearrange(rms_norm(x, self.norm[:, None]), "b k t d -> k (b t) d")
+        hidden = tanh(batched_linear(n, self.hidden_weight, self.hidden_bias))  # (k, b·t, 4d)
+        both = band_outputs(hidden, self.glu_weight, self.glu_bias, self.groups, self.stems)
+        a, gate = rearrange(both, "s (half r) f (b t) -> half b s r f t", b=x.shape[0], half=2)
+        real, imaginary = rearrange(a * sigmoid(gate), "b s (c two) f t -> two b s c f t", two=2)
+        # A bin outside every band has the mask 0.5, as in the reference.
+        return pad_axis(complex_of(real, imaginary), -2, self.missing, 0.5)

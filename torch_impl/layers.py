@@ -25,7 +25,8 @@ Position = Callable[[Tensor], Tensor]
 class Parameter(nn.Parameter):
     """A weight with its initialiser and a flag that says whether weight decay applies to it."""
 
-    initialiser: initializers.Initialiser
+    #: None for a weight that another package has drawn.
+    initialiser: initializers.Initialiser | None
     decay: bool
 
 
@@ -45,7 +46,8 @@ def named_parameters(module: Module) -> dict[str, Parameter]:
 def initialise(module: Module, seed: int, start: str = "default") -> None:
     """Draw every weight of ``module`` from ``seed`` and the weight's name; ``start`` is ``model.init``."""
     for name, weight in named_parameters(module).items():
-        weight.copy_(torch.from_numpy(initializers.draw(name, weight.shape, weight.initialiser, seed, start)))
+        if weight.initialiser is not None:  # weights of other packages stay as they are
+            weight.copy_(torch.from_numpy(initializers.draw(name, weight.shape, weight.initialiser, seed, start)))
 
 
 class Linear(Module):

@@ -208,8 +208,15 @@ def split_complex(x: Complex[Tensor, "*s"]) -> Float[Tensor, "*s two"]:
     return torch.view_as_real(x.contiguous())  # an array in another order is copied faster as complex numbers
 
 
+def complex_of(real: Float[Tensor, "*s"], imaginary: Float[Tensor, "*s"]) -> Complex[Tensor, "*s"]:
+    """real + i · imaginary, at least complex64: neither framework has a usable half-precision complex type."""
+    if real.dtype != torch.float64:
+        real, imaginary = real.float(), imaginary.float()
+    return torch.complex(real, imaginary)
+
+
 def polar(magnitude: Float[Tensor, "*s"], phase: Float[Tensor, "*s"]) -> Complex[Tensor, "*s"]:
-    """magnitude · exp(i · phase), at least complex64: neither framework has a usable half-precision complex type."""
+    """magnitude · exp(i · phase), at least complex64."""
     if magnitude.dtype != torch.float64:
         magnitude, phase = magnitude.float(), phase.float()
     return torch.complex(magnitude * torch.cos(phase), magnitude * torch.sin(phase))

@@ -10,7 +10,8 @@ import torch
 from torch_impl.devices import find_device, on_numpy
 from torch_impl.kernels import cpu_kernels
 from torch_impl.layers import Parameter, initialise, named_parameters
-from torch_impl.unet import BandSplitUNet
+from torch_impl.network import Network
+from torch_impl.networks import build
 from twinsep import losses
 from twinsep.checkpoints import Tensors, check_names, strip
 from twinsep.config import Config
@@ -25,10 +26,10 @@ class Trainer:
 
     def __init__(self, config: Config, device: str = "cpu"):
         self.config, self.device = config, find_device(device)
-        self.model = BandSplitUNet(config)
+        self.model = build(config)
         initialise(self.model, config.training.seed, config.model.init)
         self.model.to(self.device).train()
-        self.average = BandSplitUNet(config).to(self.device).eval().requires_grad_(False)
+        self.average = build(config).to(self.device).eval().requires_grad_(False)
         self.average.load_state_dict(self.model.state_dict())
         #: The model with averaged weights, NumPy (b, 2, s) -> (b, stems, 2, s).
         self.estimate = on_numpy(self.average, self.device)
@@ -83,9 +84,7 @@ class Trainer:
         torch._foreach_lerp_(list(self.average.parameters()), list(self.model.parameters()), 1 - ema_decay)
         return report
 
-    def loss(
-        self, model: BandSplitUNet, batch: Mapping[str, np.ndarray]
-    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    def loss(self, model: Network, batch: Mapping[str, np.ndarray]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Return the configured loss on one batch and its terms.
 
         The network runs in the compute type, but its norms, scan states, softmax and STFT in float32; the losses in
@@ -133,7 +132,7 @@ def make_deterministic() -> None:
 
 
 @torch.no_grad()
-def load_weights(model: BandSplitUNet, weights: Mapping[str, np.ndarray], where: str) -> None:
+def load_weights(model: Network, weights: Mapping[str, np.ndarray], where: str) -> None:
     """Copy ``weights`` into ``model``; raises InputError, naming ``where``, if names or shapes differ."""
     own = named_parameters(model)
     check_names(weights, {name: tuple(w.shape) for name, w in own.items()}, where)

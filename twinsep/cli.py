@@ -62,7 +62,8 @@ app = typer.Typer(
 FrameworkOption = Annotated[Framework, typer.Option(help="Framework that computes.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps …")]
 Checkpoint = Annotated[
-    Path | None, typer.Option("--checkpoint", "-n", help="Trained weights; the base run's by default.")
+    Path | None,
+    typer.Option("--checkpoint", "-n", help="Trained weights, or a system such as htdemucs; by default the base run."),
 ]
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="Configuration file (JSON or YAML).")]
 Preset = Annotated[PresetName | None, typer.Option(help="Named configuration.")]
@@ -71,7 +72,9 @@ Settings = Annotated[
     typer.Option("--set", help="Override, such as --set model.mixer.kind=transformer; may be repeated."),
 ]
 Data = Annotated[Path | None, typer.Option("--data", help="Folder of songs: MUSDB18-HQ layout or paired folders.")]
-Overlap = Annotated[float, typer.Option(help="Fraction of a chunk that it shares with the next one.")]
+Overlap = Annotated[
+    float | None, typer.Option(help="Fraction of a chunk that it shares with the next one; a quarter by default.")
+]
 Segment = Annotated[float | None, typer.Option(help="Length of a chunk in seconds; the training segment by default.")]
 
 
@@ -143,7 +146,7 @@ def separate(
     ] = False,
     pairs: Annotated[bool, typer.Option("--pairs", help="Separate more than two channels in pairs.")] = False,
     figure: Annotated[bool, typer.Option("--figure", help="Draw spectrograms of song, stems and mask.")] = False,
-    overlap: Overlap = Chunking.overlap,
+    overlap: Overlap = None,
     segment: Segment = None,
     shifts: Annotated[
         int, typer.Option(help="Average over this many shifted grids of chunks: slower, better.")
@@ -307,7 +310,7 @@ def evaluate(
     config: ConfigFile = None,
     preset: Preset = None,
     data: Data = None,
-    overlap: Overlap = Chunking.overlap,
+    overlap: Overlap = None,
     segment: Segment = None,
     framework: FrameworkOption = "torch",
     device: Device = "cpu",

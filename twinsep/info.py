@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from twinsep import checkpoints
-from twinsep.config import PRESETS
+from twinsep.config import PRESETS, BandSplitConfig, ModelConfig
 from twinsep.errors import InputError
 from twinsep.utils import provenance
 from twinsep.utils.backend import TWINS, twin
@@ -62,20 +62,19 @@ def _framework(name: str) -> Record:
 
 def _preset(name: str) -> Record:
     model = PRESETS[name].model
-    return {
-        "parameters": _parameters(name),
-        "bands": model.bands,
-        "mixer": model.mixer.kind,
-        "d_model": model.d_model,
-        "targets": list(model.targets),
-    }
+    return {"parameters": _parameters(name), **_describe(model)}
+
+
+def _describe(model: ModelConfig) -> Record:
+    width = model.d_model if isinstance(model, BandSplitConfig) else None
+    return {"bands": model.bands, "mixer": model.mixer_kind, "d_model": width, "targets": list(model.targets)}
 
 
 def _parameters(name: str) -> int | None:
     """Count the preset's parameters with the first framework that works; None if neither does."""
     for framework in TWINS:
         try:
-            return twin(framework, "unet").BandSplitUNet(PRESETS[name]).parameter_count
+            return twin(framework, "networks").build(PRESETS[name]).parameter_count
         except Exception:  # reported by _framework
             continue
     return None
@@ -94,8 +93,7 @@ def _checkpoint(path: Path) -> Record:
     except InputError as error:
         return {"path": str(path), "error": _line(error)}
     model = found.config.model
-    about = {"bands": model.bands, "mixer": model.mixer.kind, "d_model": model.d_model, "targets": list(model.targets)}
-    return {"path": str(path), **about, "step": found.step, "scores": scores}
+    return {"path": str(path), **_describe(model), "step": found.step, "scores": scores}
 
 
 def _scores_folder(path: Path) -> Path:

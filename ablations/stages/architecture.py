@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Circle, FancyArrowPatch, FancyBboxPatch
 
 from ablations.figures import FIGURES, PAGE, STYLE
-from twinsep.config import ModelConfig, preset
+from twinsep.config import UNetConfig, preset
 from twinsep.errors import guarded
 from twinsep.utils.files import write_atomically
 
@@ -77,11 +77,13 @@ def main() -> None:
     """Draw the figure and write it as SVG."""
     with plt.style.context(STYLE):
         buffer = io.BytesIO()
-        draw(preset("paper").model).savefig(buffer, format="svg", metadata={"Date": None})
+        model = preset("paper").model
+        assert isinstance(model, UNetConfig)
+        draw(model).savefig(buffer, format="svg", metadata={"Date": None})
     write_atomically(OUT, buffer.getvalue())
 
 
-def draw(model: ModelConfig) -> Figure:
+def draw(model: UNetConfig) -> Figure:
     """The figure for ``model``, whose sizes stand in its boxes."""
     figure = plt.figure(figsize=(PAGE, PAGE * HEIGHT / WIDTH), facecolor="white")
     axes = figure.add_axes((0, 0, 1, 1))
@@ -94,7 +96,7 @@ def draw(model: ModelConfig) -> Figure:
     return figure
 
 
-def _transform(axes: Axes, model: ModelConfig) -> None:
+def _transform(axes: Axes, model: UNetConfig) -> None:
     """The upper row: mixture to spectrum, mask times spectrum, and back to samples."""
     spectrum = f"(2, {model.n_bins}, T)"
     head = SPLIT.mirrored()
@@ -118,7 +120,7 @@ def _transform(axes: Axes, model: ModelConfig) -> None:
     _arrow(axes, (head.x, LEVELS[0].top), (head.x, head.bottom))
 
 
-def _u_net(axes: Axes, model: ModelConfig) -> None:
+def _u_net(axes: Axes, model: UNetConfig) -> None:
     """Encoder, bottleneck and decoder, with the gated skips between levels."""
     for level, box in enumerate(LEVELS):
         other = box.mirrored()
@@ -138,7 +140,7 @@ def _u_net(axes: Axes, model: ModelConfig) -> None:
     _box(axes, BOTTLENECK, MIDDLE, "Bottleneck", f"{pairs} × (DualPath, GlobalAttention)", _features(model, 3))
 
 
-def _memory(axes: Axes, model: ModelConfig) -> None:
+def _memory(axes: Axes, model: UNetConfig) -> None:
     """The pooled memory, fed by four levels and read by the decoder."""
     tokens = model.memory_tokens
     total = f"{' + '.join(map(str, tokens))} = {sum(tokens)} tokens"
@@ -168,7 +170,7 @@ def _legend(axes: Axes) -> None:
         axes.text(240, 514 - 16 * row, text, ha="left", va="center", fontsize=SMALL_TEXT)
 
 
-def _features(model: ModelConfig, level: int) -> str:
+def _features(model: UNetConfig, level: int) -> str:
     """The shape of the features after a number of halvings of time."""
     frames = "T" if level == 0 else f"T/{2**level}"
     return f"({model.n_bands}, {frames}, {model.d_model})"

@@ -159,7 +159,7 @@ def song_snr(config: Config, seconds: float = 3.0) -> float:
     song = comparison.noise(2, round(seconds * config.model.sample_rate)).astype(np.float32)
     weights = {name: w.astype(np.float32) for name, w in comparison.weights_of(config).items()}
     for twin in (torch_impl, jax_impl):
-        model = twin.unet.BandSplitUNet(config)
+        model = twin.networks.build(config)
         twin.train.load_weights(model, weights, "parity")
         function = twin.devices.on_numpy(model, twin.devices.find_device("cpu"))
         outputs.append(apply_model(function, song, ChunkGrid(30_000)))

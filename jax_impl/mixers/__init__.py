@@ -11,10 +11,10 @@ from jax_impl.mixers.lstm import LSTM
 from jax_impl.mixers.mamba import Mamba
 from jax_impl.mixers.mamba2 import Mamba2
 from jax_impl.mixers.transformer import Transformer
-from twinsep.config import ModelConfig
+from twinsep.config import BandSplitConfig
 from twinsep.model.mixers import build_mixer
 
-MIXERS: dict[str, Callable[[ModelConfig], Module]] = {
+MIXERS: dict[str, Callable[[BandSplitConfig], Module]] = {
     "mamba": Mamba,
     "mamba2": Mamba2,
     "transformer": Transformer,

@@ -6,13 +6,13 @@ from jax import Array
 from jaxtyping import Float
 
 from jax_impl.layers import DepthwiseConv1d, Linear, Module
-from twinsep.config import ModelConfig, mixers
+from twinsep.config import BandSplitConfig, mixers
 
 
 class Conv(Module):
     """W depthwise(x) + b, the convolution centred on the frame with zeros outside, without activation."""
 
-    def __init__(self, model: ModelConfig):
+    def __init__(self, model: BandSplitConfig):
         mixer = model.mixer
         assert isinstance(mixer, mixers.Conv)
         self.depthwise = DepthwiseConv1d(model.d_model, mixer.kernel, left=mixer.kernel // 2)

@@ -7,7 +7,7 @@ from jaxtyping import Float
 
 from jax_impl.layers import Module, parameter
 from jax_impl.ops import lstm
-from twinsep.config import ModelConfig, mixers
+from twinsep.config import BandSplitConfig, mixers
 from twinsep.model import initializers
 
 
@@ -17,7 +17,7 @@ class LSTM(Module):
     Parameters have the layouts of torch.nn.LSTM, and its names without the suffix ``_l0``.
     """
 
-    def __init__(self, model: ModelConfig):
+    def __init__(self, model: BandSplitConfig):
         assert isinstance(model.mixer, mixers.LSTM)
         d = model.d_model
         self.weight_ih = parameter((4 * d, d), initializers.uniform(d), decay=True)

@@ -9,7 +9,7 @@ from jaxtyping import Float
 
 from jax_impl.layers import DepthwiseConvSiLU1d, Linear, Module, RMSNorm, parameter
 from jax_impl.ops import concatenate, constant, cumsum, exp, full_precision, pad_axis, silu, softplus, split, zeros_like
-from twinsep.config import ModelConfig, mixers
+from twinsep.config import BandSplitConfig, mixers
 from twinsep.model import initializers
 
 CHUNK = 64  # largest number of frames per chunk
@@ -23,7 +23,7 @@ class Mamba2(Module):
     Parameters have the names and layouts of mamba_ssm's ``Mamba2`` with one group. Heads h have p = e/h features each.
     """
 
-    def __init__(self, model: ModelConfig):
+    def __init__(self, model: BandSplitConfig):
         mixer = model.mixer
         assert isinstance(mixer, mixers.Mamba2)
         d, n = model.d_model, mixer.d_state

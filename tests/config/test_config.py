@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from twinsep.config import PRESETS, ModelConfig, TrainingConfig, from_dict, mixers, preset
+from twinsep.config import PRESETS, FlatConfig, PackageConfig, TrainingConfig, UNetConfig, from_dict, mixers, preset
 from twinsep.errors import InputError
 from twinsep.model import initializers
 from twinsep.training import schedule
@@ -22,11 +22,14 @@ def test_presets_survive_a_json_round_trip(name):
 
 def test_reference_presets_have_the_references_faults_and_no_other_does():
     for name, chosen in PRESETS.items():
+        if isinstance(chosen.model, PackageConfig):
+            continue
         faulty = name.startswith("reference")
         assert (chosen.model.bands == "reference68") == faulty
-        assert (chosen.model.memory_alignment == "reference") == faulty
+        assert (getattr(chosen.model, "memory_alignment", "aligned") == "reference") == faulty
         assert ("log_magnitude" in chosen.loss.weights) == faulty
-        assert (chosen.model.features == "complex") == (chosen.model.init == "default") == faulty
+        published = faulty or (isinstance(chosen.model, FlatConfig) and not name.endswith("-tiny"))
+        assert (chosen.model.features == "complex") == (chosen.model.init == "default") == published
 
 
 def test_default_loss_is_the_papers_mix():
@@ -36,6 +39,9 @@ def test_default_loss_is_the_papers_mix():
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
+        ({"model": {"network": "rnn"}}, "model.network: 'rnn' is not one of unet, flat, package"),
+        ({"model": {"network": "flat"}}, "model.n_layers: missing; set it to a whole number of at least 1"),
+        ({"model": {"n_layers": 2}}, "model.n_layers: no such field; known: network, sample_rate, n_fft"),
         (
             {"model": {"mixer": {"kind": "rnn"}}},
             "unknown mixer kind 'rnn'; known: mamba, mamba2, transformer, lstm, conv",
@@ -60,7 +66,7 @@ def test_default_loss_is_the_papers_mix():
         ),
         ({"model": {"memory_tokens": [1, "x", 3, 4]}}, "model.memory_tokens.1: 'x' is not a whole number"),
         ({"model": {"memory_alignment": "sideways"}}, "alignment: 'sideways' is not one of aligned, reference"),
-        ({"model": {"widht": 3}}, "model.widht: no such field; known: d_model, n_heads, n_enc, "),
+        ({"model": {"widht": 3}}, "model.widht: no such field; known: network, sample_rate, n_fft, "),
         ({"loss": {"weights": {"magnitud": 1}}}, "unknown loss 'magnitud'"),
         ({"loss": {"weights": {"magnitude": 0}}}, "every loss has weight 0"),
         (
@@ -77,7 +83,7 @@ def test_default_loss_is_the_papers_mix():
         ({"data": {"skip_unreadable": "perhaps"}}, "data.skip_unreadable: 'perhaps' is not true or false"),
         ({"nonsense": 1}, "nonsense: no such field; known: model, loss, training, data"),
         ({"modle": {"hop": 512}}, "modle: no such field; did you mean model?"),
-        ({"model": 3}, "model: 3 is not a mapping with fields such as d_model"),
+        ({"model": 3}, "model: 3 is not a mapping with fields such as network"),
     ],
 )
 def test_bad_values_are_named(changes, sentence):
@@ -88,7 +94,7 @@ def test_bad_values_are_named(changes, sentence):
 
 
 def test_missing_fields_are_named():
-    with pytest.raises(InputError, match="configuration: model: missing; set it to a mapping with fields such as d_"):
+    with pytest.raises(InputError, match="model: missing; set it to a mapping with fields such as network"):
         from_dict({})
     with pytest.raises(InputError, match=r"configuration: model\.n_heads: missing; set it to a whole number"):
         from_dict({"model": {"d_model": 8}})
@@ -133,8 +139,8 @@ def test_derived_sizes():
 
 def test_targets_and_residual_name_the_stems():
     model = {"d_model": 8, "n_heads": 2, "n_enc": 1, "n_bottleneck": 2, "n_dec": 1, "residual": True}
-    assert ModelConfig(**model).stems == ("instrumental", "vocals")
-    assert ModelConfig(**model, targets=("drums", "bass")).stems == ("drums", "bass", "residual")
+    assert UNetConfig(**model).stems == ("instrumental", "vocals")
+    assert UNetConfig(**model, targets=("drums", "bass")).stems == ("drums", "bass", "residual")
 
 
 def test_learning_rate_warms_up_and_falls_to_the_floor():
@@ -170,3 +176,20 @@ def test_draws_are_keyed_by_seed_and_name():
 
 def test_segment_samples_follow_the_sample_rate():
     assert preset("tiny").segment_samples == 132_300
+
+
+def test_another_network_keeps_what_it_shares_with_the_former():
+    chosen = preset("tiny").override({"model": {"network": "flat", "n_layers": 3}})
+    assert isinstance(chosen.model, FlatConfig)
+    assert chosen.model.n_layers == 3
+    for shared in ("d_model", "hop", "mixer", "features", "init", "bands"):
+        assert getattr(chosen.model, shared) == getattr(preset("tiny").model, shared)
+    assert not hasattr(chosen.model, "memory_tokens")
+    sizes = {"n_enc": 1, "n_bottleneck": 2, "n_dec": 1, "memory_tokens": [32, 24, 16, 8]}
+    assert chosen.override({"model": {"network": "unet", **sizes}}) == preset("tiny")
+
+
+def test_a_configuration_without_a_network_is_a_u_net():
+    values = preset("tiny").to_dict()
+    del values["model"]["network"]
+    assert from_dict(values) == preset("tiny")

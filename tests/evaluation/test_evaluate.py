@@ -9,6 +9,7 @@ from ablations.fault_injection import write_song
 from torch_impl.train import Trainer
 from twinsep import checkpoints
 from twinsep.checkpoints import Checkpoint
+from twinsep.config import SOURCES
 from twinsep.data.dataset import tracks
 from twinsep.errors import InputError
 from twinsep.evaluation import evaluate, systems
@@ -177,3 +178,15 @@ def test_an_estimate_of_another_length_is_refused(micro, songs):
 def test_an_unknown_baseline_is_refused(micro, songs):
     with pytest.raises(InputError, match="unknown baseline 'magic'"):
         systems.baseline_system("magic", micro.model, str(songs))
+
+
+def test_a_system_of_all_sources_has_a_score_of_the_instrumental(micro, songs):
+    model = micro.override({"model": {"targets": ["drums", "bass", "other", "vocals", "piano"]}}).model
+
+    def system(track, mixture):
+        return {stem: track.read(stem) for stem in SOURCES} | {"piano": mixture}
+
+    records = evaluate.score_songs(system, model, str(songs), ["test"])
+    usdr = {r["target"]: r["value"] for r in records if r["metric"] == "usdr"}
+    assert set(usdr) == {*SOURCES, "instrumental"}  # no data set has a piano
+    assert usdr["instrumental"] > 60

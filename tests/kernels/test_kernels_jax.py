@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from ablations.comparison import configuration, weights_of
-from jax_impl import kernels, ops, scan, train, unet
+from jax_impl import kernels, ops, scan, train
 from jax_impl.kernels import foreign
 from twinsep.kernels import attention as loops
 
@@ -84,7 +84,7 @@ def test_the_scan_on_a_cpu_uses_the_kernel():
 def test_own_operations_call_no_kernel():
     """Checks a whole network, forward and backward, as used by the parity tests."""
     config = configuration({})
-    functional = train.Functional(unet.BandSplitUNet(config))
+    functional = train.Functional(networks.build(config))
     weights = {name: jnp.asarray(w, jnp.float32) for name, w in weights_of(config).items()}
 
     def text():

@@ -13,9 +13,9 @@ from twinsep.model import initializers
 SMALL = {"d_model": 16, "n_heads": 2, "bands": "vocal18", "memory_tokens": [16, 12, 8, 4]}
 
 
-def network(start, mixer="conv"):
+def network(start, mixer="conv", **more):
     config = preset("tiny").override({"model": {**SMALL, "init": start, "mixer": {"kind": mixer}}})
-    model = torch_impl.unet.BandSplitUNet(config)
+    model = torch_impl.networks.build(config.override({"model": more}))
     initialise(model, 0, start)
     return model.eval()
 
@@ -34,8 +34,9 @@ def test_the_network_passes_features_on(mixer):
     assert kept(network("default", mixer)) < 0.3
 
 
-def test_the_mask_starts_with_phase_zero_and_magnitude_near_sigmoid_of_1():
-    model = network("identity")
+@pytest.mark.parametrize("mask", ["polar", "glu"])
+def test_the_mask_starts_with_phase_zero_and_magnitude_near_sigmoid_of_1(mask):
+    model = network("identity", mask=mask)
     noise = torch.from_numpy(0.1 * np.random.default_rng(0).standard_normal((1, 2, 20_000))).float()
     with torch.no_grad():
         _, extra = model(noise, return_auxiliary_outputs=True)
@@ -46,8 +47,8 @@ def test_the_mask_starts_with_phase_zero_and_magnitude_near_sigmoid_of_1():
 @pytest.mark.parametrize("pattern", initializers.IDENTITY_START)
 def test_every_entry_changes_a_weight_of_some_network(pattern):
     found = False
-    for mixer in MIXERS:
-        own = torch_impl.layers.named_parameters(network("default", mixer))
+    for mixer, mask in [*((mixer, "polar") for mixer in MIXERS), ("conv", "glu")]:
+        own = torch_impl.layers.named_parameters(network("default", mixer, mask=mask))
         found |= any(
             initializers.change_of(name) == pattern
             and np.any(initializers.draw(name, w.shape, w.initialiser, 0, "identity") != w.detach().numpy())
@@ -62,3 +63,7 @@ def test_other_weights_start_as_by_default():
     for name, w in default.items():
         if initializers.change_of(name) is None:
             assert torch.equal(w, identity[name])
+
+
+def test_a_flat_network_passes_features_on_too():
+    assert kept(network("identity", network="flat", n_layers=3)) > 0.9

@@ -38,12 +38,12 @@ def weights(micro):
     import torch
 
     from torch_impl.layers import initialise, named_parameters
-    from torch_impl.unet import BandSplitUNet
+    from torch_impl.networks import build
 
     found = {}
     with torch.no_grad():
         for seed, prefix in enumerate(("model", "ema")):
-            model = BandSplitUNet(micro)
+            model = build(micro)
             initialise(model, seed)
             found |= {f"{prefix}/{name}": w.numpy().copy() for name, w in named_parameters(model).items()}
     return found
@@ -89,7 +89,7 @@ def test_a_saved_model_is_loaded_unchanged(framework, file, weights, micro, tmp_
 def test_auxiliary_outputs_reproduce_the_output(framework, mid_side, micro):
     layers = twin(framework, "layers")
     config = micro.override({"model": {"mid_side": mid_side, "targets": ["vocals", "drums"], "residual": True}})
-    model = twin(framework, "unet").BandSplitUNet(config)
+    model = twin(framework, "networks").build(config)
     layers.initialise(model, 0)
     y, plain, auxiliary = called(framework, model, noise(2, 20_001)[None])
     np.testing.assert_array_equal(y, plain)

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from ablations.comparison import TOLERANCE, distance
+from jax_impl.network import BandSplitNetwork
 from jax_impl.train import Trainer as JaxTrainer
-from jax_impl.unet import BandSplitUNet
 from torch_impl.train import Trainer as TorchTrainer
 from twinsep import checkpoints
 from twinsep.data.loader import TrainingBatches
@@ -74,8 +74,8 @@ def test_a_loss_that_is_not_finite_changes_nothing_in_jax(micro):
 def test_the_model_is_compiled_once_for_a_song(micro, monkeypatch):
     """All chunks have one shape, including the last one."""
     traced = []
-    call = BandSplitUNet.__call__
-    monkeypatch.setattr(BandSplitUNet, "__call__", lambda self, x: (traced.append(x.shape), call(self, x))[1])
+    call = BandSplitNetwork.__call__
+    monkeypatch.setattr(BandSplitNetwork, "__call__", lambda self, x: (traced.append(x.shape), call(self, x))[1])
     trainer = JaxTrainer(micro)
     song = (0.1 * np.random.default_rng(0).standard_normal((2, 47_111))).astype(np.float32)
     assert apply_model(trainer.estimate, song, ChunkGrid(15_000)).shape == (1, 2, 47_111)

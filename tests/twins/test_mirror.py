@@ -88,8 +88,8 @@ def test_same_parameters(preset):
     from twinsep.config import PRESETS
 
     with torch.device("meta"):
-        ours = torch_impl.layers.named_parameters(torch_impl.unet.BandSplitUNet(PRESETS[preset]))
-    theirs = jax_impl.layers.named_parameters(jax_impl.unet.BandSplitUNet(PRESETS[preset]))
+        ours = torch_impl.layers.named_parameters(torch_impl.networks.build(PRESETS[preset]))
+    theirs = jax_impl.layers.named_parameters(jax_impl.networks.build(PRESETS[preset]))
     assert {n: (tuple(w.shape), w.decay) for n, w in ours.items()} == {
         n: (tuple(w.shape), w.decay) for n, w in theirs.items()
     }

@@ -15,8 +15,8 @@ from torch_impl.layers import (
     initialise,
     named_parameters,
 )
+from torch_impl.networks import build
 from torch_impl.ops import rms_norm
-from torch_impl.unet import BandSplitUNet
 from twinsep import config
 from twinsep.config import preset
 from twinsep.errors import InputError
@@ -33,7 +33,7 @@ def micro(**model):
 
 
 def separator(configuration, seed=0):
-    model = BandSplitUNet(configuration)
+    model = build(configuration)
     initialise(model, seed)
     return model
 
@@ -50,11 +50,14 @@ def noise(*shape, seed=0, dtype=torch.float32):
         ("paper", 66_162_948),
         ("small", 5_209_892),
         ("tiny", 301_044),
+        ("bsrnn", 14_593_544),
+        ("bs-roformer", 65_100_040),
+        ("bsmamba2", 48_138_376),  # 48.1 M in its paper
     ],
 )
 def test_parameter_count(name, parameters):
     with torch.device("meta"):
-        assert BandSplitUNet(preset(name)).parameter_count == parameters
+        assert build(preset(name)).parameter_count == parameters
 
 
 @pytest.mark.parametrize("samples", [1, 2, 1023, 3583, 3584, 3585, 5000, 22_050])

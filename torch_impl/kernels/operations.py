@@ -15,7 +15,7 @@ from torch import Tensor
 from torch._subclasses import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from torch_impl.unet import BandSplitUNet
+from torch_impl.networks import build
 from twinsep.config import Config
 
 
@@ -26,7 +26,7 @@ def model_cost(config: Config) -> dict[str, float]:
     ``kept_mib_per_audio_second``: MiB of float32 activations saved for the backward pass.
     """
     with FakeTensorMode(allow_non_fake_inputs=True):
-        model = BandSplitUNet(config)
+        model = build(config)
         mixture = torch.empty(1, 2, config.segment_samples)
         saved: dict[int, Tensor] = {}
 

@@ -11,10 +11,10 @@ from torch_impl.mixers.lstm import LSTM
 from torch_impl.mixers.mamba import Mamba
 from torch_impl.mixers.mamba2 import Mamba2
 from torch_impl.mixers.transformer import Transformer
-from twinsep.config import ModelConfig
+from twinsep.config import BandSplitConfig
 from twinsep.model.mixers import build_mixer
 
-MIXERS: dict[str, Callable[[ModelConfig], Module]] = {
+MIXERS: dict[str, Callable[[BandSplitConfig], Module]] = {
     "mamba": Mamba,
     "mamba2": Mamba2,
     "transformer": Transformer,

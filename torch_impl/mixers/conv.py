@@ -6,13 +6,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from torch_impl.layers import DepthwiseConv1d, Linear, Module
-from twinsep.config import ModelConfig, mixers
+from twinsep.config import BandSplitConfig, mixers
 
 
 class Conv(Module):
     """W depthwise(x) + b, the convolution centred on the frame with zeros outside, without activation."""
 
-    def __init__(self, model: ModelConfig):
+    def __init__(self, model: BandSplitConfig):
         super().__init__()
         mixer = model.mixer
         assert isinstance(mixer, mixers.Conv)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from torch_impl.layers import Module, parameter
 from torch_impl.ops import lstm
-from twinsep.config import ModelConfig, mixers
+from twinsep.config import BandSplitConfig, mixers
 from twinsep.model import initializers
 
 
@@ -17,7 +17,7 @@ class LSTM(Module):
     Parameters have the layouts of torch.nn.LSTM, and its names without the suffix ``_l0``.
     """
 
-    def __init__(self, model: ModelConfig):
+    def __init__(self, model: BandSplitConfig):
         super().__init__()
         assert isinstance(model.mixer, mixers.LSTM)
         d = model.d_model

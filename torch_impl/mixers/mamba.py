@@ -8,7 +8,7 @@ from torch import Tensor
 from torch_impl.layers import DepthwiseConvSiLU1d, Linear, Module, parameter
 from torch_impl.ops import exp, fused_mamba, softplus, split
 from torch_impl.scan import selective_scan
-from twinsep.config import ModelConfig, mixers
+from twinsep.config import BandSplitConfig, mixers
 from twinsep.model import initializers
 
 
@@ -18,7 +18,7 @@ class Mamba(Module):
     Parameters have the names and layouts of mamba_ssm's ``Mamba``.
     """
 
-    def __init__(self, model: ModelConfig):
+    def __init__(self, model: BandSplitConfig):
         super().__init__()
         mixer = model.mixer
         assert isinstance(mixer, mixers.Mamba)

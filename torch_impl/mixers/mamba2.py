@@ -20,7 +20,7 @@ from torch_impl.ops import (
     split,
     zeros_like,
 )
-from twinsep.config import ModelConfig, mixers
+from twinsep.config import BandSplitConfig, mixers
 from twinsep.model import initializers
 
 CHUNK = 64  # largest number of frames per chunk
@@ -34,7 +34,7 @@ class Mamba2(Module):
     Parameters have the names and layouts of mamba_ssm's ``Mamba2`` with one group. Heads h have p = e/h features each.
     """
 
-    def __init__(self, model: ModelConfig):
+    def __init__(self, model: BandSplitConfig):
         super().__init__()
         mixer = model.mixer
         assert isinstance(mixer, mixers.Mamba2)

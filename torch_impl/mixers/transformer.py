@@ -11,13 +11,13 @@ from torch import Tensor
 
 from torch_impl.layers import Module, MultiHeadAttention
 from torch_impl.ops import concatenate, constant
-from twinsep.config import ModelConfig, mixers
+from twinsep.config import BandSplitConfig, mixers
 
 
 class Transformer(Module):
     """Multi-head self-attention with rotary position embeddings on q and k (RoPE; Su et al. 2021, arXiv 2104.09864)."""
 
-    def __init__(self, model: ModelConfig):
+    def __init__(self, model: BandSplitConfig):
         super().__init__()
         assert isinstance(model.mixer, mixers.Transformer)
         self.rotate = partial(rotate, base=model.mixer.rope_base)

@@ -15,7 +15,7 @@ from twinsep.utils.progress import ProgressCallback
 
 PRESETS = ("tiny", "small", "paper")
 #: Systems of other packages, see ``torch_impl/baselines/packages.py``.
-OTHERS = ("moises-light paper_small", "moises-light paper_large", "htdemucs", "bs-roformer")
+OTHERS = ("moises-light/paper_small", "moises-light/paper_large", "htdemucs", "bs-roformer/package")
 #: (framework, name, True if freed memory is kept). Ours always keep it (:mod:`twinsep.utils.backend`); the others are
 #: measured unmodified and with this setting, which alone makes some of them much faster.
 System = tuple[str, str, bool]
@@ -39,7 +39,7 @@ def measure(_options: BenchmarkOptions, report: ProgressCallback) -> Record:
     """
     with contextlib.ExitStack() as stack:
         first = stack.enter_context(WorkerProcess("torch"))
-        missing = first.ask("missing_packages")
+        missing = [name for name in first.ask("missing_packages") if name in OTHERS]
         measured = [system for system in SYSTEMS if system[1] not in missing]
         workers = {system: stack.enter_context(WorkerProcess(system[0])) for system in measured}
         opened = {system: worker.ask("system", name=system[1], kept=system[2]) for system, worker in workers.items()}
@@ -94,8 +94,8 @@ def requirements(systems: list[Record], roofline: Record, counted: Record) -> li
     what = "paper, of the time its operations and exponentials take at the machine's best"
     found = [requirement("torch", what, ours["paper"] / limit, 1.5)]
     for name, other, bar in (
-        ("paper", "bs-roformer", 0.85),
-        ("small", "moises-light paper_large", 1.0),
+        ("paper", "bs-roformer/package", 0.85),
+        ("small", "moises-light/paper_large", 1.0),
         ("small", "htdemucs", 1.0),
     ):
         for kept, variant in ((False, "unmodified"), (True, "keeping freed memory as we do")):

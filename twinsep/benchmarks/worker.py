@@ -72,17 +72,19 @@ class Worker:
         The system is a preset or, in PyTorch, one of another package. Without ``kept`` the allocator keeps its default
         settings, as when a user imports that package. Returns parameters, chunk length in seconds and thread settings.
         """
-        if name in PRESETS:
-            model, devices = twin(self.framework).load(name), twin(self.framework, "devices")
-            self.separator = devices.on_numpy(model, devices.find_device("cpu"))
-            samples, parameters = PRESETS[name].segment_samples, model.parameter_count
-        else:
-            name_of_module = "torch_impl.baselines.packages"
-            packages = twin("torch", "baselines.packages") if kept else importlib.import_module(name_of_module)
-            samples = packages.PACKAGES[name].samples
-            self.separator, parameters = packages.on_numpy(name)
+        config = PRESETS[name]
+        if kept:
+            twin(self.framework)  # sets the allocator
+        networks, layers, devices = (
+            importlib.import_module(f"{self.framework}_impl.{part}") for part in ("networks", "layers", "devices")
+        )
+        model = networks.build(config)
+        layers.initialise(model, 0, config.model.init)
+        self.separator = devices.on_numpy(model, devices.find_device("cpu"))
+        samples = config.segment_samples
         self.chunk_of_noise = noise(1, 2, samples, seed=0)
-        return {"parameters": parameters, "chunk_s": samples / 44_100, **thread_settings(self.framework)}
+        seconds = samples / config.model.sample_rate
+        return {"parameters": model.parameter_count, "chunk_s": seconds, **thread_settings(self.framework)}
 
     def chunk(self) -> float:
         """Time the separator on its chunk."""
@@ -96,7 +98,7 @@ class Worker:
         Returns the number of parameters, the time of that call and the thread settings.
         """
         chosen, devices = from_dict(config), twin(self.framework, "devices")
-        model = twin(self.framework, "unet").BandSplitUNet(chosen)
+        model = twin(self.framework, "networks").build(chosen)
         twin(self.framework, "layers").initialise(model, 0, chosen.model.init)
         self.separator = devices.on_numpy(model, devices.find_device("cpu"))
         self.chunk_of_noise = noise(1, 2, round(seconds * chosen.model.sample_rate), seed=0)

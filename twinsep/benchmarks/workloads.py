@@ -61,7 +61,7 @@ def block(framework: str, config: dict[str, Any], frames: int, backward: bool, l
 
     ``looped`` replaces Mamba's scan by its definition, which PyTorch computes frame by frame.
     """
-    model = from_dict(config).model
+    model: Any = from_dict(config).model
     module = twin(framework, "blocks").DualPath(model)
     twin(framework, "layers").initialise(module, 0)
     shape = (1, len(model.band_table), frames, model.d_model)

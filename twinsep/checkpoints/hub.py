@@ -193,7 +193,7 @@ def _new_card(name: str, checkpoint: Checkpoint, weights: Tensors) -> bytes:
         name=name,
         targets=", ".join(model.targets),
         rate=model.sample_rate,
-        mixer=model.mixer.kind,
+        mixer=model.mixer_kind,
         parameters=sum(w.size for w in weights.values()),
         origin=origin,
     ).encode()

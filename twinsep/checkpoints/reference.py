@@ -238,7 +238,7 @@ def rename_weights(weights: Tensors, config: Config, where: str) -> Tensors:
 
     Raises :class:`InputError` for a key that is missing, extra, of a wrong shape or not finite.
     """
-    model = twin("torch", "unet").BandSplitUNet(config)
+    model = twin("torch", "networks").build(config)
     own = {name: tuple(weight.shape) for name, weight in twin("torch", "layers").named_parameters(model).items()}
     widths = np.diff(config.model.band_table)[:, 0].tolist()
     wanted = {name: reference_shapes(name, own_shape, widths) for name, own_shape in own.items()}

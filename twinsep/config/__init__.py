@@ -12,24 +12,41 @@ from twinsep.config.choices import (
     Precision,
 )
 from twinsep.config.presets import PRESETS, preset
-from twinsep.config.schema import Config, DataConfig, LossConfig, ModelConfig, TrainingConfig, from_dict
+from twinsep.config.schema import (
+    NETWORKS,
+    BandSplitConfig,
+    Config,
+    DataConfig,
+    FlatConfig,
+    LossConfig,
+    ModelConfig,
+    PackageConfig,
+    TrainingConfig,
+    UNetConfig,
+    from_dict,
+)
 
 __all__ = [
     "CLIP_MODES",
     "FRAMEWORKS",
     "LOSS_NAMES",
+    "NETWORKS",
     "PRESETS",
     "SOURCES",
     "STAGES",
     "STEMS",
+    "BandSplitConfig",
     "ClipMode",
     "Config",
     "DataConfig",
+    "FlatConfig",
     "Framework",
     "LossConfig",
     "ModelConfig",
+    "PackageConfig",
     "Precision",
     "TrainingConfig",
+    "UNetConfig",
     "from_dict",
     "preset",
 ]

@@ -14,8 +14,8 @@ Precision = Literal["float32", "bfloat16", "float16"]
 ClipMode = Literal["clamp", "rescale", "none"]
 CLIP_MODES: tuple[ClipMode, ...] = get_args(ClipMode)
 
-#: The levels of the U-Net, in the order they are computed.
-Stage = Literal["enc1", "enc2", "enc3", "bottleneck", "dec3", "dec2", "dec1"]
+#: The levels of the U-Net, in the order they are computed, and the layers of a flat network.
+Stage = Literal["enc1", "enc2", "enc3", "bottleneck", "dec3", "dec2", "dec1", "layers"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
 
 #: The training losses; :mod:`twinsep.losses` defines each.
@@ -33,6 +33,7 @@ LOSS_NAMES = (
     "compressed",
 )
 
-#: The sources of MUSDB18, and the stems a model can estimate: a source, or the sum of all except the vocals.
+#: The sources of MUSDB18.
 SOURCES = ("drums", "bass", "other", "vocals")
-STEMS = (*SOURCES, "instrumental")
+#: The stems a model can estimate: a source, the sum of all except the vocals, or one that only htdemucs_6s has.
+STEMS = (*SOURCES, "instrumental", "guitar", "piano")

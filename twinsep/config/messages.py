@@ -6,6 +6,7 @@ import difflib
 import reprlib
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
+from types import UnionType
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from pydantic import ValidationError
@@ -13,6 +14,10 @@ from pydantic.fields import FieldInfo
 
 from twinsep.config import mixers
 
+#: The network of a configuration that names none.
+DEFAULT_NETWORK = "unet"
+#: The networks, by which pydantic distinguishes the classes of ``model``.
+TAGS = ("unet", "flat", "package")
 _NOUNS = {int: "a whole number", float: "a finite number", bool: "true or false", str: "text"}
 _LIMITS = {"ge": "of at least", "gt": "above", "le": "at most", "lt": "below"}
 
@@ -20,12 +25,18 @@ _LIMITS = {"ge": "of at least", "gt": "above", "le": "at most", "lt": "below"}
 def describe_first(error: ValidationError, root: type, values: Mapping[str, Any]) -> str:
     """Return a sentence on the first of ``values`` that the configuration class ``root`` refuses."""
     first = error.errors()[0]
+    if first["type"] == "union_tag_invalid":
+        return f"model.network: {first['ctx']['tag']!r} is not one of {', '.join(TAGS)}"
+    # Pydantic names the chosen network between "model" and its field.
+    location: list[Any] = [*first["loc"]]
+    if location[0] == "model" and location[1:2] and location[1] in TAGS:
+        del location[1]
     if first["type"] == "value_error":
-        return f"{'.'.join(map(str, first['loc']))}: {first['ctx']['error']}"
+        return f"{'.'.join(map(str, location))}: {first['ctx']['error']}"
     kind: Any = root
     value: Any = values
     place = ""
-    for part in first["loc"]:
+    for part in location:
         where, parts = f"{place}.{part}".removeprefix("."), _parts(kind, value)
         if part not in parts:
             if first["type"] in ("unexpected_keyword_argument", "invalid_key"):
@@ -43,6 +54,8 @@ def describe_first(error: ValidationError, root: type, values: Mapping[str, Any]
 def _parts(kind: Any, value: Any) -> dict[Any, Any]:
     """Type of each field of a section, or of each entry that ``value`` has as a list or mapping; else empty."""
     kind = _split(kind)[0]
+    if get_origin(kind) is UnionType and isinstance(value, Mapping):
+        kind = _networks(kind)[value.get("network", DEFAULT_NETWORK)]
     if kind is mixers.Mixer and isinstance(value, Mapping):
         kind = mixers.MIXERS[value["kind"]]
     if is_dataclass(kind):
@@ -55,9 +68,18 @@ def _parts(kind: Any, value: Any) -> dict[Any, Any]:
     return {}
 
 
+def _networks(kind: Any) -> dict[str, Any]:
+    """The classes of a union by the network that each configures; empty for another type."""
+    kind = _split(kind)[0]
+    classes = get_args(kind) if get_origin(kind) is UnionType else ()
+    return {get_args(get_type_hints(each)["network"])[0]: each for each in classes}
+
+
 def _describe(kind: Any) -> str:
     """Describe the values of a type, such as "a whole number of at least 1"."""
     base, *extras = _split(kind)
+    if networks := _networks(kind):
+        base = networks[DEFAULT_NETWORK]
     arguments = get_args(base)
     if is_dataclass(base):
         return f"a mapping with fields such as {fields(base)[0].name}"

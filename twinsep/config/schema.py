@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -27,42 +28,26 @@ NonNegative = Annotated[float, Field(ge=0)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 
 
-@dataclass(frozen=True, config=_STRICT)
+@dataclass(frozen=True, config=_STRICT, kw_only=True)
 class ModelConfig:
-    """The network: signal, bands, sizes, mixer, memory and stems."""
+    """What every network has: the signal, a band table, and stems."""
 
-    d_model: Positive  # D, features per band and frame
-    n_heads: Positive  # H, attention heads; D/H must be even, for rotary positions
-    n_enc: Positive  # blocks per encoder level
-    n_bottleneck: Annotated[int, Field(ge=2)]  # bottleneck layers: pairs of a dual-path block and global attention
-    n_dec: Positive  # blocks per decoder level
-    mixer: Annotated[SerializeAsAny[mixers.Mixer], BeforeValidator(mixers.from_mapping)] = mixers.Mamba()
+    network: str
     sample_rate: Positive = 44_100  # Hz
     n_fft: Positive = 2048  # samples of an STFT window
     hop: Positive = 256  # samples from one STFT frame to the next
-    bands: str = "vocal72"  # name of a band table
-    memory_alignment: Literal["aligned", "reference"] = "aligned"  # what the decoder reads; reference: the public fault
-    memory_tokens: tuple[int, int, int, int] = (64, 48, 32, 16)  # tokens pooled from levels 1, 2, 3 and the bottleneck
-    features: Literal["complex", "complex+level"] = "complex"  # of a bin: its reals; and the logarithms of its levels
-    init: Literal["default", "identity"] = "default"  # initial weights: PyTorch's; or a network that passes features on
-    levels: Literal[0, 1, 3] = 3  # of the U-Net; 1: the first encoder level alone; 0: band split and mask head alone
-    mid_side: bool = False  # feed (L+R)/2 and (L−R)/2 instead of left and right
+    bands: str = "vocal72"  # name of a band table; floors without training use it, too
     targets: tuple[str, ...] = ("instrumental",)  # stems to estimate
     residual: bool = False  # also return the mixture minus the targets
 
     def __post_init__(self) -> None:
-        if self.d_model % self.n_heads or (self.d_model // self.n_heads) % 2:
-            raise ValueError(f"n_heads {self.n_heads} must divide d_model {self.d_model} into even head sizes")
         if self.n_fft % 2 or not 0 < self.hop <= self.n_fft // 2:
             raise ValueError(f"n_fft {self.n_fft} must be even and hop {self.hop} at most half of it")
-        if min(self.memory_tokens) < 0:
-            raise ValueError(f"memory_tokens {self.memory_tokens} must not be negative")
         if not self.targets or len(set(self.targets)) != len(self.targets):
             raise ValueError(f"targets {self.targets} must be a non-empty list of different stems")
         for target in self.targets:
             if target not in STEMS:
                 raise ValueError(f"unknown target {target!r}; known: {', '.join(STEMS)}")
-        self.mixer.check(self.d_model)
         _ = self.band_table  # raises for an unknown table, or one that does not exist at this n_fft
 
     @property
@@ -81,9 +66,68 @@ class ModelConfig:
         return self.n_fft // 2 + 1
 
     @property
+    def min_samples(self) -> int:
+        """Samples that shorter inputs are zero-padded to, for reflect padding."""
+        return self.n_fft // 2 + 1
+
+    @property
+    def mixer_kind(self) -> str:
+        """Kind of the sequence mixer; the network's name for one without."""
+        return self.network
+
+    @property
+    def stems(self) -> tuple[str, ...]:
+        """Names of the output stems, the residual last."""
+        if not self.residual:
+            return self.targets
+        return (*self.targets, "vocals" if self.targets == ("instrumental",) else "residual")
+
+
+@dataclass(frozen=True, config=_STRICT, kw_only=True)
+class BandSplitConfig(ModelConfig):
+    """What the band-split networks share: width, sequence mixer, features and mask."""
+
+    d_model: Positive  # D, features per band and frame
+    n_heads: Positive  # H, attention heads; D/H must be even, for rotary positions
+    mixer: Annotated[SerializeAsAny[mixers.Mixer], BeforeValidator(mixers.from_mapping)] = mixers.Mamba()
+    features: Literal["complex", "complex+level"] = "complex"  # of a bin: its reals; and the logarithms of its levels
+    init: Literal["default", "identity"] = "default"  # initial weights: PyTorch's; or a network that passes features on
+    mask: Literal["polar", "glu"] = "polar"  # sigmoid magnitude and phase; or any complex number, as in BS-RoFormer
+    mid_side: bool = False  # feed (L+R)/2 and (L−R)/2 instead of left and right
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.d_model % self.n_heads or (self.d_model // self.n_heads) % 2:
+            raise ValueError(f"n_heads {self.n_heads} must divide d_model {self.d_model} into even head sizes")
+        self.mixer.check(self.d_model)
+
+    @property
+    def mixer_kind(self) -> str:
+        """Kind of the sequence mixer."""
+        return self.mixer.kind
+
+    @property
     def d_ff(self) -> int:
         """Hidden width of SwiGLU, ⌊D·4·2/3⌋."""
         return self.d_model * 8 // 3
+
+
+@dataclass(frozen=True, config=_STRICT, kw_only=True)
+class UNetConfig(BandSplitConfig):
+    """The band-split U-Net: blocks of each level, and the decoder's memory."""
+
+    network: Literal["unet"] = "unet"
+    n_enc: Positive  # blocks per encoder level
+    n_bottleneck: Annotated[int, Field(ge=2)]  # bottleneck layers: pairs of a dual-path block and global attention
+    n_dec: Positive  # blocks per decoder level
+    memory_alignment: Literal["aligned", "reference"] = "aligned"  # what the decoder reads; reference: the public fault
+    memory_tokens: tuple[int, int, int, int] = (64, 48, 32, 16)  # tokens pooled from levels 1, 2, 3 and the bottleneck
+    levels: Literal[0, 1, 3] = 3  # of the U-Net; 1: the first encoder level alone; 0: band split and mask head alone
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if min(self.memory_tokens) < 0:
+            raise ValueError(f"memory_tokens {self.memory_tokens} must not be negative")
 
     @property
     def min_samples(self) -> int:
@@ -95,12 +139,39 @@ class ModelConfig:
         """True if the network has a decoder and a memory token count is not 0."""
         return self.levels == 3 and any(self.memory_tokens)
 
+
+@dataclass(frozen=True, config=_STRICT, kw_only=True)
+class FlatConfig(BandSplitConfig):
+    """Dual-path layers between band split and mask head, without a U-Net: BSRNN, BS-RoFormer, BSMamba2."""
+
+    network: Literal["flat"] = "flat"
+    n_layers: Positive  # dual-path layers
+    feed_forward: bool = True  # SwiGLU after the two paths of a layer
+
+
+@dataclass(frozen=True, config=_STRICT, kw_only=True)
+class PackageConfig(ModelConfig):
+    """A published system that its own package computes, in PyTorch."""
+
+    network: Literal["package"] = "package"
+    system: str  # its name in torch_impl/baselines/packages.py
+    max_segment: Annotated[float, Field(gt=0)] | None = None  # longest chunk that it takes, s
+    overlap: Annotated[float, Field(ge=0, le=0.95)] = 0.25  # fraction of a chunk that neighbours share
+    init: Literal["default"] = "default"  # initial weights: the package's
+
     @property
-    def stems(self) -> tuple[str, ...]:
-        """Names of the output stems, the residual last."""
-        if not self.residual:
-            return self.targets
-        return (*self.targets, "vocals" if self.targets == ("instrumental",) else "residual")
+    def min_samples(self) -> int:
+        """Samples that shorter inputs are zero-padded to, above the windows of all systems."""
+        return 8192
+
+
+#: Network -> its configuration class.
+NETWORKS: dict[str, type[ModelConfig]] = {"unet": UNetConfig, "flat": FlatConfig, "package": PackageConfig}
+
+
+def _with_network(value: Any) -> Any:
+    """A network that is not named is the U-Net, as in checkpoints written when there was no other."""
+    return {"network": messages.DEFAULT_NETWORK, **value} if isinstance(value, Mapping) else value
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -166,7 +237,9 @@ class DataConfig:
 class Config:
     """One experiment: model, loss, training and data."""
 
-    model: ModelConfig
+    model: Annotated[
+        UNetConfig | FlatConfig | PackageConfig, Field(discriminator="network"), BeforeValidator(_with_network)
+    ]
     loss: LossConfig = LossConfig()
     training: TrainingConfig = TrainingConfig()
     data: DataConfig = DataConfig()
@@ -182,7 +255,8 @@ class Config:
     def override(self, changes: Mapping[str, Any]) -> Config:
         """Return the experiment with nested ``changes``, validated anew.
 
-        A mixer of another kind and the loss weights are replaced whole. Raises :class:`InputError` for an unknown key
+        A mixer of another kind and the loss weights are replaced whole; another network keeps the values that it shares
+        with the former one. Raises :class:`InputError` for an unknown key
         or a value out of range.
         """
         return from_dict(_merge(self.to_dict(), changes))
@@ -215,6 +289,9 @@ def _merge(base: Any, changes: Any) -> Any:
     if "kind" in changes and changes["kind"] != base.get("kind"):
         return changes
     merged = dict(base)
+    if changes.get("network", base.get("network")) != base.get("network") and changes["network"] in NETWORKS:
+        known = {field.name for field in fields(NETWORKS[changes["network"]])}
+        merged = {key: value for key, value in base.items() if key in known}
     for key, value in changes.items():
         merged[key] = value if key == "weights" or key not in base else _merge(base[key], value)
     return merged

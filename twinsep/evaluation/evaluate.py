@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from twinsep import metrics
-from twinsep.config import Config, ModelConfig
+from twinsep.config import SOURCES, Config, ModelConfig
 from twinsep.data import dataset
 from twinsep.errors import InputError
 from twinsep.evaluation import systems
@@ -34,6 +34,8 @@ Record = dict[str, Any]
 UNITS = {"leakage": "dB re mixture"}
 #: What an evaluation writes: every record, and the summary over tracks.
 _FILES = ("metrics.json", "summary.json")
+#: The stems that data sets have.
+_SCORED = (*SOURCES, "instrumental")
 
 
 def score_songs(
@@ -47,11 +49,12 @@ def score_songs(
 ) -> list[Record]:
     """Records {split, track, target, metric, value, unit} of every track and stem; an undefined value is None.
 
-    The stems are the targets and, for the target instrumental, also the rest of the mixture ("vocals"). ``museval``
+    The stems are the targets; for the target instrumental also the rest of the mixture ("vocals"), for all sources
+    also the sum of all except the vocals ("instrumental"). ``museval``
     adds its SDR, SIR, SAR and ISR in dB (medians over frames), which take most of the time. Raises
     :class:`InputError` for missing data and for an estimate of another length than its song.
     """
-    rate, targets = config.sample_rate, config.targets
+    rate, targets = config.sample_rate, tuple(t for t in config.targets if t in _SCORED)
     songs = [(split, t) for split in splits for t in dataset.tracks(root, split, sample_rate=rate, targets=targets)]
     records: list[Record] = []
     pending: list[tuple[str, str, list[str], Future]] = []
@@ -63,9 +66,12 @@ def score_songs(
                 values = score_stem(estimates[target], truths[target], mixture, config.sample_rate)
                 records += [_record(split, song.name, target, metric, value) for metric, value in values.items()]
             if pool:
-                stacks = [np.stack(list(stems.values())) for stems in (truths, estimates)]
+                parts = [
+                    stem for stem in truths if stem != "instrumental" or len(truths) == 2
+                ]  # that add up to the song
+                stacks = [np.stack([stems[stem] for stem in parts]) for stems in (truths, estimates)]
                 job = pool.submit(_museval_medians, *stacks, config.sample_rate)
-                pending.append((split, song.name, list(truths), job))
+                pending.append((split, song.name, parts, job))
             if report:
                 report(done + 1, len(songs) + len(songs) * museval)
         for done, (split, name, stems, job) in enumerate(pending):
@@ -90,14 +96,17 @@ def score_stem(estimate: np.ndarray, truth: np.ndarray, mixture: np.ndarray, sam
 def _stems(
     system: System, config: ModelConfig, song: dataset.Track, mixture: np.ndarray
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    estimates = system(song, mixture)
-    truths = {target: song.read(target) for target in config.targets}
+    estimates = {stem: y for stem, y in system(song, mixture).items() if stem in _SCORED}
+    truths = {target: song.read(target) for target in estimates}
     for target, estimate in estimates.items():
         if estimate.shape != mixture.shape:
             raise InputError(f"{song.name}: {target} has shape {estimate.shape}, the song {mixture.shape}")
     if config.targets == ("instrumental",):
         estimates = estimates | {"vocals": mixture - estimates["instrumental"]}
         truths["vocals"] = song.read("vocals")
+    elif set(SOURCES) <= set(estimates):  # all systems have a score of the instrumental
+        estimates = estimates | {"instrumental": np.sum([estimates[s] for s in SOURCES if s != "vocals"], 0)}
+        truths["instrumental"] = song.read("instrumental")
     return truths, estimates
 
 

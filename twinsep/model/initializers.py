@@ -33,11 +33,18 @@ IDENTITY_START: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     # The logits of the mask, which alternate between magnitude and phase: phase 0, magnitude near sigmoid(1).
     r"mask_head\.weight2": lambda w: w * _is_magnitude(w)[:, None],
     r"mask_head\.bias2": lambda w: 1.0 * _is_magnitude(w),
+    # Eight numbers per bin: four parts of the mask, then their gates. Imaginary parts 0, real parts and gates near 1.
+    r"mask_head\.glu_weight": lambda w: w * (_is_gate(w) | _is_magnitude(w))[:, None],
+    r"mask_head\.glu_bias": lambda w: 1.0 * (_is_gate(w) | _is_magnitude(w)),
 }
 
 
 def _is_magnitude(w: np.ndarray) -> np.ndarray:
     return np.arange(len(w)) % 2 == 0
+
+
+def _is_gate(w: np.ndarray) -> np.ndarray:
+    return np.arange(len(w)) % 8 >= 4
 
 
 def draw(name: str, shape: Sequence[int], initialiser: Initialiser, seed: int, start: str = "default") -> np.ndarray:

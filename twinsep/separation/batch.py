@@ -11,7 +11,7 @@ from twinsep import audio
 from twinsep.audio import remux, spectrogram
 from twinsep.audio.reading import MAX_CHANNELS
 from twinsep.audio.writing import supports
-from twinsep.config import Config
+from twinsep.config import PRESETS, Config
 from twinsep.errors import InputError, Interrupted, TwinsepError
 from twinsep.separation.file import Encoding, Excerpt, SeparationResult, separate_file
 from twinsep.separation.overlap_add import Chunking
@@ -318,13 +318,15 @@ def _read_config(options: SeparationOptions) -> Config:
     return read_config(choose_checkpoint(options.checkpoint))
 
 
-def choose_checkpoint(path: Path | None, reporter: Reporter | None = None) -> Path:
+def choose_checkpoint(path: Path | None, reporter: Reporter | None = None) -> Path | str:
     """``path``, or the base run's checkpoint, which ``reporter`` is told.
 
-    Raises :class:`InputError` if neither exists.
+    A path that is the name of a preset whose weights come with its package is returned as that name. Raises
+    :class:`InputError` if there is no checkpoint.
     """
     if path is not None:
-        return path
+        config = PRESETS.get(str(path))
+        return path if config is None or path.exists() or config.model.network != "package" else str(path)
     for folder in (Path(), Path(__file__).parents[2]):
         base = folder / BASE_CHECKPOINT
         if base.exists():

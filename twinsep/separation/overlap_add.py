@@ -9,13 +9,15 @@ from itertools import islice
 
 import numpy as np
 
-from twinsep.config import Config
+from twinsep.config import Config, PackageConfig
 from twinsep.errors import InputError, OutOfMemoryError, is_out_of_memory
 from twinsep.utils.progress import ProgressCallback
 
 #: A model on NumPy arrays: (B, C, S) float32 → (B, stems, C, S) float32.
 ArrayModel = Callable[[np.ndarray], np.ndarray]
 
+#: Fraction of a chunk that neighbours share.
+OVERLAP = 0.25
 #: Limits: chunk length in seconds, shifts, chunks in a batch.
 SEGMENT_SECONDS = (0.1, 600)
 MAX_SHIFTS, MAX_BATCH = 100, 4096
@@ -26,12 +28,13 @@ class Chunking:
     """Options for cutting songs into chunks, in a user's units.
 
     ``segment`` is the length of a chunk in seconds, the training segment's if None. Neighbours share the fraction
-    ``overlap`` of a chunk. The result is averaged over ``shifts`` grids of chunks, each moved by a fraction of a hop.
-    The model sees ``batch`` chunks at once. Raises :class:`InputError` for a value out of range.
+    ``overlap`` of a chunk, by default the model's. The result is averaged over ``shifts`` grids of chunks, each moved
+    by a fraction of a hop. The model sees ``batch`` chunks at once. Raises :class:`InputError` for a value out of
+    range.
     """
 
     segment: float | None = None
-    overlap: float = 0.25
+    overlap: float | None = None
     shifts: int = 1
     batch: int = 1
 
@@ -42,9 +45,15 @@ class Chunking:
         _check_ranges(self)
 
     def grid(self, config: Config) -> ChunkGrid:
-        """The grid in samples for the model of ``config``."""
+        """The grid in samples for the model of ``config``; raises InputError for chunks longer than it takes."""
         seconds = config.training.segment_seconds if self.segment is None else self.segment
-        return ChunkGrid(round(seconds * config.model.sample_rate), self.overlap, self.shifts, self.batch)
+        overlap = OVERLAP if self.overlap is None else self.overlap
+        if isinstance(config.model, PackageConfig):
+            overlap = config.model.overlap if self.overlap is None else overlap
+            longest = config.model.max_segment
+            if longest is not None and seconds > longest:
+                raise InputError(f"a segment of {seconds:g} s is too long for this model: choose at most {longest:g} s")
+        return ChunkGrid(round(seconds * config.model.sample_rate), overlap, self.shifts, self.batch)
 
 
 @dataclass(frozen=True)
@@ -57,7 +66,7 @@ class ChunkGrid:
     """
 
     segment: int
-    overlap: float = Chunking.overlap
+    overlap: float = OVERLAP
     shifts: int = Chunking.shifts
     batch: int = Chunking.batch
 
@@ -99,7 +108,7 @@ def _check_ranges(chunks: Chunking | ChunkGrid) -> None:
     limits = {"overlap": (0, 0.95), "shifts": (1, MAX_SHIFTS), "batch": (1, MAX_BATCH)}
     for name, (low, high) in limits.items():
         value = getattr(chunks, name)
-        if not low <= value <= high:
+        if value is not None and not low <= value <= high:
             raise InputError(f"{name} {value} is out of range: choose {low} to {high}")
 
 
