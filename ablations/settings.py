@@ -6,8 +6,10 @@ a *run* is one of these trainings.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
-from functools import cache
+from functools import cache, reduce
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -209,6 +211,35 @@ def configuration(group: str, seed: int) -> Config:
 
 
 def code_dependencies(stage: str, framework: str) -> list[str]:
-    """Files and folders of code that ``dvc.yaml`` lists for a stage with an entry per group, relative to the root."""
-    listed = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"][stage]["do"]["deps"]
-    return [path.replace("${item.framework}", framework) for path in listed if not path.startswith("results/")]
+    """Files and folders that ``dvc.yaml`` lists for a stage, except songs and results, relative to the root.
+
+    ``framework`` is that of the group, for a stage with an entry per group.
+    """
+    entry = _stage(stage)
+    listed = (path.replace("${item.framework}", framework) for path in entry["deps"])
+    return [path for path in listed if not path.startswith(("results/", "${"))]
+
+
+def stage_inputs(address: str) -> dict[str, str]:
+    """Digests of the code, and values of the parameters, on which a stage, such as ``train@torch-base``, depends.
+
+    They are read anew at each call.
+    """
+    stage, _, key = address.partition("@")
+    found = {}
+    for path in (ROOT / name for name in code_dependencies(stage, key.partition("-")[0])):
+        for file in path.rglob("*") if path.is_dir() else [path]:
+            if file.is_file() and "__pycache__" not in file.parts:
+                found[file.relative_to(ROOT).as_posix()] = hashlib.sha256(file.read_bytes()).hexdigest()
+    for listed in _stage(stage).get("params", []):
+        for name, keys in listed.items():
+            content = yaml.safe_load((ROOT / name).read_text())
+            for key in keys:
+                value = reduce(lambda inner, part: inner.get(part, {}), key.split("."), content)
+                found[f"{name}:{key}"] = json.dumps(value, sort_keys=True, default=str)
+    return found
+
+
+def _stage(name: str) -> dict[str, Any]:
+    entry = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"][name]
+    return entry.get("do", entry)

@@ -27,6 +27,11 @@ def on_numpy(model: nnx.Module, device: jax.Device) -> Callable[[np.ndarray], np
     return function
 
 
+def choose_device() -> str:
+    """Return "cuda" if JAX's default device is such a GPU, else "cpu"."""
+    return "cuda" if jax.default_backend() in ("gpu", "cuda") else "cpu"
+
+
 def find_device(name: str) -> jax.Device:
     """Return the device ``name``; raises :class:`InputError` if it cannot be used on this machine."""
     try:

@@ -139,6 +139,12 @@ class Trainer:
         arrays = {f"{prefix}/{name}": np.array(x) for prefix, tree in trees.items() for name, x in tree.items()}
         return arrays | (self.scale.tensors() if self.scale else {})
 
+    def start_from(self, weights: Tensors, where: str) -> None:
+        """Take weights and their average from ``weights``; raises InputError, naming ``where``, if they do not fit."""
+        check_names(weights, {name: w.shape for name, w in self.weights.items()}, where)
+        self.weights = {name: jax.device_put(weights[name], self.device) for name in self.weights}
+        self.average = jax.tree.map(jnp.copy, self.weights)
+
     def restore(self, tensors: Tensors, step: int) -> None:
         """Resume from a :meth:`state` after ``step`` finished steps; raises InputError if names or shapes differ."""
         shapes = {name: w.shape for name, w in self.weights.items()}

@@ -251,3 +251,35 @@ def test_no_module_of_twinsep_imports_a_framework():
         "assert not loaded, loaded"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_separate_needs_no_package_of_training_or_figures_and_no_posix_module(weights, tmp_path):
+    """Grain has no wheels for some machines, and the module ``resource`` exists only on POSIX systems."""
+    code = """if True:
+        import sys
+
+        class Missing:
+            def find_spec(self, name, *_):
+                if name in "resource grain absl jax flax optax dvclive pandas matplotlib museval gradio scipy".split():
+                    raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+        sys.meta_path.insert(0, Missing())
+        from twinsep.cli import main
+        main()
+    """
+    audio.write(tmp_path / "song.wav", tone(samples=20_000), 44_100)
+    arguments = ["separate", tmp_path / "song.wav", "-n", weights, "-o", tmp_path / "out"]
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out" / "song" / "instrumental.wav").exists()
+
+
+def test_training_without_grain_ends_in_one_sentence(call, monkeypatch, songs, tmp_path):
+    monkeypatch.setitem(sys.modules, "grain", None)
+    status, said = call(
+        "train", "--preset", "tiny", "--data", songs, "--out", tmp_path / "run", "--set", "training.segment_seconds=0.5"
+    )
+    assert status == 2
+    assert said.splitlines()[-1].startswith("twinsep: training needs the package grain, which cannot be imported here")
+    assert "Traceback" not in said
+    assert not (tmp_path / "run").exists()

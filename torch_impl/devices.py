@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -9,7 +10,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from torch_impl.kernels import cpu_kernels, published
+from torch_impl.kernels import cpu_kernels, guard, own_operations, published
+from torch_impl.layers import initialise
+from torch_impl.unet import BandSplitUNet
+from twinsep.config import preset
 from twinsep.errors import InputError
 from twinsep.utils import provenance
 
@@ -23,6 +27,38 @@ def on_numpy(model: nn.Module, device: torch.device) -> Callable[[np.ndarray], n
         return model(torch.from_numpy(x).to(device)).cpu().numpy()
 
     return function
+
+
+def choose_device() -> str:
+    """Return "cuda" if PyTorch can use such a GPU, else "mps" if an Apple GPU computes as the CPU does, else "cpu"."""
+    if torch.cuda.is_available():
+        with contextlib.suppress(InputError):  # a GPU that this build has no code for
+            find_device("cuda")
+            return "cuda"
+    if torch.backends.mps.is_available() and agrees_with_cpu("mps"):
+        return "mps"
+    return "cpu"
+
+
+def agrees_with_cpu(name: str) -> bool:
+    """Return True if a small network on the device ``name`` agrees with float64 on the CPU; else warn once.
+
+    Compares the output and the gradient of the input, which pass through every kind of layer of the default mixer.
+    """
+    config = preset("tiny").override({"model": {"d_model": 8, "n_heads": 2, "bands": "vocal18"}})
+    models = [BandSplitUNet(config), BandSplitUNet(config)]
+    for model in models:
+        initialise(model, 0)
+    exact, on_device = models[0].double(), models[1]
+
+    def definition(mixture: torch.Tensor) -> torch.Tensor:
+        with own_operations():
+            return exact(mixture)
+
+    def samples() -> list[guard.Inputs]:
+        return [{"mixture": 0.1 * guard.random(0, (1, 2, 20_000)).to(name)}]
+
+    return guard.checked(f"The device {name}", lambda: on_device.to(name), definition, samples) is not None
 
 
 def find_device(name: str) -> torch.device:

@@ -22,6 +22,7 @@ from twinsep.model.scan_inputs import check_scan_inputs
 CHUNK = 32  # frames per chunk of the chunked form
 #: Shapes (b, l) on which GPU kernels are checked; mamba-ssm's processes blocks of 2,048 frames.
 SAMPLES = ((2, 100), (1, 2100))
+_AXES = {"u": "ble", "delta": "ble", "A": "en", "B": "bln", "C": "bln", "D": "e", "z": "ble", "y": "ble"}
 SAMPLE_CHANNELS = 72  # largest e of the check, more than one block of channels in most kernels
 
 
@@ -45,7 +46,7 @@ def selective_scan(
     with torch.autocast(u.device.type, enabled=False):
         if u.device.type == "cuda" and dtype == torch.float32 and u.numel():
             types = tuple(None if x is None else x.dtype for x in (u, delta, A, B, C, D, z))
-            kernel = gpu_kernel(u.device, types, *A.shape, published.usable("mamba_ssm"))
+            kernel = gpu_kernel(u.device, types, (*u.shape, A.shape[1]), published.usable("mamba_ssm"))
             if kernel is not None:
                 return kernel(u, delta, A, B, C, D, z)
         inputs: list[Any] = [x if x is None else x.to(dtype) for x in (u, delta, A, B, C, D, z)]
@@ -173,22 +174,41 @@ def _scan_in_place(a: Tensor, x: Tensor) -> None:
 
 @cache
 def gpu_kernel(
-    device: torch.device, types: tuple[torch.dtype | None, ...], e: int, n: int, published_too: bool
+    device: torch.device,
+    types: tuple[torch.dtype | None, ...],
+    shape: tuple[int, int, int, int],
+    published_too: bool,
 ) -> guard.Kernel | None:
-    """Return a GPU kernel for inputs of these types (None: no gate), or None, after a warning, if all fail their check.
+    """Return a GPU kernel for inputs of these types (None: no gate) and sizes (b, l, e, n), or None, after warnings.
 
-    Tries mamba-ssm's kernel if ``published_too``, then our Triton kernel, and checks each once per process.
+    Tries mamba-ssm's kernel if ``published_too``, then our Triton kernel. Each is checked once per process on
+    ``SAMPLES``, and once for each shape.
     """
+    batch, l, e, n = shape
 
-    def samples() -> list[guard.Inputs]:
-        return [_sample(b, l, min(e, SAMPLE_CHANNELS), n, device, types) for b, l in SAMPLES]
+    def sample(b: int) -> guard.Inputs:
+        return _sample(b, l, e, n, device, types)
 
-    if published_too:
-        name, load = f"mamba-ssm's selective scan on {device}", published.load_selective_scan
-        kernel = guard.checked(name, load, selective_scan_chunked, samples)
+    for name in ("mamba-ssm's", "The Triton") if published_too else ("The Triton",):
+        kernel = _checked_kernel(name, device, types, min(e, SAMPLE_CHANNELS), n)
+        if kernel is not None:
+            title = f"{name} selective scan on {device}"
+            kernel = guard.checked_at(title, kernel, selective_scan_chunked, sample, batch, _AXES)
         if kernel is not None:
             return kernel
-    return guard.checked(f"The Triton selective scan on {device}", _load_triton, selective_scan_chunked, samples)
+    return None
+
+
+@cache
+def _checked_kernel(
+    name: str, device: torch.device, types: tuple[torch.dtype | None, ...], e: int, n: int
+) -> guard.Kernel | None:
+    load = _load_triton if name == "The Triton" else published.load_selective_scan
+
+    def samples() -> list[guard.Inputs]:
+        return [_sample(b, l, e, n, device, types) for b, l in SAMPLES]
+
+    return guard.checked(f"{name} selective scan on {device}", load, selective_scan_chunked, samples)
 
 
 def _load_triton() -> guard.Kernel:
@@ -199,10 +219,10 @@ def _load_triton() -> guard.Kernel:
 
 def _sample(b: int, l: int, e: int, n: int, device: torch.device, types: tuple) -> guard.Inputs:
     """Random inputs with the value range of an initialised model."""
-    u, delta, z = (guard.random(seed, (b, l, e)) for seed in (2, 3, 4))
-    B, C = (guard.random(seed, (b, l, n)) for seed in (5, 6))
-    A = -torch.arange(1, n + 1) * torch.exp(0.3 * guard.random(7, (e, 1)))
-    named = {"u": u, "delta": softplus(delta - 2), "A": A, "B": B, "C": C, "D": guard.random(8, (e,)), "z": z}
+    u, delta, z = (guard.random(seed, (b, l, e), device) for seed in (2, 3, 4))
+    B, C = (guard.random(seed, (b, l, n), device) for seed in (5, 6))
+    A = -torch.arange(1, n + 1, device=device) * torch.exp(0.3 * guard.random(7, (e, 1), device))
+    named = {"u": u, "delta": softplus(delta - 2), "A": A, "B": B, "C": C, "D": guard.random(8, (e,), device), "z": z}
     return {name: x.to(device, dtype) if dtype else None for (name, x), dtype in zip(named.items(), types, strict=True)}
 
 

@@ -110,6 +110,11 @@ class Trainer:
         arrays = {name: tensor.detach().cpu().numpy().copy() for name, tensor in out.items()}
         return arrays | (self.scale.tensors() if self.scale else {})
 
+    def start_from(self, weights: Tensors, where: str) -> None:
+        """Take weights and their average from ``weights``; raises InputError, naming ``where``, if they do not fit."""
+        for model in (self.model, self.average):
+            load_weights(model, weights, where)
+
     @torch.no_grad()
     def restore(self, tensors: Tensors, step: int) -> None:
         """Resume from a :meth:`state` after ``step`` finished steps; raises InputError if names or shapes differ."""

@@ -2,11 +2,13 @@
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from twinsep.errors import Cancelled
+
 if TYPE_CHECKING:
     from twinsep.separation.overlap_add import Chunking
     from twinsep.separation.separator import Separator, load
 
-__all__ = ["GLOSSARY", "Chunking", "Separator", "Symbol", "load"]
+__all__ = ["GLOSSARY", "Cancelled", "Chunking", "Separator", "Symbol", "load"]
 
 
 class Symbol(NamedTuple):

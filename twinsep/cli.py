@@ -60,7 +60,7 @@ app = typer.Typer(
 )
 
 FrameworkOption = Annotated[Framework, typer.Option(help="Framework that computes.")]
-Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps …")]
+Device = Annotated[str, typer.Option(help="auto (the best that works here), cpu, cuda, cuda:1, mps …")]
 Checkpoint = Annotated[
     Path | None,
     typer.Option("--checkpoint", "-n", help="Trained weights, or a system such as htdemucs; by default the base run."),
@@ -156,7 +156,7 @@ def separate(
     ] = False,
     batch: Annotated[int, typer.Option(help="Chunks in a batch; halved when memory runs out.")] = Chunking.batch,
     framework: FrameworkOption = "torch",
-    device: Device = "cpu",
+    device: Device = "auto",
     threads: Annotated[int | None, typer.Option(help="CPU cores to use; all by default.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Report progress as lines of JSON.")] = False,
 ) -> None:
@@ -206,7 +206,7 @@ def info(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = 
 def demo(
     checkpoint: Checkpoint = None,
     framework: FrameworkOption = "torch",
-    device: Device = "cpu",
+    device: Device = "auto",
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 admits other machines.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on.")] = 7860,
     limit: Annotated[int, typer.Option(help="Largest upload in megabytes.")] = 200,
@@ -232,6 +232,14 @@ def train(
     config: ConfigFile = None,
     preset: Preset = None,
     record: Annotated[Path | None, typer.Option("--from", help="run.json of a run to repeat.")] = None,
+    init: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="WEIGHTS",
+            help="Start from these weights: a checkpoint (also its configuration, if none is chosen), or a file of "
+            "another trainer with the same model.",
+        ),
+    ] = None,
     settings: Settings = None,
     precision: Annotated[
         Precision | None, typer.Option(help="Type of the matrix products; the configuration's by default.")
@@ -242,7 +250,7 @@ def train(
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a finished or different run.")] = False,
     framework: Annotated[Framework | None, typer.Option(help="Framework that computes; torch by default.")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu (default), cuda, cuda:1, mps …")] = None,
+    device: Annotated[str | None, typer.Option(help="auto (default), cpu, cuda, cuda:1, mps …")] = None,
     deterministic: Annotated[
         bool, typer.Option("--deterministic", help="Use algorithms that repeat to the bit on an accelerator too.")
     ] = False,
@@ -255,7 +263,14 @@ def train(
     repeated = _read_record(record) if record else {}
     recorded = {"framework": repeated.get("framework"), **repeated.get("options", {})}
     choices = "--config FILE, --preset NAME and, to repeat a run, --from run.json"
-    chosen = _choose_config(config, preset, settings, data, repeated.get("configuration"), choices)
+    configuration = repeated.get("configuration")
+    if init is not None and config is None and preset is None and configuration is None:
+        from twinsep import checkpoints
+
+        configuration = checkpoints.read(init, prefixes=()).config.to_dict()
+    chosen = _choose_config(config, preset, settings, data, configuration, choices)
+    if init is None and "init" in repeated:
+        init = Path(repeated["init"]["file"])
     if precision is not None:
         chosen = chosen.override({"training": {"precision": precision}})
     if exclude is not None:
@@ -263,7 +278,7 @@ def train(
 
         chosen = chosen.override({"data": {"exclude": read_song_list(exclude)}})
     framework = framework or recorded.get("framework") or "torch"
-    device = device or recorded.get("device") or "cpu"
+    device = device or recorded.get("device") or "auto"
     if profile is not None:
         from twinsep.training import profiler
 
@@ -272,7 +287,8 @@ def train(
     from twinsep.training import loop
 
     deterministic = deterministic or recorded.get("deterministic", False)
-    loop.train(chosen, out, loop.RunOptions(framework, device, overwrite, deterministic, tensorboard=tensorboard))
+    options = loop.RunOptions(framework, device, overwrite, deterministic, tensorboard=tensorboard, init=init)
+    loop.train(chosen, out, options)
 
 
 @app.command("check-data")
@@ -313,7 +329,7 @@ def evaluate(
     overlap: Overlap = None,
     segment: Segment = None,
     framework: FrameworkOption = "torch",
-    device: Device = "cpu",
+    device: Device = "auto",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing scores.")] = False,
 ) -> None:
     """Score a checkpoint or a baseline on whole songs. A checkpoint contains its own configuration."""
@@ -336,7 +352,7 @@ def evaluate(
         museval=museval,
         chunking=Chunking(segment, overlap),
         framework=framework,
-        device=device,
+        device=_choose_device(framework, device),
         overwrite=overwrite,
     )
 
@@ -373,6 +389,13 @@ def bench(
     names = [preset] if preset or config else ["tiny", "small"]
     chosen = {name or str(config): _choose_config(config, name, settings, None) for name in names}
     run_benchmarks(benchmarks or [], BenchmarkOptions(chosen, warmups, repetitions), out)
+
+
+def _choose_device(framework: str, name: str) -> str:
+    """The device ``name``, or the one that "auto" stands for, named on the standard error."""
+    from twinsep.utils import backend
+
+    return backend.choose_device(framework, name, lambda sentence: print(sentence, file=sys.stderr))
 
 
 def _choose_one(chosen: dict[str, bool], options: str) -> str | None:

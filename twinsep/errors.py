@@ -30,6 +30,10 @@ class OutOfMemoryError(TwinsepError):
     """The memory of the machine or of its accelerator is too small for the task."""
 
 
+class Cancelled(TwinsepError):
+    """The caller gave up; an ``on_progress`` callback raises it to end a separation."""
+
+
 class Interrupted(TwinsepError):
     """Ctrl-C was pressed."""
 

@@ -16,9 +16,9 @@ import numpy as np
 import torch
 
 from ablations import settings
+from ablations.stages import run_stage
 from twinsep.config import Config, preset
 from twinsep.data import dataset
-from twinsep.errors import guarded
 from twinsep.losses import LOSSES
 from twinsep.utils import provenance
 from twinsep.utils.files import write_json
@@ -83,4 +83,4 @@ def _relative(a: Any, b: Any) -> float:
 
 
 if __name__ == "__main__":
-    guarded(main)
+    run_stage(main)

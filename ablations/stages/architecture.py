@@ -14,8 +14,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Circle, FancyArrowPatch, FancyBboxPatch
 
 from ablations.figures import FIGURES, PAGE, STYLE
+from ablations.stages import run_stage
 from twinsep.config import UNetConfig, preset
-from twinsep.errors import guarded
 from twinsep.utils.files import write_atomically
 
 OUT = FIGURES / "architecture.svg"
@@ -201,4 +201,4 @@ def _arrow(axes: Axes, *points: Point, color: str = INK, style: object = "-") ->
 
 
 if __name__ == "__main__":
-    guarded(main)
+    run_stage(main)

@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 
 from ablations import scores, settings
-from twinsep.errors import guarded
+from ablations.stages import run_stage
 from twinsep.utils.files import write_atomically, write_json
 
 METRICS = Path("results/metrics.json")
@@ -103,4 +103,4 @@ def scores_table(groups: Iterable[str], stems: Mapping[str, str] = scores.STEMS)
 
 
 if __name__ == "__main__":
-    guarded(main)
+    run_stage(main)

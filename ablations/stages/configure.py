@@ -4,7 +4,7 @@ A stage that depends on such a file runs again only when its own row changes.
 """
 
 from ablations import settings
-from twinsep.errors import guarded
+from ablations.stages import run_stage
 from twinsep.utils.files import write_json
 
 #: Axes whose rows are measured by stage ``cost``.
@@ -26,4 +26,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    guarded(main)
+    run_stage(main)

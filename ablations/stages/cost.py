@@ -12,10 +12,10 @@ import statistics
 from pathlib import Path
 
 from ablations import settings
+from ablations.stages import run_stage
 from torch_impl.kernels import operations
 from twinsep.benchmarks.process import WorkerProcess
 from twinsep.config import from_dict, preset
-from twinsep.errors import guarded
 from twinsep.utils import progress, provenance
 from twinsep.utils.files import write_json
 
@@ -50,4 +50,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    guarded(main)
+    run_stage(main)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ablations import settings
-from twinsep.errors import guarded
+from ablations.stages import run_stage
 
 
 def main() -> None:
@@ -21,4 +21,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    guarded(main)
+    run_stage(main)

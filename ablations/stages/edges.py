@@ -13,9 +13,9 @@ import numpy as np
 
 import twinsep
 from ablations import settings
+from ablations.stages import run_stage
 from twinsep import metrics
 from twinsep.data import dataset
-from twinsep.errors import guarded
 from twinsep.separation.overlap_add import apply_model
 from twinsep.utils import progress, provenance
 from twinsep.utils.files import write_json
@@ -64,4 +64,4 @@ def _summary(values: list[float]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    guarded(main)
+    run_stage(main)

@@ -9,8 +9,8 @@ import shutil
 import sys
 
 from ablations import settings, side_by_side
+from ablations.stages import run_stage
 from twinsep.config import from_dict
-from twinsep.errors import guarded
 from twinsep.evaluation.evaluate import evaluate_baseline, evaluate_checkpoint
 from twinsep.evaluation.systems import BASELINES
 from twinsep.separation.overlap_add import Chunking
@@ -54,4 +54,4 @@ def baseline(name: str) -> None:
 
 if __name__ == "__main__":
     name, *seed = sys.argv[1:]
-    guarded((lambda: run(name, int(seed[0]))) if seed else (lambda: main(name)))
+    run_stage((lambda: run(name, int(seed[0]))) if seed else (lambda: main(name)))

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from ablations.fault_injection import Process, difference, killed, step_of, write_song
+from ablations.stages import run_stage
 from twinsep import checkpoints
 from twinsep.config import Config, preset
-from twinsep.errors import guarded
 from twinsep.training.run_dir import LAST
 from twinsep.utils import progress, provenance
 from twinsep.utils.files import write_json
@@ -258,4 +258,4 @@ def record(found: dict[str, Any], fault: Callable[[str], dict[str, Any]], framew
 
 
 if __name__ == "__main__":
-    guarded(main)
+    run_stage(main)

@@ -12,9 +12,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from ablations import figures, settings
-from ablations.stages import separate
+from ablations.stages import run_stage, separate
 from twinsep import audio
-from twinsep.errors import guarded
 from twinsep.stft import stft
 from twinsep.utils.files import write_atomically
 
@@ -57,4 +56,4 @@ def _spectrum(waveform: np.ndarray) -> np.ndarray:
 
 
 if __name__ == "__main__":
-    guarded(main)
+    run_stage(main)

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from ablations import settings
+from ablations.stages import run_stage
 from twinsep.data import dataset
-from twinsep.errors import guarded
 from twinsep.utils import provenance
 from twinsep.utils.files import write_json
 
@@ -58,4 +58,4 @@ def _generator(root: Path) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    guarded(main)
+    run_stage(main)

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import twinsep
 from ablations.fault_injection import music
+from ablations.stages import run_stage
 from twinsep import audio
-from twinsep.errors import guarded
 from twinsep.utils import progress, provenance
 from twinsep.utils.files import write_json
 
@@ -129,4 +129,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    guarded(main)
+    run_stage(main)

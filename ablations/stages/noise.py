@@ -18,10 +18,9 @@ from scipy import stats
 
 from ablations import scores, settings
 from ablations.scores import Runs
-from ablations.stages import collect
+from ablations.stages import collect, run_stage
 from ablations.statistics import ALPHA, Difference, difference, seeds_to_decide, seeds_to_find, verdict
 from ablations.variance import components, homogeneity, pooled_noise
-from twinsep.errors import guarded
 from twinsep.utils import provenance
 from twinsep.utils.files import write_json
 
@@ -183,4 +182,4 @@ def _finite(value: Any) -> Any:
 
 
 if __name__ == "__main__":
-    guarded(main)
+    run_stage(main)

@@ -11,7 +11,8 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
 from ablations import settings
-from twinsep.errors import TwinsepError, guarded
+from ablations.stages import run_stage
+from twinsep.errors import TwinsepError
 
 
 def main(name: str) -> None:
@@ -29,4 +30,4 @@ def main(name: str) -> None:
 
 
 if __name__ == "__main__":
-    guarded(lambda: main(sys.argv[1]))
+    run_stage(lambda: main(sys.argv[1]))

@@ -5,7 +5,8 @@ from pathlib import Path
 import typst
 
 from ablations import settings
-from twinsep.errors import TwinsepError, guarded
+from ablations.stages import run_stage
+from twinsep.errors import TwinsepError
 from twinsep.utils.files import write_atomically
 
 SOURCE = Path("paper/paper.typ")
@@ -25,4 +26,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    guarded(main)
+    run_stage(main)

@@ -17,8 +17,8 @@ import jax_impl
 import torch_impl
 from ablations import comparison
 from ablations.comparison import DTYPES, QUIET, SONG_SNR_DB, TOLERANCE, configuration, distance
+from ablations.stages import run_stage
 from twinsep.config import Config
-from twinsep.errors import guarded
 from twinsep.separation.overlap_add import ChunkGrid, apply_model
 from twinsep.training import schedule
 from twinsep.utils import progress, provenance
@@ -174,4 +174,4 @@ def _rounded(value: Any) -> Any:
 
 
 if __name__ == "__main__":
-    guarded(main)
+    run_stage(main)

@@ -4,9 +4,9 @@ import tempfile
 from pathlib import Path
 
 from ablations import settings
+from ablations.stages import run_stage
 from twinsep import audio
 from twinsep.data import dataset
-from twinsep.errors import guarded
 from twinsep.separation import batch
 from twinsep.separation.file import Encoding
 
@@ -36,4 +36,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    guarded(main)
+    run_stage(main)

@@ -23,11 +23,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ablations import settings
+from ablations.stages import run_stage
 from twinsep import losses, metrics
 from twinsep.config import Config, ModelConfig
 from twinsep.data import dataset
 from twinsep.data.loader import TrainingBatches
-from twinsep.errors import guarded
 from twinsep.evaluation.systems import least_squares_gains, per_bin
 from twinsep.stft import istft, stft
 from twinsep.utils import provenance
@@ -237,4 +237,4 @@ def _caption(optima: Mapping[str, dict[str, Any]], count: int, config: Config) -
 
 
 if __name__ == "__main__":
-    guarded(main)
+    run_stage(main)

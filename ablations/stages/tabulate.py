@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from ablations import scores, settings
-from ablations.stages import collect
+from ablations.stages import collect, run_stage
 from ablations.statistics import (
     ALPHA,
     MARGIN_DB,
@@ -29,7 +29,6 @@ from ablations.statistics import (
     verdict,
 )
 from ablations.variance import pooled_noise
-from twinsep.errors import guarded
 from twinsep.metrics import aggregate
 from twinsep.utils.files import write_atomically
 
@@ -287,4 +286,4 @@ def _cell(value: Any, digits: int = 2) -> str:
 
 
 if __name__ == "__main__":
-    guarded(lambda: main(sys.argv[1]))
+    run_stage(lambda: main(sys.argv[1]))

@@ -16,10 +16,10 @@ from pathlib import Path
 import pandas as pd
 
 from ablations import settings, side_by_side
-from ablations.stages import inventory
+from ablations.stages import inventory, run_stage
 from twinsep import checkpoints
-from twinsep.config import from_dict
-from twinsep.errors import InputError, guarded
+from twinsep.config import Config, from_dict
+from twinsep.errors import InputError, TwinsepError
 from twinsep.training import loop
 from twinsep.training.run_dir import FINAL, LAST, RECORD
 from twinsep.utils import provenance
@@ -39,10 +39,15 @@ LOGGED = {
 def main(group: str) -> None:
     """Train ``group`` and write its records, curves and weights: none for a row that the profile leaves out."""
     module = ["ablations.stages.train", group]
-    seeds = settings.seeds(group)
+    seeds, made_with = settings.seeds(group), basis(settings.groups()[group].framework)
     side_by_side.run_modules(
         {f"{group}, seed {seed}": [*module, str(seed)] for seed in seeds}, device=settings.profile()["device"]
     )
+    if any(not is_finished(WORK / group / str(seed), configuration(group, seed).hash, made_with) for seed in seeds):
+        raise TwinsepError(
+            f"code or songs changed while {group} trained, so that its runs are not all of the same code: the same "
+            "command trains those again that are of other code"
+        )
     for folder in (settings.RUNS / group / "training", settings.WEIGHTS / group):
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
@@ -53,13 +58,18 @@ def main(group: str) -> None:
 
 def train(group: str, seed: int) -> None:
     """Train one run into ``results/work/runs/<group>/<seed>``, unless it is finished there already."""
-    config = from_dict(json.loads(settings.configs_path(group).read_text())[str(seed)])
+    config = configuration(group, seed)
     framework = settings.groups()[group].framework
     folder, made_with = WORK / group / str(seed), basis(framework)
     if is_finished(folder, config.hash, made_with):
         return
     options = loop.RunOptions(framework=framework, device=settings.profile()["device"], overwrite=True, basis=made_with)
     loop.train(config, folder, options)
+
+
+def configuration(group: str, seed: int) -> Config:
+    """Configuration of a run, as the stage ``configure`` wrote it."""
+    return from_dict(json.loads(settings.configs_path(group).read_text())[str(seed)])
 
 
 def is_finished(folder: Path, config_hash: str, made_with: str) -> bool:
@@ -98,4 +108,4 @@ def basis(framework: str) -> str:
 
 if __name__ == "__main__":
     group, *seed = sys.argv[1:]
-    guarded((lambda: train(group, int(seed[0]))) if seed else (lambda: main(group)))
+    run_stage((lambda: train(group, int(seed[0]))) if seed else (lambda: main(group)))

@@ -8,6 +8,7 @@ import pytest
 from ablations import settings
 from ablations.stages import inventory, train
 from twinsep import checkpoints
+from twinsep.errors import TwinsepError
 from twinsep.utils.files import write_json
 
 GROUP = "torch-conv"
@@ -38,6 +39,7 @@ def test_a_group_leaves_record_curves_and_last_weights_of_each_run(capsys):
         assert checkpoints.read(settings.weights_path(GROUP, seed)).step == 4
         record = json.loads(settings.run_path(GROUP, seed).read_text())
         assert record["configuration"]["training"]["seed"] == seed
+        assert record["basis"] == train.basis("torch")
         curves = pd.read_csv(settings.curves_path(GROUP, seed))
         assert list(curves) == ["step", "seconds", "training loss", "validation uSDR", "validation SI-SDR"]
         assert list(curves["step"]) == [2, 4]
@@ -54,6 +56,17 @@ def test_a_finished_run_is_kept_only_with_the_same_configuration_code_and_songs(
     assert not train.is_finished(run, micro.hash, "other code")
     (run / "run.json").unlink()
     assert not train.is_finished(run, micro.hash, made_with)
+
+
+@pytest.mark.usefixtures("folder")
+def test_runs_of_other_code_than_at_the_start_are_not_kept_as_results(monkeypatch):
+    """The code is edited while the first of more runs than cores trains: the second is of the new code."""
+    monkeypatch.setattr(train.side_by_side, "run_modules", lambda *_, **__: None)
+    monkeypatch.setattr(train, "basis", lambda _: "old")
+    monkeypatch.setattr(train, "is_finished", lambda folder, _, made_with: (folder.name, made_with) == ("0", "old"))
+    with pytest.raises(TwinsepError, match=r"^code or songs changed while torch-conv trained"):
+        train.main(GROUP)
+    assert not settings.run_path(GROUP, 0).exists()
 
 
 @pytest.mark.usefixtures("folder")

@@ -200,14 +200,16 @@ def test_files_go_when_their_page_is_closed_or_cleared_or_when_they_are_old(weig
         ann, ben, cat = clients = [Client(address, name) for name in ("ann", "ben", "cat")]
         for client in clients:
             outputs = client.separate(shutil.copy(song, song.with_name(f"{client.session}.wav")))
-            assert {output["orig_name"] for output in outputs[2:]} == files(client.session)
+            player, *others = outputs[2:]
+            assert {output["orig_name"] for output in others} == files(client.session)
+            assert {stem["file"]["orig_name"] for stem in player} < files(client.session)
             with urllib.request.urlopen(outputs[3]["url"], timeout=20) as stem:
                 assert len(stem.read()) > 100_000
             if client is ann:
                 client.heartbeat.close()
                 wait_for(lambda: not files("ann"), 5)
             elif client is ben:
-                assert client.call("clear")[2:] == [None] * 6
+                assert client.call("clear")[2:] == [None] * 4
                 assert not files("ben")
         wait_for(lambda: not files("cat"))
         for client in (ben, cat):
@@ -249,13 +251,20 @@ def test_the_page_in_a_browser_gives_the_stems_of_the_command(weights, song, tmp
             download.value.save_as(tmp_path / stem)
             assert download.value.suggested_filename == f"a song ({stem}).wav"
             assert (tmp_path / stem).read_bytes() == (tmp_path / f"command/a song/{stem}.wav").read_bytes()
-        for player in ("mixture", "instrumental", "vocals"):
-            page.locator(f"#{player}").get_by_text("0:01").first.wait_for()
+        player = page.locator("#player")
+        player.get_by_text("0:00 / 0:01").wait_for()
+        player.get_by_role("button", name="Solo Vocals").press("Enter")
+        player.get_by_role("button", name="Mute Instrumental").press("Space")
+        assert player.get_by_role("button", pressed=True).all_inner_texts() == ["Mute", "Solo"]
+        player.get_by_role("slider", name="Volume of Vocals").press("ArrowLeft")
+        player.get_by_role("button", name="Play").press("Enter")
+        page.wait_for_function("document.querySelector('#player .play').textContent == 'Pause'")
+        player.get_by_role("button", name="Play").wait_for()  # after a second, at the end of the song
         page.wait_for_function("[...document.images].some(image => image.naturalWidth == 820)")
         assert all(url.startswith((address, "blob:", "data:")) for url in asked), asked
         assert "Traceback" not in page.content()
         kept = {path.name for path in (tmp_path / "kept").rglob("*song*") if path.is_file()}
-        assert kept == {"a song.wav", "a song (instrumental).wav", "a song (vocals).wav", "a song (spectrograms).png"}
+        assert kept == {"a song (instrumental).wav", "a song (vocals).wav", "a song (spectrograms).png"}
 
         assert refused(address, megabytes=2) == 413
         assert not answers(address.replace("127.0.0.1", "127.0.0.2"))

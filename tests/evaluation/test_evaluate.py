@@ -165,7 +165,81 @@ def test_a_song_without_voice_has_no_score_for_it(micro, tmp_path):
     records = evaluate.score_songs(system, micro.model, str(tmp_path), ["test"], museval=True)
     assert values(records, "usdr", "vocals")[0] is None
     assert values(records, "museval_sdr", "vocals")[0] is None
+    assert values(records, "museval_sdr")[0] == pytest.approx(values(records, "csdr")[0], abs=1e-3)
     assert evaluate.summarise(records)["test"]["vocals"]["usdr"]["n"] == 1
+
+
+def four_stems(seed=0, seconds=2):
+    """Four stems (4, 2, S) and estimates that hold some of each other."""
+    rng = np.random.default_rng(seed)
+    truths = rng.standard_normal((4, 2, 8000 * seconds)).astype(np.float32)
+    leak = np.eye(4) + 0.2 * rng.standard_normal((4, 4))
+    return truths, np.einsum("ij,jcs->ics", leak, truths).astype(np.float32)
+
+
+METRICS = ("sdr", "isr", "sir", "sar")
+
+
+def test_only_a_silent_stem_has_no_score_of_museval():
+    truths, estimates = four_stems()
+    truths[1] = 0
+    found = evaluate._museval_medians(truths, estimates, 8000)
+    without = evaluate._museval_medians(truths[[0, 2, 3]], estimates[[0, 2, 3]], 8000)
+    for name in METRICS:
+        row = np.array(found[f"museval_{name}"])
+        assert np.isnan(row).tolist() == [False, True, False, False]
+        np.testing.assert_array_equal(row[[0, 2, 3]], without[f"museval_{name}"])
+
+
+def test_a_silent_estimate_takes_no_score_from_the_other_stems():
+    truths, estimates = four_stems()
+    whole = evaluate._museval_medians(truths, estimates, 8000)
+    estimates[1] = 0
+    found = evaluate._museval_medians(truths, estimates, 8000)
+    for name in METRICS:
+        wanted = np.array(whole[f"museval_{name}"])
+        wanted[1] = np.nan
+        np.testing.assert_allclose(found[f"museval_{name}"], wanted, rtol=1e-6)
+
+
+def test_a_single_reference_has_no_interference():
+    truths, estimates = four_stems()
+    found = evaluate._museval_medians(truths[:1], estimates[:1], 8000)
+    assert np.isnan(found["museval_sir"]).all()
+    assert np.isfinite([found[f"museval_{name}"] for name in ("sdr", "isr", "sar")]).all()
+    assert np.isnan(evaluate._museval_medians(0 * truths, estimates, 8000)["museval_sdr"]).all()
+
+
+def test_the_set_of_references_stands_beside_museval_s_numbers(micro, tmp_path, capsys, monkeypatch):
+    for name, silent in (("loud", ()), ("hum", ("drums",))):
+        write_song(tmp_path / "test" / name, silent=silent)
+    (tmp_path / "splits.csv").write_text("track,split\nhum,test\nloud,test\n")
+    stems = ("drums", "bass", "other", "vocals")
+    found = {}
+    for targets in (("instrumental",), stems):
+        model = micro.override({"model": {"targets": targets}}).model
+
+        def system(song, mixture, targets=targets):
+            return {target: 0.5 * song.read(target) + 0.1 * mixture for target in targets}
+
+        found[targets] = evaluate.score_songs(system, model, str(tmp_path), ["test"], museval=True)
+    two, four = ({(r["track"], r["target"], r["metric"]): r for r in found[key]} for key in found)
+    assert all(("references" in r) == r["metric"].startswith("museval_") for r in found[stems])
+    assert two["loud", "vocals", "museval_sir"]["references"] == "instrumental, vocals"
+    assert four["loud", "vocals", "museval_sir"]["references"] == "drums, bass, other, vocals"
+    assert four["hum", "vocals", "museval_sir"]["references"] == "bass, other, vocals"
+    assert [four["hum", stem, "museval_sdr"]["value"] is None for stem in stems] == [True, False, False, False]
+    assert two["loud", "vocals", "museval_sir"]["value"] != four["loud", "vocals", "museval_sir"]["value"]
+    summary = evaluate.summarise(found[stems])
+    assert summary["test"]["vocals"]["museval_sar"]["references"] == {
+        "bass, other, vocals": 1,
+        "drums, bass, other, vocals": 1,
+    }
+    assert summary["test"]["drums"]["museval_sar"]["references"] == {"drums, bass, other, vocals": 1}
+    assert summary["test"]["drums"]["museval_sar"]["n"] == 1
+    monkeypatch.setenv("COLUMNS", "160")
+    evaluate._print_summary(summary)
+    assert "bass, other, vocals (1)" in " ".join(capsys.readouterr().out.split())
 
 
 def test_an_estimate_of_another_length_is_refused(micro, songs):

@@ -23,7 +23,13 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 @pytest.fixture(autouse=True)
 def forgetful():
     """Clear cached results of kernel checks before and after each test."""
-    caches = scan.gpu_kernel, published.checked_convolution, published.installed
+    caches = (
+        scan.gpu_kernel,
+        scan._checked_kernel,
+        published.checked_convolution,
+        published._agreeing_convolution,
+        published.installed,
+    )
     for cache in caches:
         cache.cache_clear()
     yield
@@ -162,8 +168,8 @@ def test_mamba_ssm_gets_inputs_it_accepts(install, z, types):
     torch.testing.assert_close(found, wanted, rtol=1e-2 if types != FLOATS else 1e-5, atol=1e-5)
 
 
-def kernel_for(published_too=True, types=FLOATS):
-    return scan.gpu_kernel(CPU, types, 10, 3, published_too)
+def kernel_for(published_too=True, types=FLOATS, shape=(2, 9, 10, 3)):
+    return scan.gpu_kernel(CPU, types, shape, published_too)
 
 
 def test_the_first_kernel_that_agrees_is_chosen(install, monkeypatch):
@@ -189,6 +195,84 @@ def test_the_next_kernel_is_chosen_if_one_is_wrong_or_missing(install, monkeypat
     assert len(caught) == 1
 
 
+def wrong_above(frames, function=mamba_ssm):
+    """A kernel that is right up to this length and wrong in its last channel above."""
+
+    def kernel(u, *rest, **named):
+        y = function(u, *rest, **named)
+        sign = torch.ones(y.shape[-1]).index_fill(0, torch.tensor(y.shape[-1] - 1), -1.0)
+        return y if u.shape[1] <= frames else y * sign
+
+    return kernel
+
+
+def test_a_kernel_that_is_wrong_only_at_the_shape_of_use_is_not_used_there(monkeypatch):
+    calls = []
+
+    def kernel(**named):
+        calls.append(named["u"].shape)
+        return wrong_above(60, scan.selective_scan_chunked)(**named)
+
+    monkeypatch.setattr(scan, "SAMPLES", ((2, 9),))
+    monkeypatch.setattr(scan, "_load_triton", lambda: kernel)
+    assert kernel_for(False, shape=(40, 50, 10, 3)) is kernel
+    with pytest.warns(RuntimeWarning, match=r"Triton .* is not used in this shape: y is off .* u \(40, 70, 10\)"):
+        assert kernel_for(False, shape=(40, 70, 10, 3)) is None
+    assert kernel_for(False, shape=(40, 50, 10, 3)) is kernel
+    assert kernel_for(False, shape=(40, 70, 10, 3)) is None
+    assert calls == [(2, 9, 10), (40, 50, 10), (40, 70, 10)]  # the whole call, once each
+
+
+def test_the_next_kernel_is_chosen_at_a_shape_where_the_first_is_wrong(install, monkeypatch):
+    def first(u, *rest, **named):  # sequences lie last
+        return wrong_above(60, lambda u, *x: mamba_ssm(u.mT, *x).mT)(u.mT, *rest, **named).mT
+
+    monkeypatch.setattr(scan, "SAMPLES", ((2, 9),))
+    monkeypatch.setattr(scan, "_load_triton", lambda: scan.selective_scan_chunked)
+    install(SCAN, selective_scan_fn=first)
+    assert kernel_for(shape=(2, 50, 10, 3)).__module__ == published.__name__
+    with pytest.warns(RuntimeWarning, match=r"^mamba-ssm's selective scan on cpu is not used in this shape"):
+        assert kernel_for(shape=(2, 70, 10, 3)) is scan.selective_scan_chunked
+
+
+@pytest.mark.parametrize("row", [0, 39])
+def test_a_gradient_that_is_wrong_in_the_first_or_last_row_is_noticed(monkeypatch, row):
+    class Spoilt(torch.autograd.Function):
+        @staticmethod
+        def forward(_, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(_, dx):
+            spoilt = dx.clone()
+            if len(dx) == 40:
+                spoilt[row] *= 1.01
+            return spoilt
+
+    def kernel(B, **named):
+        return scan.selective_scan_chunked(B=Spoilt.apply(B), **named)
+
+    monkeypatch.setattr(scan, "SAMPLES", ((2, 9),))
+    monkeypatch.setattr(scan, "_load_triton", lambda: kernel)
+    with pytest.warns(RuntimeWarning, match="the gradient of B is off by"):
+        assert kernel_for(False, shape=(40, 50, 10, 3)) is None
+
+
+def test_a_shape_too_large_for_the_check_is_tried_with_fewer_rows(monkeypatch):
+    tried = []
+
+    def kernel(**named):
+        tried.append(len(named["u"]))
+        if len(named["u"]) > 8:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return scan.selective_scan_chunked(**named)
+
+    monkeypatch.setattr(scan, "SAMPLES", ((2, 9),))
+    monkeypatch.setattr(scan, "_load_triton", lambda: kernel)
+    assert kernel_for(False, shape=(20, 9, 10, 3)) is kernel
+    assert tried == [2, 20, 10, 5]
+
+
 def test_the_samples_cover_all_dtypes_and_several_sizes(monkeypatch):
     seen = []
 
@@ -198,8 +282,8 @@ def test_the_samples_cover_all_dtypes_and_several_sizes(monkeypatch):
 
     monkeypatch.setattr(scan, "_load_triton", lambda: kernel)
     types = (torch.bfloat16, torch.float32) * 3 + (None,)
-    assert scan.gpu_kernel(CPU, types, 512, 2, False) is kernel
-    assert [x["u"][1:] for x in seen] == [(2, 100, 72), (1, 2100, 72)]
+    assert scan.gpu_kernel(CPU, types, (5, 40, 512, 2), False) is kernel
+    assert [x["u"][1:] for x in seen] == [(2, 100, 72), (1, 2100, 72), (5, 40, 512)]
     assert [None if x is None else x[0] for x in seen[0].values()] == list(types)
 
 
@@ -218,7 +302,8 @@ def test_a_scan_on_a_gpu_uses_the_chosen_kernel(monkeypatch, dtype):
         y = scan.selective_scan(*inputs)
     assert (y.dtype, y.shape, y.device.type) == (dtype, (2, 4, 3), "cuda")
     device = inputs[0].device
-    assert asked == ([] if dtype == torch.float64 else [(device, (dtype,) * 7, 3, 2, published.usable("mamba_ssm"))])
+    wanted = (device, (dtype,) * 7, (2, 4, 3, 2), published.usable("mamba_ssm"))
+    assert asked == ([] if dtype == torch.float64 else [wanted])
 
 
 def test_published_kernels_are_skipped_if_missing_or_not_deterministic(install):
@@ -284,6 +369,17 @@ def test_causal_conv1d_is_used_only_for_causal_convolutions_of_its_widths(instal
     install("causal_conv1d", causal_conv1d_fn=causal_conv1d)
     x, weight = torch.zeros(shape, dtype=dtype), torch.zeros(8, 1, width)
     assert published.causal_convolution_for(x, weight, left, ops._depthwise_silu) is None
+
+
+def test_a_convolution_that_is_wrong_only_at_the_shape_of_use_is_not_used_there(install):
+    def wrong_when_long(x, *rest, activation):
+        return causal_conv1d(x, *rest, activation=activation) * (1 if x.shape[2] <= 400 else 1.01)
+
+    install("causal_conv1d", causal_conv1d_fn=wrong_when_long)
+    weight = torch.zeros(8, 1, 4)
+    assert published.causal_convolution_for(torch.zeros(5, 400, 8), weight, 3, ops._depthwise_silu) is not None
+    with pytest.warns(RuntimeWarning, match=r"not used in this shape: y is off .* with x \(5, 401, 8\)"):
+        assert published.causal_convolution_for(torch.zeros(5, 401, 8), weight, 3, ops._depthwise_silu) is None
 
 
 def test_a_wrong_convolution_is_not_used(install):

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.numba_failures import FAILURES
 
 from ablations.comparison import configuration, weights_of
 from jax_impl import kernels, ops, scan, train
@@ -165,12 +166,13 @@ def test_another_version_of_the_ffi_is_rejected(monkeypatch):
         foreign.operation("twinsep_test_version", lambda *_: None)
 
 
-def test_without_numba_jaxs_operations_are_used_with_one_warning():
+@pytest.mark.parametrize("failure", FAILURES)
+def test_without_a_working_numba_jaxs_operations_are_used_with_one_warning(failure):
     code = (
         "import sys, warnings, jax.numpy as jnp, numpy as np\n"
         "from jax_impl.scan import selective_scan, selective_scan_sequential\n"
         "assert 'numba' not in sys.modules\n"
-        "sys.modules['numba'] = None\n"
+        f"{failure}\n"
         "x = jnp.linspace(0.1, 1, 240).reshape(2, 40, 3)\n"
         "inputs = (x, x, -jnp.ones((3, 2)), x[..., :2], x[..., 1:], jnp.ones(3))\n"
         "with warnings.catch_warnings(record=True) as caught:\n"

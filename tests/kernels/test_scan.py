@@ -8,6 +8,7 @@ from functools import lru_cache
 import pytest
 import torch
 from helpers.closeness import assert_agree
+from helpers.numba_failures import FAILURES
 from helpers.oracles import need_mamba_ssm
 from helpers.scans import definition, make, values_and_gradients
 from hypothesis import given, settings
@@ -301,12 +302,13 @@ def run_python(code):
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
 
 
-def test_import_is_lazy_and_missing_numba_warns_once():
+@pytest.mark.parametrize("failure", FAILURES)
+def test_import_is_lazy_and_missing_or_broken_numba_warns_once(failure):
     done = run_python(
         "import sys, warnings, torch\n"
         "from torch_impl.scan import selective_scan, selective_scan_sequential\n"
         "assert 'numba' not in sys.modules\n"
-        "sys.modules['numba'] = None\n"
+        f"{failure}\n"
         "x = torch.rand(2, 40, 3)\n"
         "inputs = (x, x, -torch.rand(3, 2), torch.rand(2, 40, 2), torch.rand(2, 40, 2), torch.ones(3))\n"
         "with warnings.catch_warnings(record=True) as caught:\n"

@@ -212,19 +212,24 @@ def test_empty_inputs(shape):
     assert (found["A"] == 0).all()
 
 
+def forget():
+    scan.gpu_kernel.cache_clear()
+    scan._checked_kernel.cache_clear()
+
+
 @pytest.mark.usefixtures("small")
 def test_the_dispatch_uses_the_kernel_only_if_it_agrees(monkeypatch):
     monkeypatch.setattr(scan, "SAMPLES", ((1, 5),))
-    scan.gpu_kernel.cache_clear()
+    forget()
     types = (torch.bfloat16, torch.float32, torch.float32, torch.bfloat16, torch.bfloat16, torch.float32, None)
-    found = scan.gpu_kernel(torch.device(DEVICE), types, 5, 2, False)
+    found = scan.gpu_kernel(torch.device(DEVICE), types, (1, 5, 5, 2), False)
     assert found is kernel.selective_scan
     # A kernel that disagrees is not used.
-    scan.gpu_kernel.cache_clear()
+    forget()
     monkeypatch.setattr(kernel, "selective_scan", lambda D, **others: found(D=2 * D, **others))
     with pytest.warns(RuntimeWarning, match=r"The Triton selective scan on \w+ is not used: y is off by"):
-        assert scan.gpu_kernel(torch.device(DEVICE), types, 5, 2, False) is None
-    scan.gpu_kernel.cache_clear()
+        assert scan.gpu_kernel(torch.device(DEVICE), types, (1, 5, 5, 2), False) is None
+    forget()
 
 
 @needs_gpu

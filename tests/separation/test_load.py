@@ -361,3 +361,11 @@ def test_without_a_home_folder_jax_caches_nothing(monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", "")
     twin("jax")
     assert "JAX_COMPILATION_CACHE_DIR" not in os.environ
+
+
+def test_a_home_that_is_no_folder_makes_no_cache(monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", os.devnull)
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    monkeypatch.setenv("XLA_FLAGS", "")
+    twin("jax")
+    assert "JAX_COMPILATION_CACHE_DIR" not in os.environ

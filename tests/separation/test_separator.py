@@ -5,6 +5,7 @@ import weakref
 import numpy as np
 import pytest
 
+import twinsep
 from twinsep.config import preset
 from twinsep.errors import InputError
 from twinsep.separation.overlap_add import ChunkGrid
@@ -176,9 +177,23 @@ def test_a_song_of_one_sample(rate):
 
 def test_progress_is_reported():
     told = []
-    separator(identity, segment=400)(noise(2, 3000), 44_100, progress=lambda *p: told.append(p))
+    separator(identity, segment=400)(noise(2, 3000), 44_100, on_progress=lambda *p: told.append(p))
     assert told[-1] == (len(told), len(told))
     assert len(told) > 5
+
+
+def test_a_callback_cancels_a_separation_and_the_separator_goes_on():
+    model, song, told = separator(identity, segment=400), noise(2, 3000), []
+
+    def cancel(*progress):
+        told.append(progress)
+        if len(told) == 2:
+            raise twinsep.Cancelled("that is enough")
+
+    with pytest.raises(twinsep.Cancelled, match="that is enough"):
+        model(song, 48_000, on_progress=cancel)
+    assert len(told) == 2
+    np.testing.assert_allclose(sum(model(song, 48_000).values()), song, atol=1e-6)
 
 
 # ---------------------------------------------------------------------------- arrays

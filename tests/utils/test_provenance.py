@@ -25,8 +25,8 @@ def archive(tmp_path):
     git(tmp_path, "commit", "-q", "--allow-empty", "-m", "another project")
     folder = tmp_path / "twinsep-0.1.0"
     (folder / "twinsep/utils").mkdir(parents=True)
-    for name in ("twinsep/__init__.py", "twinsep/utils/__init__.py", "twinsep/utils/provenance.py"):
-        shutil.copy(ROOT / name, folder / name)
+    for name in ("__init__.py", "errors.py", "utils/__init__.py", "utils/provenance.py"):
+        shutil.copy(ROOT / "twinsep" / name, folder / "twinsep" / name)
     for name in ("torch_impl", "jax_impl", "ablations"):
         (folder / name).mkdir()
         (folder / name / "__init__.py").touch()
@@ -62,6 +62,18 @@ def test_a_checkout_has_its_commit_and_a_plus_if_code_was_changed(archive):
     assert commit_of(archive) == head
     (archive / "jax_impl/__init__.py").write_text("x = 1\n")
     assert commit_of(archive) == f"{head}+"
+
+
+def test_the_commit_is_that_of_the_first_question(archive):
+    """A record names the commit that ran, whatever was committed while it ran."""
+    git(archive, "init", "-q")
+    git(archive, "add", ".")
+    git(archive, "commit", "-q", "-m", "a")
+    code = (
+        "import subprocess\nfrom twinsep.utils import provenance\nfirst = provenance.commit()\n"
+        "open('jax_impl/__init__.py', 'w').write('x = 1')\nassert provenance.commit() == first, first"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=archive, env={"PATH": "/usr/bin:/bin"}, check=True)
 
 
 def test_a_checkout_that_git_cannot_read_counts_as_an_archive(archive):

@@ -14,7 +14,7 @@ _allowed: ContextVar[bool] = ContextVar("allowed", default=True)
 
 
 def cpu_kernels() -> Any:
-    """Return the CPU operators as attributes of one object; None, with one warning, if Numba is missing."""
+    """Return the CPU operators as attributes of one object; None, with one warning, if Numba is missing or fails."""
     return _load() if _allowed.get() else None
 
 
@@ -42,7 +42,7 @@ def _load() -> Any:
             selective_scan_numba,
             spectral_numba,
         )
-    except ImportError as error:
+    except Exception as error:  # a Numba built for other libraries can raise anything
         warnings.warn(
             f"The CPU kernels need Numba, which cannot be imported ({error}); using tensor operations, which are "
             "several times slower.",

@@ -1,8 +1,9 @@
-"""A one-time check of GPU kernels against our own tensor operations.
+"""Checks of GPU kernels against our own tensor operations.
 
-A kernel built for another GPU, or by another compiler, may run and return wrong numbers. A kernel is therefore used
-only after its values and gradients, on the device and in the dtypes of use, agree with tensor operations in float64 on
-the CPU.
+A kernel built for another GPU, or by another compiler, may run and return wrong numbers, for all inputs or for those of
+some shapes. A kernel is therefore used only after its values and gradients, on the device and in the dtypes of use,
+agree with tensor operations in float64 on the CPU: once as a whole on small samples (:func:`checked`), and once for
+every shape in which it is used (:func:`checked_at`), there in some rows and channels.
 """
 
 import warnings
@@ -12,11 +13,17 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from torch import Tensor
 
+from twinsep.errors import is_out_of_memory
+
 Kernel = Callable[..., Tensor]
 Inputs = Mapping[str, Tensor | None]  # by argument name
+#: Letters of the axes of each argument and of "y": b (independent sequences), l, e (channels), …
+Axes = Mapping[str, str]
 
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 4e-3, torch.bfloat16: 3e-2}  # largest error / largest value
 FLOOR = 1e-3  # lower bound of the largest value in that ratio
+#: Rows and channels that are compared in a large call, from the first to the last.
+COMPARED = {"b": 3, "e": 8}
 
 
 def checked(
@@ -35,6 +42,50 @@ def checked(
     return kernel
 
 
+def checked_at(
+    name: str, kernel: Kernel, definition: Kernel, sample: Callable[[int], Inputs], batch: int, axes: Axes
+) -> Kernel | None:
+    """Return ``kernel`` if it agrees with ``definition`` on inputs of the shape of use; else None, with one warning.
+
+    ``sample`` makes such inputs from the size of the axis b, which is ``batch`` or, where memory runs out, less. The
+    kernel computes all of them. The definition computes only some rows b and channels e, which is exact, since a
+    cotangent that is zero elsewhere makes all gradients depend on these alone.
+    """
+    with ThreadPoolExecutor(1) as thread:
+        reason = thread.submit(_compare_part, kernel, definition, sample, batch, axes).result()
+    if reason is not None:
+        warnings.warn(f"{name} is not used in this shape: {reason}.", RuntimeWarning, stacklevel=2)
+        return None
+    return kernel
+
+
+def _compare_part(kernel, definition, sample, batch, axes) -> str | None:
+    while True:
+        try:
+            inputs = sample(batch)
+            return _disagreement(kernel, definition, inputs, _part(inputs, axes))
+        except Exception as error:
+            if batch > 1 and is_out_of_memory(error):
+                batch //= 2
+                continue
+            return f"it fails on this device ({_sentence(error)})"
+
+
+def _part(inputs: Inputs, axes: Axes) -> Callable[[str, Tensor], Tensor]:
+    """Return the function of a name and its tensor that keeps the compared rows and channels."""
+    given = [(axes[name], x.shape) for name, x in inputs.items() if x is not None]
+    sizes = {letter: n for letters, shape in given for letter, n in zip(letters, shape, strict=True)}
+    kept = {letter: torch.linspace(0, sizes[letter] - 1, count).long().unique() for letter, count in COMPARED.items()}
+
+    def part(name: str, x: Tensor) -> Tensor:
+        for axis, letter in enumerate(axes[name]):
+            if letter in kept:
+                x = x.index_select(axis, kept[letter].to(x.device))
+        return x
+
+    return part
+
+
 def _load_and_compare(load, definition, samples) -> tuple[Kernel | None, str | None]:
     try:
         kernel = load()
@@ -47,29 +98,40 @@ def _load_and_compare(load, definition, samples) -> tuple[Kernel | None, str | N
         return None, f"it fails on this device ({_sentence(error)})"
 
 
-def _disagreement(kernel: Kernel, definition: Kernel, inputs: Inputs) -> str | None:
-    exact_inputs = {name: x if x is None else x.double().cpu() for name, x in inputs.items()}
-    found, exact = _values_and_gradients(kernel, inputs), _values_and_gradients(definition, exact_inputs)
+def _whole(_name: str, x: Tensor) -> Tensor:
+    return x
+
+
+def _disagreement(
+    kernel: Kernel, definition: Kernel, inputs: Inputs, part: Callable[[str, Tensor], Tensor] = _whole
+) -> str | None:
+    # First to the CPU: Apple GPUs have no float64.
+    exact_inputs = {name: x if x is None else part(name, x).cpu().double() for name, x in inputs.items()}
+    exact = _values_and_gradients(definition, exact_inputs, _whole)
+    found = _values_and_gradients(kernel, inputs, part)
     tolerance = max(TOLERANCE[x.dtype] for x in inputs.values() if x is not None)
     for name, wanted in exact.items():
-        error = (found[name].double().cpu() - wanted).abs().max().item() / max(wanted.abs().max().item(), FLOOR)
+        error = (found[name].cpu().double() - wanted).abs().max().item() / max(wanted.abs().max().item(), FLOOR)
         if not error <= tolerance:  # also true for NaN
-            return f"{name} is off by {error:.1e} of its largest value in a test on {found[name].device}"
+            shapes = ", ".join(f"{key} {tuple(x.shape)}" for key, x in inputs.items() if x is not None)
+            where = f"a test on {found[name].device}" + ("" if part is _whole else f" with {shapes}")
+            title = name if name == "y" else f"the gradient of {name}"
+            return f"{title} is off by {error:.1e} of its largest value in {where}"
     return None
 
 
-def _values_and_gradients(function: Kernel, inputs: Inputs) -> dict[str, Tensor]:
-    """y and the gradients of all inputs for a fixed random cotangent."""
+def _values_and_gradients(function: Kernel, inputs: Inputs, part: Callable[[str, Tensor], Tensor]) -> dict[str, Tensor]:
+    """``part`` of y, and of the gradients of all inputs for a fixed random cotangent of that part of y."""
     leaves = {name: x if x is None else x.detach().clone().requires_grad_() for name, x in inputs.items()}
-    y = function(**leaves)
+    y = part("y", function(**leaves))
     wanted = {name: x for name, x in leaves.items() if x is not None}
     gradients = torch.autograd.grad(y, list(wanted.values()), random(1, y.shape).to(y))
-    return {"y": y.detach(), **{f"the gradient of {name}": x for name, x in zip(wanted, gradients, strict=True)}}
+    return {"y": y.detach()} | {name: part(name, x) for name, x in zip(wanted, gradients, strict=True)}
 
 
-def random(seed: int, shape: Sequence[int]) -> Tensor:
+def random(seed: int, shape: Sequence[int], device: torch.device | str = "cpu") -> Tensor:
     """Draw standard normal numbers from ``seed``, without touching PyTorch's global generators."""
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+    return torch.randn(*shape, generator=torch.Generator(device).manual_seed(seed), device=device)
 
 
 def _sentence(error: Exception) -> str:

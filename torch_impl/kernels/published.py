@@ -13,6 +13,7 @@ from torch import Tensor
 from torch_impl.kernels import guard
 
 WIDTHS = range(2, 5)  # kernel sizes supported by causal-conv1d
+_AXES = {"x": "ble", "weight": "e1k", "bias": "e", "y": "ble"}
 ALIGNED = 8  # numbers that causal-conv1d reads at once from dense channels
 
 
@@ -64,21 +65,52 @@ def causal_convolution_for(x: Tensor, weight: Tensor, left: int, definition: gua
     suits = left == width - 1 and width in WIDTHS and types <= guard.TOLERANCE.keys() and x.numel() > 0
     if not (suits and usable("causal_conv1d")):
         return None
-    return checked_convolution(x.device, x.dtype, weight.dtype, width, definition)
+    return checked_convolution(x.device, x.dtype, weight.dtype, tuple(x.shape), width, definition)
 
 
 @cache
 def checked_convolution(
+    device: torch.device,
+    dtype: torch.dtype,
+    weight_dtype: torch.dtype,
+    shape: tuple[int, ...],
+    width: int,
+    definition: guard.Kernel,
+) -> guard.Kernel | None:
+    """Return causal-conv1d's kernel if it agrees with ``definition`` in these dtypes and for x of this shape (b, l, d).
+
+    Checked once per process on a sample, and once for each shape.
+    """
+    batch, l, d = shape
+
+    def causal(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return definition(x, weight, bias, width - 1)
+
+    def sample(b: int) -> guard.Inputs:
+        return _sample(b, l, d, width, device, dtype, weight_dtype)
+
+    kernel = _agreeing_convolution(device, dtype, weight_dtype, width, definition)
+    if kernel is None:
+        return None
+    return guard.checked_at(f"causal-conv1d's convolution on {device}", kernel, causal, sample, batch, _AXES)
+
+
+@cache
+def _agreeing_convolution(
     device: torch.device, dtype: torch.dtype, weight_dtype: torch.dtype, width: int, definition: guard.Kernel
 ) -> guard.Kernel | None:
-    """Return causal-conv1d's kernel if it agrees with ``definition`` in these dtypes; checked once per process."""
-
     def samples() -> list[guard.Inputs]:
-        shapes = {"x": (2, 300, 72), "weight": (72, 1, width), "bias": (72,)}
-        named = {name: guard.random(seed, shape) for seed, (name, shape) in enumerate(shapes.items())}
-        return [{name: x.to(device, dtype if name == "x" else weight_dtype) for name, x in named.items()}]
+        return [_sample(2, 300, 72, width, device, dtype, weight_dtype)]
 
     def causal(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         return definition(x, weight, bias, width - 1)
 
     return guard.checked(f"causal-conv1d's convolution on {device}", load_causal_convolution, causal, samples)
+
+
+def _sample(
+    b: int, l: int, d: int, width: int, device: torch.device, dtype: torch.dtype, weight_dtype: torch.dtype
+) -> guard.Inputs:
+    shapes = {"x": (b, l, d), "weight": (d, 1, width), "bias": (d,)}
+    named = {name: guard.random(seed, shape, device) for seed, (name, shape) in enumerate(shapes.items())}
+    return {name: x.to(dtype if name == "x" else weight_dtype) for name, x in named.items()}

@@ -19,6 +19,7 @@ from rich.console import Console
 
 from twinsep import checkpoints
 from twinsep.checkpoints import Checkpoint, Tensors
+from twinsep.checkpoints.initial import unwrap
 from twinsep.checkpoints.pickled import read_torch_file
 from twinsep.config import Config, preset
 from twinsep.errors import InputError
@@ -40,6 +41,8 @@ MODEL_KEYS = {
     "use_mid_side": "mid_side",
 }
 MIXER_KEYS = ("d_state", "d_conv", "expand")
+#: A weight that every reference model has.
+ANCHOR = "band_split.band_pos"
 #: These cannot be inferred from the weights, and the reference has two defaults for each.
 REQUIRED_KEYS = ("n_heads", "hop_length")
 #: Keys that do not affect the forward pass of a Mamba model: training options, and options of Mamba-3 only.
@@ -115,17 +118,18 @@ def read_state_dict(saved: Any, where: str) -> Tensors:
 
     ``where`` opens an error sentence. Raises :class:`InputError` if there are none or one is not floating point.
     """
-    found = saved.get("model_state_dict", saved.get("model")) if isinstance(saved, Mapping) else None
+    names = ("model_state_dict", "model", "state_dict")  # the last is Lightning's
+    found = next((saved[name] for name in names if name in saved), None) if isinstance(saved, Mapping) else None
     if not isinstance(found, Mapping) or not found or not all(isinstance(key, str) for key in found):
-        raise InputError(f"{where}: no state dict under model_state_dict or model; not a checkpoint of the reference")
+        raise InputError(
+            f"{where}: no state dict under model_state_dict or model or state_dict; not a checkpoint of the reference"
+        )
+    if ANCHOR not in found:  # wrapped by Lightning, an average, DistributedDataParallel, torch.compile …
+        found = unwrap(found, ANCHOR)
     for key, array in found.items():
         if not isinstance(array, np.ndarray) or array.dtype != np.float32:
             raise InputError(f"{where}: weight {key!r} is not a floating-point array")
-    weights = dict(found)
-    # DistributedDataParallel and torch.compile prefix every key with their name for the wrapped model.
-    while {key.partition(".")[0] for key in weights} in ({"module"}, {"_orig_mod"}):
-        weights = {key.partition(".")[2]: array for key, array in weights.items()}
-    return weights
+    return dict(found)
 
 
 def read_flat_config(saved: Mapping[str, Any], source: Path) -> tuple[dict[str, Any], str]:
@@ -190,7 +194,7 @@ def convert_config(flat: Mapping[str, Any], where: str, weights: Tensors, source
 def infer_sizes(weights: Tensors, where: str) -> dict[str, int]:
     """Infer the reference's configuration values from the shapes of its weights."""
     mamba = "enc1.0.dual_path.intra_mamba.mamba_fwd."
-    *_, d = weight_shape(weights, "band_split.band_pos", 4, where)
+    *_, d = weight_shape(weights, ANCHOR, 4, where)
     e, n = weight_shape(weights, f"{mamba}A_log", 2, where)
     *_, d_conv = weight_shape(weights, f"{mamba}conv1d.weight", 3, where)
     return {

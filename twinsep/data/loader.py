@@ -219,7 +219,10 @@ class BatchIterator(Iterator[Batch]):
 
 def _stream(example: Examples, first: int) -> Any:
     """Grain's iterator over the batches from example ``first`` on."""
-    import grain  # here because it takes seconds, and imports JAX where that is installed
+    try:
+        import grain  # here because it takes seconds, and imports JAX where that is installed
+    except ImportError as error:  # also one built for other libraries
+        raise InputError(f"training needs the package grain, which cannot be imported here ({error})") from error
 
     size, workers = example.config.training.batch_size, example.config.data.workers
     batches = grain.MapDataset.range(first, _END).map(example).batch(size, batch_fn=_stack)

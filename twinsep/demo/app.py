@@ -17,9 +17,10 @@ from rich.console import Console
 
 import twinsep
 from twinsep.audio import spectrogram
-from twinsep.demo.jobs import JobCancelled, JobQueue
-from twinsep.errors import InputError, TwinsepError
+from twinsep.demo.jobs import JobQueue
+from twinsep.errors import Cancelled, InputError, TwinsepError
 from twinsep.separation import batch, reporters
+from twinsep.utils.backend import choose_device
 from twinsep.utils.env import temporary_env
 
 if TYPE_CHECKING:
@@ -30,6 +31,9 @@ _DELETE_CACHE = (60, 3600)
 _INTRODUCTION = """# twinsep
 Drop a song to hear its instrumental and its vocals. {model} separates it on this machine. Your files are deleted when
 you close the page, or after about an hour."""
+_HINT = "Both stems together are the song. Solo plays a stem alone, Mute leaves it out."
+#: Script and style of the player.
+_PLAYER = Path(__file__).with_name("player.js"), Path(__file__).with_name("player.css")
 
 
 def serve(
@@ -54,10 +58,11 @@ def serve(
     is_local = _check_address(host, port)
     with reporters.open_reporter(as_json=False) as reporter:
         weights = batch.choose_checkpoint(checkpoint, reporter)
+        device = choose_device(framework, device, reporter.message)
         separator = twinsep.load(weights, framework, device=device)
     with tempfile.TemporaryDirectory(prefix="twinsep-demo-") as folder, temporary_env(_environment(folder, host)):
         jobs = JobQueue(separator, Path(folder))
-        page = build_page(jobs, f"{weights.name} ({framework}, {device})")
+        page = build_page(jobs, f"{Path(weights).name} ({framework}, {device})")
         try:
             _launch(page, host, port, limit_mb)
             _wait(_address(host, port), is_local=is_local, open_browser=open_browser)
@@ -77,7 +82,7 @@ def _require_packages() -> None:
 
 
 def build_page(jobs: JobQueue, model: str) -> "gradio.Blocks":
-    """Build the page: an upload area, three players side by side, two download buttons and the spectrograms.
+    """Build the page: an upload area, one player for both stems, two download buttons and the spectrograms.
 
     ``model`` names the model to the user.
     """
@@ -88,11 +93,11 @@ def build_page(jobs: JobQueue, model: str) -> "gradio.Blocks":
         song = gr.File(label="Song", elem_id="song", height=150)
         status = gr.HTML(elem_id="status", min_height=24)
         with gr.Column(visible=False, elem_id="result") as result:
-            with gr.Row():
-                players = [
-                    gr.Audio(label=name, buttons=[], interactive=False, elem_id=name.lower(), min_width=190)
-                    for name in ("Mixture", "Instrumental", "Vocals")
-                ]
+            script, style = (path.read_text(encoding="utf-8") for path in _PLAYER)
+            player = gr.HTML(
+                html_template='<div class="player"></div>', js_on_load=script, css_template=style, elem_id="player"
+            )
+            gr.Markdown(_HINT)
             with gr.Row():
                 files = [
                     gr.DownloadButton(f"Download {stem}", variant="primary", elem_id=f"download-{stem}")
@@ -106,7 +111,7 @@ def build_page(jobs: JobQueue, model: str) -> "gradio.Blocks":
                 interactive=False,
                 buttons=["fullscreen"],
             )
-        outputs = [status, result, *players, *files, spectrograms]
+        outputs = [status, result, player, *files, spectrograms]
         bar = gr.Progress()
 
         def separate(song: str, request: gr.Request, progress: gr.Progress = bar) -> list[Any]:
@@ -121,14 +126,18 @@ def build_page(jobs: JobQueue, model: str) -> "gradio.Blocks":
 
             try:
                 made = jobs.separate(str(request.session_hash), Path(song), reading=reading, separating=separating)
-            except JobCancelled:
+            except Cancelled:
                 return [gr.skip()] * len(outputs)
             except (TwinsepError, OSError) as error:
                 sentence = str((error.strerror if isinstance(error, OSError) else None) or error)
                 return [_alert(sentence), *[gr.skip()] * (len(outputs) - 1)]
             notes = "".join(f"<p>{html.escape(note)}</p>" for note in made.notes)
             stems = [str(made.instrumental), str(made.vocals)]
-            return [notes, gr.Column(visible=True), str(made.mixture), *stems, *stems, str(made.spectrograms)]
+            sounds = [
+                {"name": name, "file": gr.FileData(path=path, orig_name=Path(path).name).model_dump()}
+                for name, path in zip(("Instrumental", "Vocals"), stems, strict=True)
+            ]
+            return [notes, gr.Column(visible=True), sounds, *stems, str(made.spectrograms)]
 
         def cancel(request: gr.Request) -> None:
             jobs.cancel(str(request.session_hash))

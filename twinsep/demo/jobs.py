@@ -8,8 +8,7 @@ import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from twinsep import audio
-from twinsep.errors import InputError, TwinsepError
+from twinsep.errors import Cancelled, InputError
 from twinsep.separation import batch, file
 from twinsep.separation.file import Encoding
 from twinsep.separation.paths import SPECTROGRAMS, FilenameTemplate, SongFile, track_name
@@ -18,15 +17,10 @@ from twinsep.utils.files import display_path
 from twinsep.utils.progress import ProgressCallback
 
 
-class JobCancelled(TwinsepError):
-    """The session ended or was cleared before its song was done."""
-
-
 @dataclass(frozen=True)
 class JobResult:
-    """Files of a separated song, and notes for the user (see :class:`twinsep.separation.file.SeparationResult`)."""
+    """Files made from a song, which is deleted, and notes (:class:`twinsep.separation.file.SeparationResult`)."""
 
-    mixture: Path
     instrumental: Path
     vocals: Path
     spectrograms: Path
@@ -63,7 +57,7 @@ class JobQueue:
         """Wait for this job's turn, then write the same stems as ``twinsep separate --two-stems vocals``.
 
         The upload moves into the job's folder, which replaces the session's previous one. ``reading`` and
-        ``separating`` are passed to :func:`twinsep.separation.file.separate_file`. Raises :class:`JobCancelled` after
+        ``separating`` are passed to :func:`twinsep.separation.file.separate_file`. Raises :class:`Cancelled` after
         :meth:`cancel` or :meth:`close`, and :class:`InputError` as ``separate_file`` does, without this machine's
         folders in the sentence.
         """
@@ -81,7 +75,7 @@ class JobQueue:
                 is_cancelled = job.cancelled.is_set()
                 job.cancel()
                 if is_cancelled:  # whatever failed, it failed because the folder is gone
-                    raise JobCancelled("cancelled") from error
+                    raise Cancelled("cancelled") from error
                 if isinstance(error, InputError):
                     raise InputError(str(error).replace(f"{job.folder}/", "")) from error
                 raise
@@ -89,7 +83,7 @@ class JobQueue:
 
     def _check(self, job: _Job) -> None:
         if self._closed or job.cancelled.is_set():
-            raise JobCancelled("cancelled")
+            raise Cancelled("cancelled")
 
     def _separate(self, job: _Job, song: Path, reading: ProgressCallback, separating: ProgressCallback) -> JobResult:
         def checked(callback: ProgressCallback) -> ProgressCallback:
@@ -112,7 +106,8 @@ class JobQueue:
             reading=checked(reading),
             separating=checked(separating),
         )
-        return JobResult(_playable(song), paths["instrumental"], paths["vocals"], spectrograms, result.notes)
+        song.unlink()  # the stems add up to it
+        return JobResult(paths["instrumental"], paths["vocals"], spectrograms, result.notes)
 
     def cancel(self, session: str) -> None:
         """Stop the session's job, if any, and remove its files."""
@@ -125,17 +120,3 @@ class JobQueue:
         self._closed = True
         with self._turn:
             pass
-
-
-def _playable(song: Path) -> Path:
-    """Return ``song`` if every browser plays its format, else the path of a 16-bit FLAC copy beside it."""
-    if song.suffix.lower() in audio.FORMATS:
-        return song
-    copy = song.with_name(f"{track_name(song)}.flac")
-    with (
-        audio.open_audio(song) as source,
-        audio.writer(copy, source.sample_rate, source.channels, subtype="PCM_16") as sound,
-    ):
-        for block in source.blocks():
-            sound.write(block)
-    return copy

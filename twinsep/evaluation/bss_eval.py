@@ -12,7 +12,7 @@ from pathlib import Path
 from types import ModuleType
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from twinsep.errors import InputError
 from twinsep.metrics import CAP_DB
@@ -49,6 +49,11 @@ def bss_eval(
     return {name: np.clip(ratio, -CAP_DB, CAP_DB) for name, ratio in zip(_NAMES, ratios, strict=True)}
 
 
+def is_silent(signals: Float[np.ndarray, "n c s"]) -> Bool[np.ndarray, " n"]:
+    """True for each source that museval calls silent: its channels sum to zero in every sample."""
+    return ~np.any(np.sum(signals, axis=1) != 0, axis=-1)
+
+
 def _check(references: np.ndarray, estimates: np.ndarray) -> None:
     if references.shape != estimates.shape or references.ndim != 3:
         shapes = f"{references.shape} and {estimates.shape}"
@@ -56,9 +61,8 @@ def _check(references: np.ndarray, estimates: np.ndarray) -> None:
     for role, signals in (("reference", references), ("estimate", estimates)):
         if not np.isfinite(signals).all():
             raise InputError(f"the {role}s hold NaN or infinite samples")
-        silent = np.flatnonzero(~np.any(np.sum(signals, axis=1) != 0, axis=-1))
-        if silent.size:
-            raise InputError(f"{role} {silent[0]} is silent throughout: BSS Eval is undefined for it")
+        if is_silent(signals).any():
+            raise InputError(f"{role} {is_silent(signals).argmax()} is silent throughout: BSS Eval is undefined for it")
 
 
 @lru_cache(maxsize=1)

@@ -10,6 +10,7 @@ import contextlib
 import math
 import multiprocessing
 import os
+from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import Future, ProcessPoolExecutor
 from pathlib import Path
@@ -24,6 +25,7 @@ from twinsep.config import SOURCES, Config, ModelConfig
 from twinsep.data import dataset
 from twinsep.errors import InputError
 from twinsep.evaluation import systems
+from twinsep.evaluation.bss_eval import bss_eval, is_silent
 from twinsep.evaluation.systems import System
 from twinsep.separation import separator
 from twinsep.separation.overlap_add import Chunking
@@ -50,14 +52,16 @@ def score_songs(
     """Records {split, track, target, metric, value, unit} of every track and stem; an undefined value is None.
 
     The stems are the targets; for the target instrumental also the rest of the mixture ("vocals"), for all sources
-    also the sum of all except the vocals ("instrumental"). ``museval``
-    adds its SDR, SIR, SAR and ISR in dB (medians over frames), which take most of the time. Raises
-    :class:`InputError` for missing data and for an estimate of another length than its song.
+    also the sum of all except the vocals ("instrumental"). ``museval`` adds its SDR, SIR, SAR and ISR in dB (medians
+    over frames) of the stems that add up to the song, which take most of the time; their records also name the
+    "references" that were compared, since SIR and SAR of a stem depend on the other stems (see
+    :func:`_museval_medians`). Raises :class:`InputError` for missing data and for an estimate of another length than
+    its song.
     """
     rate, targets = config.sample_rate, tuple(t for t in config.targets if t in _SCORED)
     songs = [(split, t) for split in splits for t in dataset.tracks(root, split, sample_rate=rate, targets=targets)]
     records: list[Record] = []
-    pending: list[tuple[str, str, list[str], Future]] = []
+    pending: list[tuple[str, str, list[str], str, Future]] = []
     with _pool(museval) as pool:
         for done, (split, song) in enumerate(songs):
             mixture = song.read("mixture")
@@ -66,17 +70,17 @@ def score_songs(
                 values = score_stem(estimates[target], truths[target], mixture, config.sample_rate)
                 records += [_record(split, song.name, target, metric, value) for metric, value in values.items()]
             if pool:
-                parts = [
-                    stem for stem in truths if stem != "instrumental" or len(truths) == 2
-                ]  # that add up to the song
+                parts = [stem for stem in truths if stem != "instrumental" or len(truths) == 2]
                 stacks = [np.stack([stems[stem] for stem in parts]) for stems in (truths, estimates)]
+                compared = ", ".join(np.array(parts)[~is_silent(stacks[0])])
                 job = pool.submit(_museval_medians, *stacks, config.sample_rate)
-                pending.append((split, song.name, parts, job))
+                pending.append((split, song.name, parts, compared, job))
             if report:
                 report(done + 1, len(songs) + len(songs) * museval)
-        for done, (split, name, stems, job) in enumerate(pending):
+        for done, (split, name, stems, compared, job) in enumerate(pending):
             for metric, values in job.result().items():
-                records += [_record(split, name, t, metric, v) for t, v in zip(stems, values, strict=True)]
+                made = [_record(split, name, t, metric, v) for t, v in zip(stems, values, strict=True)]
+                records += [record | {"references": compared} for record in made]
             if report:
                 report(len(songs) + done + 1, 2 * len(songs))
     return sorted(records, key=lambda r: (r["split"], r["track"], r["target"], r["metric"]))
@@ -111,16 +115,23 @@ def _stems(
 
 
 def _museval_medians(truths: np.ndarray, estimates: np.ndarray, sample_rate: int) -> dict[str, list[float]]:
-    """museval's four metrics of each stem (stems, 2, S), medians over 1-s frames; NaN if any stem is silent."""
-    from twinsep.evaluation.bss_eval import bss_eval
+    """museval's four metrics of each stem (stems, 2, S), medians over 1-s frames.
 
-    if not np.abs(truths).max((1, 2)).all() or not np.abs(estimates).max((1, 2)).all():
-        return {f"museval_{name}": [math.nan] * len(truths) for name in ("sdr", "isr", "sir", "sar")}
-    framewise = bss_eval(truths, estimates, sample_rate=sample_rate)
-    return {
-        f"museval_{name.lower()}": [float(np.nanmedian(v)) if np.isfinite(v).any() else math.nan for v in values]
-        for name, values in framewise.items()
-    }
+    The references are the stems that are not silent throughout. A stem has NaN if it or its estimate is silent
+    throughout, and NaN as SIR if there is no other reference. museval itself would then score no stem at all.
+    """
+    present, answered = ~is_silent(truths), ~is_silent(estimates)
+    medians = {f"museval_{name}": [math.nan] * len(truths) for name in ("sdr", "isr", "sir", "sar")}
+    if not (present & answered).any():
+        return medians
+    # A stem's scores do not depend on other estimates, but museval refuses silent ones: any sound takes their place.
+    sounding = np.where(answered[:, None, None], estimates, truths)
+    framewise = bss_eval(truths[present], sounding[present], sample_rate=sample_rate)
+    for name, rows in framewise.items():
+        for stem, frames in zip(np.flatnonzero(present), rows, strict=True):
+            if answered[stem] and np.isfinite(frames).any() and (name != "SIR" or present.sum() > 1):
+                medians[f"museval_{name.lower()}"][stem] = float(np.nanmedian(frames))
+    return medians
 
 
 def _pool(wanted: bool) -> Any:
@@ -148,15 +159,23 @@ def _record(split: str, track: str, target: str, metric: str, value: float) -> R
 
 
 def summarise(records: Iterable[Record]) -> dict[str, Any]:
-    """Summarise over tracks: {split: {target: {metric: {median, mean, n}}}}, undefined values left out."""
+    """Summarise over tracks: {split: {target: {metric: {median, mean, n}}}}, undefined values left out.
+
+    museval's metrics also have "references": the sets of stems that were compared, by the number of tracks.
+    """
     groups: dict[tuple[str, str, str], list[float]] = {}
+    references: dict[tuple[str, str, str], Counter[str]] = {}
     for r in records:
-        value = math.nan if r["value"] is None else r["value"]
-        groups.setdefault((r["split"], r["target"], r["metric"]), []).append(value)
+        key, value = (r["split"], r["target"], r["metric"]), math.nan if r["value"] is None else r["value"]
+        groups.setdefault(key, []).append(value)
+        if "references" in r:
+            references.setdefault(key, Counter())[r["references"]] += r["value"] is not None
     summary: dict[str, Any] = {}
     for (split, target, metric), values in groups.items():
         over = metrics.aggregate(np.asarray(values))
-        rounded = {k: (round(v, 4) if math.isfinite(v) else None) for k, v in over.items()}
+        rounded: dict[str, Any] = {k: (round(v, 4) if math.isfinite(v) else None) for k, v in over.items()}
+        if (split, target, metric) in references:
+            rounded["references"] = {key: n for key, n in references[split, target, metric].items() if n}
         summary.setdefault(split, {}).setdefault(target, {})[metric] = rounded
     return summary
 
@@ -226,10 +245,12 @@ def _write_scores(
 
 
 def _print_summary(summary: dict[str, Any]) -> None:
-    table = Table("split", "stem", "metric", "median", "mean", "tracks")
+    table = Table("split", "stem", "metric", "median", "mean", "tracks", "among (museval)")
     for split, stems in summary.items():
         for stem, scores in stems.items():
             for metric, over in scores.items():
                 cells = ["–" if over[k] is None else f"{over[k]:.2f}" for k in ("median", "mean")]
-                table.add_row(split, stem, metric, *cells, str(over["n"]))
+                compared = over.get("references", {})
+                among = "; ".join(f"{names} ({n})" if len(compared) > 1 else names for names, n in compared.items())
+                table.add_row(split, stem, metric, *cells, str(over["n"]), among)
     Console().print(table)

@@ -11,6 +11,7 @@ scatter, spread and halves. Indices are not checked.
 """
 
 import operator
+import warnings
 from hashlib import sha256
 from inspect import unwrap
 from pathlib import Path
@@ -21,6 +22,7 @@ import numpy as np
 from llvmlite import ir  # type: ignore[import-untyped]
 from numba import types
 from numba.core import cgutils
+from numba.core.caching import FunctionCache
 from numba.extending import intrinsic as _intrinsic
 from numba.extending import models, overload, register_model
 
@@ -66,14 +68,62 @@ EXPONENT_BIAS = {types.float32: 127, types.float64: 1023}
 _LANES = sha256(Path(__file__).read_bytes()).hexdigest()[:8]
 
 
+class _Cache(FunctionCache):
+    """Numba's cache on disk for one function, without which the function is compiled again in each process.
+
+    Numba raises if a cached file is damaged, as after a power cut, or if the disk is full or has become read-only.
+    """
+
+    def load_overload(self, sig, target_context):
+        """Return the machine code, or None, also for damaged files, which the next :meth:`save_overload` replaces."""
+        try:
+            return super().load_overload(sig, target_context)
+        except Exception:  # unpickling damaged bytes can raise anything
+            self._save(self.flush)
+            return None
+
+    def save_overload(self, sig, data):
+        """Write the machine code if the disk takes it."""
+        self._save(lambda: super(_Cache, self).save_overload(sig, data))
+
+    def _save(self, write):
+        try:
+            write()
+        except OSError as error:
+            _warn_uncached(str(error))
+            self.disable()
+
+
+_uncached: list[str] = []  # why functions are not cached
+
+
+def _warn_uncached(reason: str) -> None:
+    """Warn once per process."""
+    _uncached.append(reason)
+    if len(_uncached) == 1:
+        warnings.warn(
+            f"CPU kernels cannot be kept on disk ({reason}), so that every process compiles them again, which takes "
+            "about fifteen seconds; set NUMBA_CACHE_DIR to a folder that can be written.",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+
+
 def compiled(function):
-    """Compile at the first call and keep the machine code on disk.
+    """Compile at the first call and keep the machine code on disk, if there is a place for it: else warn once.
 
     Numba's cache detects changes in the function's own file; a hash in its name makes it detect changes here too.
     """
     function = unwrap(function)
     function.__qualname__ += f"-{_LANES}"
-    return numba.njit(nogil=True, cache=True, error_model="numpy", boundscheck=False)(function)
+    dispatcher: Any = numba.njit(nogil=True, error_model="numpy", boundscheck=False)(function)
+    try:
+        dispatcher._cache = _Cache(function)  # as njit(cache=True) does with Numba's own class
+    except RuntimeError:  # Numba found no place: the installation is read-only, and there is no home
+        _warn_uncached("neither this installation nor a cache folder of the user can be written")
+    except OSError as error:
+        _warn_uncached(str(error))
+    return dispatcher
 
 
 def inlined(function):

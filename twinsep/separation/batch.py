@@ -19,6 +19,7 @@ from twinsep.separation.paths import ALL_STEMS, FILM, SPECTROGRAMS, STEM_MP4, Fi
 from twinsep.separation.places import Outputs, Places, find_places
 from twinsep.separation.reporters import Reporter, open_reporter
 from twinsep.separation.separator import Separator, read_config, stems_of, with_complement
+from twinsep.utils.backend import AUTO, choose_device
 from twinsep.utils.files import display_path
 from twinsep.utils.progress import ProgressCallback
 
@@ -54,7 +55,7 @@ class SeparationOptions:
     #: Draw spectrograms of song, stems and mask.
     figure: bool = False
     framework: str = "torch"
-    device: str = "cpu"
+    device: str = AUTO
     as_json: bool = False
     #: Pass over songs whose stems are there, and write only stems that are not.
     skip_existing: bool = False
@@ -305,7 +306,7 @@ def _load(options: SeparationOptions, reporter: Reporter) -> Separator:
     separator = twinsep.load(
         choose_checkpoint(options.checkpoint, reporter),
         options.framework,
-        device=options.device,
+        device=choose_device(options.framework, options.device, reporter.message),
         chunking=options.chunking,
         augmented=options.augmented,
     )

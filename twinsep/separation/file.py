@@ -152,7 +152,7 @@ def separate_file(
         # Decoding and encoding run in threads of their own; the model runs in this one, which Ctrl-C reaches.
         cut = _cut(_check_unchanged(source, info), begin, end, info.frames)
         with prefetch(cut) as blocks, write_behind(sink.write) as write:
-            for mixture, stems in separator.stream(blocks, frames, info.sample_rate, progress=separating):
+            for mixture, stems in separator.stream(blocks, frames, info.sample_rate, on_progress=separating):
                 write({stem: complement(mixture, stems, stem) for stem in writers})
                 if drawing:
                     drawing.push(mixture, *(complement(mixture, stems, stem) for stem in ("instrumental", "vocals")))

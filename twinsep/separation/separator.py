@@ -85,29 +85,36 @@ class Separator:
         return with_complement(stem, self.stems)
 
     def __call__(
-        self, waveform: Any, sample_rate: int | float, *, progress: ProgressCallback | None = None
+        self, waveform: Any, sample_rate: int | float, *, on_progress: ProgressCallback | None = None
     ) -> dict[str, Any]:
         """Separate ``waveform`` (C, S), C = 1 or 2: stem name → (C, S) of the same library, device and dtype.
 
         ``waveform`` is a floating-point array of NumPy, PyTorch or JAX at ``sample_rate`` Hz, full scale ±1. Everything
-        is computed in float32, without gradients. ``progress`` is called with (chunks done, chunks in all). Raises
-        :class:`InputError` for any other input, for values that are not finite, and as :meth:`stream` does.
+        is computed in float32, without gradients. ``on_progress`` is called with (chunks done, chunks in all) after
+        each batch of chunks; what it raises, for example :class:`twinsep.Cancelled`, ends the separation, and the
+        separator can be used again. Raises :class:`InputError` for any other input, for values that are not finite, and
+        as :meth:`stream` does.
         """
         song = _check_waveform(waveform)
         if not 0 < sample_rate < math.inf or sample_rate != int(sample_rate):
             raise InputError(f"a sample rate of {sample_rate} Hz is invalid: it must be a positive whole number")
-        pieces = [stems for _, stems in self.stream([song], song.shape[1], int(sample_rate), progress=progress)]
+        pieces = [stems for _, stems in self.stream([song], song.shape[1], int(sample_rate), on_progress=on_progress)]
         return {
             stem: _as_type_of(np.concatenate([piece[stem] for piece in pieces], 1), waveform) for stem in self.stems
         }
 
     def stream(
-        self, blocks: Iterable[np.ndarray], frames: int, sample_rate: int, *, progress: ProgressCallback | None = None
+        self,
+        blocks: Iterable[np.ndarray],
+        frames: int,
+        sample_rate: int,
+        *,
+        on_progress: ProgressCallback | None = None,
     ) -> Iterator[tuple[np.ndarray, Stems]]:
         """Separate a stream in bounded memory: pieces of the song (C, n), each with its stems (C, n).
 
         ``blocks`` (C, n) hold ``frames`` samples per channel in all, at ``sample_rate`` Hz. A mono song is fed to the
-        model as two equal channels, a song of more than two channels in pairs. ``progress`` is called with (chunks
+        model as two equal channels, a song of more than two channels in pairs. ``on_progress`` is called with (chunks
         done, chunks in all). Raises :class:`InputError` for estimates that are not finite, and as
         :func:`twinsep.separation.overlap_add.stream_model` does.
         """
@@ -115,7 +122,7 @@ class Separator:
         inner_frames = max(1, round(frames * rate / sample_rate))
         song, to_resample = _tee(blocks)
         mixture, to_model = _tee(resample_blocks(to_resample, sample_rate, rate, inner_frames))
-        estimates = stream_model(_pair_channels(self.model), to_model, inner_frames, self.grid, progress=progress)
+        estimates = stream_model(_pair_channels(self.model), to_model, inner_frames, self.grid, progress=on_progress)
         parts = (self._all_but_last(piece, stems) for piece, stems in zip_blocks(mixture, estimates))
         flat = (part.reshape(-1, part.shape[-1]) for part in parts)  # ((stems − 1)·c, n), resampled together
         for piece, resampled in zip_blocks(song, resample_blocks(flat, rate, sample_rate, frames)):

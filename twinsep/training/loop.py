@@ -10,7 +10,7 @@ import contextlib
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from rich.progress import TextColumn
 
 from twinsep import checkpoints, metrics
 from twinsep.checkpoints import Checkpoint
+from twinsep.checkpoints.initial import describe_initial_weights, read_initial_weights
 from twinsep.config import Config
 from twinsep.data.loader import Batch, BatchIterator, TrainingBatches
 from twinsep.data.validation import ValidationSegment, validation_segments
@@ -28,7 +29,7 @@ from twinsep.errors import Interrupted, NonFiniteLossError, OutOfMemoryError, Tw
 from twinsep.training import logger, run_dir, schedule
 from twinsep.training.run_dir import BEST, FINAL, LAST, RECORD
 from twinsep.utils import provenance
-from twinsep.utils.backend import make_deterministic, twin
+from twinsep.utils.backend import choose_device, make_deterministic, twin
 from twinsep.utils.files import remove_temporary_files, write_json
 from twinsep.utils.progress import make_progress
 
@@ -59,7 +60,8 @@ class RunOptions:
 
     ``deterministic`` selects algorithms that repeat to the bit, on an accelerator too. ``tensorboard`` adds
     TensorBoard's event files to DVCLive's. ``basis`` identifies what the run depends on beside its configuration, such
-    as its code; if it is given, an unfinished run with another basis starts again.
+    as its code; if it is given, an unfinished run with another basis starts again. ``init`` names the weights to start
+    from, see :mod:`twinsep.checkpoints.initial`; without it they are drawn from the seed.
     """
 
     framework: str = "torch"
@@ -68,6 +70,7 @@ class RunOptions:
     deterministic: bool = False
     tensorboard: bool = False
     basis: str = ""
+    init: Path | None = None
 
 
 def train(config: Config, folder: Path, options: RunOptions | None = None) -> dict[str, Any]:
@@ -79,21 +82,31 @@ def train(config: Config, folder: Path, options: RunOptions | None = None) -> di
     finite, :class:`OutOfMemoryError`, and :class:`Interrupted` after Ctrl-C; the last checkpoint then stays intact.
     """
     options = options or RunOptions()
+    provenance.commit()  # the record names the code that runs now
     console = Console(stderr=True)
     print_line = _line_printer(console)
+    started_from = describe_initial_weights(options.init) if options.init else {}
     previous = run_dir.find_resumable(
-        config, folder, overwrite=options.overwrite, basis=options.basis, print_line=print_line
+        config,
+        folder,
+        overwrite=options.overwrite,
+        basis=options.basis,
+        init=started_from.get("sha256", ""),
+        print_line=print_line,
     )
     segments = validation_segments(config)
     stream = iter(TrainingBatches(config))
     if options.deterministic:
         make_deterministic(options.framework)
+    # After that, because it starts the framework.
+    options = replace(options, device=choose_device(options.framework, options.device, print_line))
     run = RunState()
     if previous:
         remove_temporary_files(folder)
         run = RunState(**previous.provenance["progression"])
         print_line(f"resuming {folder} at step {run.step} of {config.training.steps}")
     loop = _TrainingLoop(config, folder, options, segments, run, console)
+    loop.started_from = started_from
     try:
         with _memory_errors(loop):
             loop.open(previous)
@@ -161,6 +174,8 @@ class _TrainingLoop:
         t = config.training
         #: Seconds of audio that one optimiser step reads.
         self.audio_seconds = t.segment_seconds * t.batch_size * t.accumulation
+        #: File and digest of the initial weights, if they are from a file.
+        self.started_from: dict[str, str] = {}
         #: Content of ``run.json``, once the run is finished.
         self.record: dict[str, Any] = {}
 
@@ -169,6 +184,19 @@ class _TrainingLoop:
         self.trainer = twin(self.options.framework, "train").Trainer(self.config, self.options.device)
         if previous:
             self.trainer.restore(previous.tensors, previous.step)
+        elif self.options.init:
+            self.start_from(self.options.init)
+
+    def start_from(self, path: Path) -> None:
+        """Load the initial weights, and name the model settings with which they were trained otherwise."""
+        prefix, average = "ema/", self.trainer.state()
+        names = [name.removeprefix(prefix) for name in average if name.startswith(prefix)]
+        weights, config = read_initial_weights(path, names)
+        self.trainer.start_from(weights, f"--init {path}")
+        theirs, ours = (c.to_dict()["model"] if c else {} for c in (config, self.config))
+        for name in sorted(name for name in theirs if theirs[name] != ours.get(name)):
+            self.print_line(f"{path} was trained with model.{name} {theirs[name]}, this run has {ours.get(name)}")
+        self.print_line(f"starting from the weights of {path}")
 
     def run_steps(self, stream: BatchIterator, log: logger.LogFunction) -> None:
         """Take the remaining steps, with validations and checkpoints in between."""
@@ -286,6 +314,7 @@ class _TrainingLoop:
         """
         state, run = self.trainer.state(), self.run
         origin = {"progression": vars(run), "framework": self.options.framework, "basis": self.options.basis}
+        origin["init"] = self.started_from.get("sha256", "")
         last = run.step == self.config.training.steps
         average = {name: t for name, t in state.items() if name.startswith("ema/")}
         for name in [BEST] * (run.best_step == run.step) + [FINAL] * last:
@@ -303,7 +332,9 @@ class _TrainingLoop:
             "configuration": self.config.to_dict(),
             "hash": self.config.hash,
             "options": {"device": self.options.device, "deterministic": self.options.deterministic},
+            **({"init": self.started_from} if self.started_from else {}),
             **provenance.describe(self.options.device),
+            **({"basis": self.options.basis} if self.options.basis else {}),
             "parameters": int(sum(t.size for name, t in state.items() if name.startswith("model/"))),
             "seconds": round(run.seconds, 1),
             "steps_per_second": round(steps / run.seconds, 3),

@@ -23,7 +23,7 @@ from twinsep.config import Config
 from twinsep.data.loader import TrainingBatches
 from twinsep.errors import InputError
 from twinsep.utils import progress
-from twinsep.utils.backend import twin
+from twinsep.utils.backend import choose_device, twin
 from twinsep.utils.files import atomic_path
 
 #: Steps before the traced ones, to compile and fill caches.
@@ -49,6 +49,7 @@ def profile_steps(config: Config, folder: Path, *, framework: str, device: str, 
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file: choose a folder as --out")
     batches = TrainingBatches(config)
+    device = choose_device(framework, device, Console(stderr=True).print)
     trainer = twin(framework, "train").Trainer(config, device)
     target, unfinished = folder / "profile", folder / ".profile"
     try:

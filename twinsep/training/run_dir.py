@@ -60,13 +60,20 @@ def newest_checkpoint(folder: Path, print_line: Callable[[str], None]) -> Checkp
 
 
 def find_resumable(
-    config: Config, folder: Path, *, overwrite: bool, basis: str, print_line: Callable[[str], None]
+    config: Config,
+    folder: Path,
+    *,
+    overwrite: bool,
+    basis: str,
+    init: str = "",
+    print_line: Callable[[str], None],
 ) -> Checkpoint | None:
     """Return the checkpoint from which a run of ``config`` resumes, or None if the run starts from the beginning.
 
-    A run resumes if it is unfinished, has the same configuration and, unless ``basis`` is empty, the same basis. Unless
-    ``overwrite`` is set, :class:`InputError` is raised for a finished run, a run of another configuration, and a run
-    without a complete checkpoint; it is always raised if ``folder`` is a file.
+    A run resumes if it is unfinished, has the same configuration, started from the same weights (``init``, the digest
+    of their file) and, unless ``basis`` is empty, has the same basis. Unless ``overwrite`` is set, :class:`InputError`
+    is raised for a finished run, a run of another configuration, basis or start, and a run without a complete
+    checkpoint; it is always raised if ``folder`` is a file.
     """
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file: choose a folder as --out")
@@ -81,11 +88,14 @@ def find_resumable(
         return None
     same = found.config.hash == config.hash
     if same and found.step < config.training.steps:
-        if not basis or found.provenance.get("basis") == basis:
+        same_start = found.provenance.get("init", "") == init
+        if same_start and (not basis or found.provenance.get("basis") == basis):
             return found
+        what = "an unfinished run of other " + ("code or data" if same_start else "initial weights (--init)")
         if overwrite:
-            print_line(f"{folder} holds an unfinished run of other code or data; starting again")
+            print_line(f"{folder} holds {what}; starting again")
             return None
+        raise InputError(f"{folder} holds {what}: choose another --out, or pass --overwrite to replace it")
     if not overwrite:
         what = "a finished run" if same else "a run of another configuration"
         raise InputError(f"{folder} holds {what}: choose another --out, or pass --overwrite to replace it")

@@ -8,6 +8,7 @@ import hashlib
 import importlib
 import os
 import platform
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -36,6 +37,24 @@ def twin(framework: str, module: str = "") -> ModuleType:
         raise InputError(
             f"framework {framework} needs the package {error.name}; install it with: pip install 'twinsep[{framework}]'"
         ) from error
+
+
+#: The device that is chosen on this machine, and the kinds that twinsep was written for.
+AUTO = "auto"
+_KNOWN = ("cpu", "cuda", "gpu", "mps")
+
+
+def choose_device(framework: str, name: str, say: Callable[[str], None]) -> str:
+    """Return the device ``name``, or for "auto" the best one that ``framework`` can use here; ``say`` tells the user.
+
+    Raises :class:`InputError` for a framework that is unknown or not installed.
+    """
+    if name == AUTO:
+        name = twin(framework, "devices").choose_device()
+        say(f"computing on {name}")
+    elif name.partition(":")[0] not in _KNOWN:
+        say(f"the device {name} is untested: compare a short song with --device cpu")
+    return name
 
 
 #: Parameters of glibc's mallopt(3): never map a block by itself, never trim the heap, grow it by 32 MiB.
@@ -67,7 +86,7 @@ def _prepare_xla() -> None:
     with contextlib.suppress(OSError, RuntimeError):  # no readable home directory: no cache
         home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         existing = next(path for path in (home, *home.parents) if path.exists())
-        if os.access(existing, os.W_OK):
+        if existing.is_dir() and os.access(existing, os.W_OK):  # systems name /dev/null as the home of a service
             cache = home / "twinsep" / "xla" / hashlib.sha256(_processor().encode()).hexdigest()[:16]
             os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
 

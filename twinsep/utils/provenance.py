@@ -6,10 +6,10 @@ import datetime
 import hashlib
 import os
 import platform
-import resource
 import subprocess
 import sys
 from collections.abc import Sequence
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -51,9 +51,11 @@ def code_hash(*paths: str) -> str:
     return digest.hexdigest()[:16]
 
 
+@cache
 def commit() -> str:
-    """Return 12 digits of the checked-out commit, with "+" if tracked code differs from it.
+    """Return 12 digits of the checked-out commit, with "+" if tracked code differs from it, as first asked.
 
+    A long computation asks at its start: a record then names the code that ran, not what was checked out meanwhile.
     Outside a git checkout (an archive, an installed package) and where git cannot read it, return "archive".
     """
     # Another project's repository may enclose an unpacked archive; git would find it.
@@ -72,7 +74,11 @@ def commit() -> str:
 
 
 def peak_memory_mib() -> int:
-    """Return the largest resident size of this process so far, in MiB."""
+    """Return the largest resident size of this process so far, in MiB; 0 on Windows, which does not count it."""
+    try:
+        import resource  # here, so that songs are separated on Windows too
+    except ModuleNotFoundError:
+        return 0
     # getrusage counts KiB on Linux, bytes on macOS.
     unit = 1 << 20 if sys.platform == "darwin" else 1 << 10
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // unit
