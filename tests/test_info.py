@@ -10,6 +10,7 @@ import pytest
 
 from twinsep import checkpoints, info
 from twinsep.checkpoints import Checkpoint, hub
+from twinsep.config import PRESETS
 from twinsep.errors import InputError
 from twinsep.utils.backend import twin
 
@@ -38,13 +39,10 @@ def test_json_holds_versions_frameworks_presets_and_checkpoints(capsys):
     assert found["versions"].keys() >= {"twinsep", "commit", "platform", "numpy", "torch", "jax", "numba"}
     for name in ("torch", "jax"):
         assert found["frameworks"][name] == twin(name, "devices").describe_machine() | {"notes": []}
-    assert {name: preset["parameters"] for name, preset in found["presets"].items()} == {
-        "reference": 64_844_032,
-        "reference-large": 82_246_912,
-        "paper": 66_162_948,
-        "small": 5_209_892,
-        "tiny": 301_044,
-    }
+    assert found["presets"].keys() == PRESETS.keys()
+    counts = {"reference": 64_844_032, "paper": 66_162_948, "small": 5_209_892, "tiny": 301_044, "bsmamba2": 48_138_376}
+    assert {name: found["presets"][name]["parameters"] for name in counts} == counts
+    assert found["presets"]["htdemucs"]["mixer"] == "package"
     assert (found["presets"]["tiny"]["bands"], found["presets"]["tiny"]["mixer"]) == ("vocal72", "mamba")
     a, broken, c, released = found["checkpoints"]
     assert a["path"] == "results/weights/[a]/0.safetensors"

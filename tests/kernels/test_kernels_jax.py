@@ -14,7 +14,7 @@ import pytest
 from helpers.numba_failures import FAILURES
 
 from ablations.comparison import configuration, weights_of
-from jax_impl import kernels, ops, scan, train
+from jax_impl import kernels, networks, ops, scan, train
 from jax_impl.kernels import foreign
 from twinsep.kernels import attention as loops
 
