@@ -40,7 +40,14 @@ def test_json_holds_versions_frameworks_presets_and_checkpoints(capsys):
     for name in ("torch", "jax"):
         assert found["frameworks"][name] == twin(name, "devices").describe_machine() | {"notes": []}
     assert found["presets"].keys() == PRESETS.keys()
-    counts = {"reference": 64_844_032, "paper": 66_162_948, "small": 5_209_892, "tiny": 301_044, "bsmamba2": 48_138_376}
+    counts = {
+        "reference": 64_844_032,
+        "reference-large": 82_246_912,
+        "paper": 66_162_948,
+        "small": 5_209_892,
+        "tiny": 301_044,
+        "bsmamba2": 48_138_376,
+    }
     assert {name: found["presets"][name]["parameters"] for name in counts} == counts
     assert found["presets"]["htdemucs"]["mixer"] == "package"
     assert (found["presets"]["tiny"]["bands"], found["presets"]["tiny"]["mixer"]) == ("vocal72", "mamba")

@@ -1,8 +1,9 @@
-"""What all networks share: STFT, band split, mask head and inverse STFT."""
+"""Base classes of the networks: STFT, band split, mask head and inverse STFT."""
 
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from typing import Literal, overload
 
 from einops import einsum
@@ -79,6 +80,6 @@ class BandSplitNetwork(Network):
             y = concatenate([y, (mixture - y.sum(1))[:, None]], 1)
         return (y, {"mask": mask, "spectrum": spectrum}) if return_auxiliary_outputs else y
 
+    @abstractmethod
     def network(self, x: Float[Tensor, "b k t d"]) -> Float[Tensor, "b k t d"]:
-        """Apply what lies between band split and mask head."""
-        raise NotImplementedError
+        """Apply the layers between band split and mask head."""

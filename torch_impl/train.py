@@ -15,6 +15,7 @@ from torch_impl.networks import build
 from twinsep import losses
 from twinsep.checkpoints import Tensors, check_names, strip
 from twinsep.config import Config
+from twinsep.errors import InputError
 from twinsep.training.loss_scale import LossScale
 
 #: Compute types by name; float32 needs no cast.
@@ -27,6 +28,10 @@ class Trainer:
     def __init__(self, config: Config, device: str = "cpu"):
         self.config, self.device = config, find_device(device)
         self.model = build(config)
+        if any(name.endswith("running_mean") for name, _ in self.model.named_buffers()):
+            raise InputError(
+                "this system cannot be trained here: checkpoints do not keep the running statistics of its batch norms"
+            )
         initialise(self.model, config.training.seed, config.model.init)
         self.model.to(self.device).train()
         self.average = build(config).to(self.device).eval().requires_grad_(False)

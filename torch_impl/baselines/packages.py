@@ -1,7 +1,7 @@
 """Published separators that their own packages compute, as networks like ours.
 
 ``pip install 'twinsep[systems]'`` installs the packages. Systems with published weights use those on the machine; the
-others start from random weights, drawn by their package, and can be trained like ours.
+others start from random weights, drawn by their package.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def _demucs(name: str, sources: tuple[str, ...]) -> Package:
 
 
 def _load_demucs(name: str) -> nn.Module:
-    """The bag of released networks from the caches of PyTorch and of the Hugging Face hub; nothing is downloaded."""
+    """Load the bag of released networks from PyTorch's cache; nothing is downloaded."""
     import yaml
 
     package = importlib.import_module("demucs.pretrained")
@@ -69,8 +69,7 @@ def _load_demucs(name: str) -> nn.Module:
     missing = [path.name for path in wanted if not path.exists()]
     if missing:
         raise InputError(
-            f"{name} needs its released weights: put {', '.join(missing)} from {package.ROOT_URL} into {folder}, or "
-            f"run demucs once with this model and a network"
+            f"{name} needs its released weights: put {', '.join(missing)} from {package.ROOT_URL} into {folder}"
         )
     states = importlib.import_module("demucs.states")
     repo = importlib.import_module("demucs.repo")

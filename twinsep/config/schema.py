@@ -30,7 +30,7 @@ Probability = Annotated[float, Field(ge=0, le=1)]
 
 @dataclass(frozen=True, config=_STRICT, kw_only=True)
 class ModelConfig:
-    """What every network has: the signal, a band table, and stems."""
+    """Options of every network: the signal, a band table, and stems."""
 
     network: str
     sample_rate: Positive = 44_100  # Hz
@@ -85,7 +85,7 @@ class ModelConfig:
 
 @dataclass(frozen=True, config=_STRICT, kw_only=True)
 class BandSplitConfig(ModelConfig):
-    """What the band-split networks share: width, sequence mixer, features and mask."""
+    """Options of every band-split network: width, sequence mixer, features and mask."""
 
     d_model: Positive  # D, features per band and frame
     n_heads: Positive  # H, attention heads; D/H must be even, for rotary positions

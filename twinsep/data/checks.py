@@ -141,7 +141,7 @@ def _layouts(is_paired: bool, folders: Sequence[Path]) -> Callable[[Path], SongF
     are_two_stems = not any(map(is_in_and_out, folders))
 
     def layout(folder: Path) -> SongFiles:
-        """Of a paired set."""
+        """Return the files that a song folder of a paired set should hold."""
         is_two_stems = are_two_stems or (is_pair(folder) and not is_in_and_out(folder))
         return two_stem_files(folder) if is_two_stems else PAIR_FILES
 

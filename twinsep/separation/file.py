@@ -66,7 +66,7 @@ class Excerpt:
 
     @property
     def name(self) -> str:
-        """What distinguishes the excerpt's files from those of the whole song; empty for the whole song."""
+        """Text that tells the excerpt's files from those of the whole song; empty for the whole song."""
         if self.length is None:
             return f" (from {self.start:g} s)" if self.start else ""
         return f" ({self.start:g}-{self.start + self.length:g} s)"

@@ -131,7 +131,7 @@ def _check_template(found: dict[SongFile, Outputs]) -> None:
 
 
 def _key(path: str | Path) -> str:
-    """The same for names that a file system may take for one: it may ignore case and the spelling of an é."""
+    """Key that is equal for names that a file system may take for one: it may ignore case and the spelling of an é."""
     return unicodedata.normalize("NFC", os.path.normpath(path)).casefold()
 
 
