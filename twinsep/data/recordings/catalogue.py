@@ -38,6 +38,7 @@ class Package:
     valid: tuple[str, ...] = ()  # recordings for validation
     test: tuple[str, ...] = ()  # recordings that are only tested on
     genre: str = ""  # of instrumentals
+    sung: bool = False  # some instrumentals are songs with voice, which are only tested on
     speaker: str = ""  # regular expression whose first group, found in the path of a voice, names its speaker
     sings: bool = False  # voices that sing; others speak
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -24,6 +25,8 @@ _SHORTEST, _LONGEST = 0.35, 5.0  # seconds of an utterance
 _JOINED = 1.2  # seconds up to which short utterances are joined to a phrase, _GAP seconds apart
 _GAP = 0.06
 _SPEECH_RMS = 0.08
+#: Song → runs [start, end) of seconds.
+Runs = Mapping[str, Sequence[tuple[int, int]]]
 _TRIES = 20  # drawn passages of which one must sound most of the time
 
 
@@ -44,17 +47,22 @@ class Material:
     instrumentals: tuple[Passages, ...] = ()
     voices: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     singers: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    #: Songs with voice and without stems, with the runs in which it sings.
+    sung: tuple[Passages, ...] = ()
 
 
-def write_material(path: Path, found: Iterable[Recording], free: Mapping[str, list[tuple[int, int]]]) -> None:
+def write_material(path: Path, found: Iterable[Recording], free: Runs, sung: Runs) -> None:
     """Write the material of all splits; ``free`` has the runs without voice by instrumental.
 
-    Speakers of fewer than :data:`FEWEST_FILES` files are left out, unless they sing.
+    ``sung`` has the runs with voice of whole songs, which only tests use. Speakers of fewer than :data:`FEWEST_FILES`
+    files are left out, unless they sing.
     """
-    splits: dict[str, dict] = {}
+    splits: dict[str, dict] = {"test": _nothing()}
     for each in found:
-        part = splits.setdefault(each.split, {"instrumentals": [], "voices": {}, "singers": {}})
-        if each.role == "instrumentals":
+        part = splits.setdefault(each.split, _nothing())
+        if each.path in sung:
+            splits["test"]["sung"].append(asdict(Passages(each.path, each.genre, tuple(sung[each.path]))))
+        elif each.role == "instrumentals":
             if runs := free.get(each.path):
                 part["instrumentals"].append(asdict(Passages(each.path, each.genre, tuple(runs))))
         else:
@@ -64,6 +72,10 @@ def write_material(path: Path, found: Iterable[Recording], free: Mapping[str, li
     write_json(path, splits)
 
 
+def _nothing() -> dict[str, Any]:
+    return {"instrumentals": [], "voices": {}, "singers": {}, "sung": []}
+
+
 @cache
 def read_material(path: Path, root: Path, split: str) -> Material:
     """Read the material of a split, whose files lie below ``root``; raises :class:`InputError` if there is none."""
@@ -71,15 +83,12 @@ def read_material(path: Path, root: Path, split: str) -> Material:
         part = json.loads(path.read_text())[split]
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"{path} holds no material for {split} songs: scan the recordings first") from error
-    return Material(
-        root,
-        tuple(
-            Passages(each["path"], each["genre"], tuple((start, end) for start, end in each["runs"]))
-            for each in part["instrumentals"]
-        ),
-        {name: tuple(files) for name, files in part["voices"].items()},
-        {name: tuple(files) for name, files in part["singers"].items()},
-    )
+
+    def passages(values: list[dict]) -> tuple[Passages, ...]:
+        return tuple(Passages(v["path"], v["genre"], tuple((a, b) for a, b in v["runs"])) for v in values)
+
+    voices, singers = ({name: tuple(files) for name, files in part[key].items()} for key in ("voices", "singers"))
+    return Material(root, passages(part["instrumentals"]), voices, singers, passages(part["sung"]))
 
 
 def draw_passage(rng: np.random.Generator, material: Material, seconds: float) -> tuple[np.ndarray, Passages, float]:
@@ -89,7 +98,10 @@ def draw_passage(rng: np.random.Generator, material: Material, seconds: float) -
     none, or if those drawn are nearly silent.
     """
     places = [
-        (each, start, end - seconds) for each in material.instrumentals for start, end in each.runs if end - start >= seconds
+        (each, start, end - seconds)
+        for each in material.instrumentals
+        for start, end in each.runs
+        if end - start >= seconds
     ]
     if not places:
         raise InputError(f"no instrumental is free of voice for {seconds:g} s: make shorter songs")

@@ -48,7 +48,7 @@ def fetch_package(name: str, package: Package, root: Path) -> bool:
             digest = hashlib.file_digest(opened, "sha256").hexdigest()
         if digest != package.sha256:
             raise InputError(
-                f"{name} {package.version} has the SHA-256 {digest}, not {package.sha256}: its source holds another file"
+                f"{name} {package.version} has the SHA-256 {digest}, not {package.sha256}: correct the catalogue"
             )
         unpacked, new = work / "unpacked", work / "new"
         _unpack(file, package, unpacked)

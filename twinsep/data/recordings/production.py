@@ -57,7 +57,7 @@ def vocal_chain(rng: np.random.Generator, lead: np.ndarray, doubles: list[np.nda
 
 
 def equalise(rng: np.random.Generator, x: Sound, *, bright: Real = 0.0, spread: Real = 3.0) -> Sound:
-    """Zero-phase equaliser: three bells of N(0, ``spread``) dB at 100 Hz to 10 kHz, and a shelf of ``bright`` dB above."""
+    """Zero-phase equaliser: three bells of N(0, ``spread``) dB at 100 Hz to 10 kHz, and a treble of ``bright`` dB."""
     size = scipy.fft.next_fast_len(len(x) + SAMPLE_RATE // 10, real=True)
     octaves = np.log2(np.maximum(np.arange(size // 2 + 1) * (SAMPLE_RATE / size), 20) / 1000)
     decibels = bright / (1 + np.exp(-4 * (octaves - np.log2(3.5))))

@@ -29,8 +29,8 @@ _VOICE_FLOOR, _SONG_FLOOR = 1e-9, 1e-6
 class Thresholds:
     """When a second is free of voice or sung, by the level of the vocals found in it, in dB below the song.
 
-    A run of free seconds counts from ``shortest_free`` seconds on and loses ``margin`` seconds at each inner end; a sung
-    one counts from ``shortest_sung`` seconds on.
+    A run of free seconds counts from ``shortest_free`` seconds on and loses ``margin`` seconds at each end inside the
+    song; a sung one counts from ``shortest_sung`` seconds on.
     """
 
     free_db: float

@@ -36,7 +36,7 @@ class Key(NamedTuple):
 
 @dataclass(frozen=True)
 class SungSyllable:
-    """A syllable with its notes: frames [lo, hi) of the speech, start in seconds, and (MIDI key, seconds) of each note."""
+    """A syllable, frames [lo, hi) of the speech, with its start in seconds and its notes (MIDI key, seconds)."""
 
     lo: int
     hi: int
@@ -85,7 +85,7 @@ def find_key(song: Float[np.ndarray, "s 2"]) -> Key:
 
 
 def melody(rng: np.random.Generator, count: int, key: Key, centre: float) -> list[int]:
-    """Draw ``count`` MIDI keys that walk in steps and small leaps through the key, from 7 below ``centre`` to 9 above."""
+    """Draw ``count`` MIDI keys that walk through the key in steps and small leaps, near the MIDI key ``centre``."""
     scale = key.scale if rng.random() < 0.5 else _PENTATONIC[key.scale]
     keys = [k for k in range(128) if (k - key.tonic) % 12 in scale and centre - 7 <= k <= centre + 9]
     at = int(np.argmin(np.abs(np.array(keys) - centre))) + int(rng.integers(-1, 2))

@@ -14,7 +14,7 @@ from twinsep.data.recordings import production
 from twinsep.data.recordings.material import Material, draw_passage, draw_phrases, draw_speaker, read_stereo
 from twinsep.data.recordings.production import CODECS, Sound
 from twinsep.data.recordings.singing import Key, draw_manner, find_key, set_to_music, sing
-from twinsep.data.recordings.speech import FRAME, analyse
+from twinsep.data.recordings.speech import analyse
 from twinsep.data.synth import effects
 from twinsep.data.synth import song as generated
 from twinsep.data.synth.composition import compose
@@ -30,6 +30,9 @@ Kind = Literal["sung", "spoken", "singer", "espeak", "generated", "instrumental"
 KINDS: tuple[Kind, ...] = get_args(Kind)
 _Range = tuple[float, float]
 _Probability = Annotated[float, Field(ge=0, le=1)]
+_SILENT = 1e-6
+#: Probability of added overtones on a recorded voice, many of which end at 8 to 11 kHz.
+_EXCITED = 0.5
 
 
 @validated(frozen=True, config=ConfigDict(extra="forbid"), kw_only=True)
@@ -41,7 +44,6 @@ class Recipe:
     side_db: _Range  # change of the side of each stem
     spread: _Probability  # a delayed copy of the mid in the side, for each stem
     spread_db: _Range
-    exciter: _Probability  # overtones on recorded voices, many of which end at 8 to 11 kHz
     low_pass: _Probability  # for each stem alone
     low_pass_hz: _Range
     codec: _Probability  # for each stem alone
@@ -83,10 +85,11 @@ def make_song(kind: Kind, seed: tuple[int, ...], material: Material, recipe: Rec
     if kind in _VOICES:
         voice, said = _VOICES[kind](rng, material, key, samples)
         info |= said
-    stems = {"vocals": voice, "instrumental": instrumental}
-    stems = {name: _colour(rng, x, recipe, info.setdefault(name, {})) for name, x in stems.items()}
-    stems = _balance(rng, stems, recipe, info)
-    return _finish(rng, stems, recipe, info)
+    vocals, vocals_info = _colour(rng, voice, recipe)
+    instrumental, instrumental_info = _colour(rng, instrumental, recipe)
+    stems, balance = _balance(rng, {"vocals": vocals, "instrumental": instrumental}, recipe)
+    parts = {"vocals": vocals_info, "instrumental": instrumental_info}
+    return _quantise(rng, stems, info | {"production": parts, **balance})
 
 
 # ---------------------------------------------------------------------------- voices
@@ -173,6 +176,9 @@ def _produced(
     if effects.rms(lead) < 1e-4:
         raise InputError(f"the phrases of {info['speaker']} are silent or hold no syllable: drop this speaker")
     voice, used = production.vocal_chain(rng, lead.astype(np.float32), [x.astype(np.float32) for x in doubles])
+    if rng.random() < _EXCITED:
+        used.append("exciter")
+        voice = effects.exciter(voice, rng.uniform(3000, 5000), rng.uniform(0.1, 0.6))
     return voice, info | {"effects": used}
 
 
@@ -186,30 +192,58 @@ def _add(track: np.ndarray, sound: np.ndarray, seconds: float) -> None:
 # ---------------------------------------------------------------------------- production
 
 
-def _colour(rng: np.random.Generator, x: Sound, recipe: Recipe, info: dict[str, Any]) -> Sound:
-    """Equaliser, width, low-pass and codec of one stem, as drawn; a silent one stays silent."""
-    info["side_db"] = round(float(rng.uniform(*recipe.side_db)), 2)
-    is_spread, late, spread_db = rng.random() < recipe.spread, rng.uniform(0.002, 0.025), rng.uniform(*recipe.spread_db)
-    excited, amount = rng.random() < recipe.exciter, rng.uniform(0.1, 0.5)
-    cut, hertz = rng.random() < recipe.low_pass, float(rng.uniform(*recipe.low_pass_hz))
+def _colour(rng: np.random.Generator, x: Sound, recipe: Recipe) -> tuple[Sound, dict[str, Any]]:
+    """Equaliser, width, low-pass and codec of one stem, and what was drawn; a silent one stays silent."""
+    side_db, is_spread = round(float(rng.uniform(*recipe.side_db)), 2), rng.random() < recipe.spread
+    late, spread_db = rng.uniform(0.002, 0.025), round(float(rng.uniform(*recipe.spread_db)), 2)
+    cut, hertz = rng.random() < recipe.low_pass, round(float(rng.uniform(*recipe.low_pass_hz)))
     encoded, codec, share = rng.random() < recipe.codec, str(rng.choice(list(CODECS))), rng.random()
-    if effects.rms(x) < 1e-6:
-        return np.zeros_like(x)
-    x = production.equalise(rng, x, spread=1.5)
-    if "speech" in info:
-        raise AssertionError
-    if excited:
-        x = effects.exciter(x, 4000, amount)
-    x = production.set_width(x, info["side_db"])
+    info: dict[str, Any] = {"side_db": side_db}
+    if effects.rms(x) < _SILENT:
+        return np.zeros_like(x), {}
+    x = production.set_width(production.equalise(rng, x, spread=1.5), side_db)
     if is_spread:
-        x = production.spread(x, late, spread_db)
-        info["spread_db"] = round(float(spread_db), 2)
+        x, info["spread_db"] = production.spread(x, late, spread_db), spread_db
     if cut:
-        x = effects.brickwall(x, hertz)
-        info["low_pass_hz"] = round(hertz)
+        x, info["low_pass_hz"] = effects.brickwall(x, hertz), hertz
     if encoded:
-        low, high = CODECS[codec][3]
-        compression = round(low + share * (high - low), 2)
-        x = production.lossy(x, codec, compression)
-        info["codec"] = [codec, compression]
-    return x
+        least, most = CODECS[codec][3]
+        info["codec"] = [codec, round(least + share * (most - least), 2)]
+        x = production.lossy(x, *info["codec"])
+    return x, info
+
+
+def _balance(
+    rng: np.random.Generator, stems: dict[str, Sound], recipe: Recipe
+) -> tuple[dict[str, Sound], dict[str, Any]]:
+    """Levels of the stems, passages without one of them, mastering; and what was drawn."""
+    level, info = round(float(rng.uniform(*recipe.voice_db)), 2), {}
+    voice, instrumental = stems["vocals"], stems["instrumental"]
+    sounding = effects.rms(voice) > _SILENT and effects.rms(instrumental) > _SILENT
+    if sounding:
+        factor = effects.active_rms(instrumental) * gain(level) / effects.active_rms(voice)
+        stems = {"vocals": voice * np.float32(factor), "instrumental": instrumental}
+        info["voice_db"] = level
+    for stem, name, probability in (
+        ("vocals", "pause", recipe.pause),
+        ("instrumental", "a_cappella", recipe.a_cappella),
+    ):
+        wanted, seconds, start = rng.random() < probability, rng.uniform(*recipe.passage_seconds), rng.random()
+        length = min(round(seconds * SAMPLE_RATE), len(voice) // 2)
+        first = round(start * (len(voice) - length))
+        if wanted and sounding:
+            stems[stem] = production.fade_out(stems[stem], first, first + length)
+            info[name] = [round(n / SAMPLE_RATE, 2) for n in (first, first + length)]
+    mastered = rng.random() < recipe.master
+    if mastered:
+        stems = production.master(rng, stems)
+    return stems, info | {"mastered": bool(mastered)}
+
+
+def _quantise(rng: np.random.Generator, stems: dict[str, Sound], info: dict[str, Any]) -> StemSong:
+    """Scale both stems together to a peak of 0.5 to 0.96 and round them to 16 bits."""
+    song = stems["vocals"] + stems["instrumental"]
+    loudest = max(float(np.abs(x).max()) for x in (*stems.values(), song))
+    scale = float(rng.uniform(0.5, generated.PEAK)) * 32767 / max(loudest, 1e-9)
+    whole = {name: np.round(x * scale).astype(np.int16) for name, x in stems.items()}
+    return StemSong(whole["vocals"], whole["instrumental"], info)

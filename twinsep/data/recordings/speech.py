@@ -7,6 +7,7 @@ envelope, D4C for the aperiodicity. Syllables are found by their sound alone, si
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -93,9 +94,9 @@ def find_syllables(log_power: Float[np.ndarray, "t f"], voiced: np.ndarray) -> t
     nuclei = [n for n in nuclei if voiced[max(0, n - 6) : n + 7].mean() > 0.5]
     if not nuclei:
         return ()
-    between = [a + int(np.argmin(level[a:b])) for a, b in zip(nuclei[:-1], nuclei[1:], strict=True)]
+    between = [a + int(np.argmin(level[a:b])) for a, b in pairwise(nuclei)]
     edges = [0, *between, len(level)]
-    return tuple(zip(edges[:-1], edges[1:], strict=True))
+    return tuple(pairwise(edges))
 
 
 def trim(x: Float[np.ndarray, " s"], *, below_db: float = -32.0, rest: float = 0.02) -> Float[np.ndarray, " s"]:
