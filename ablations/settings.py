@@ -21,6 +21,7 @@ from twinsep.errors import InputError
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
+PIPELINE = ROOT / "dvc.yaml"
 GENERATED = Path("results/data/generated")
 CONFIGS = Path("results/work/configs")
 RUNS = Path("results/runs")
@@ -210,28 +211,29 @@ def configuration(group: str, seed: int) -> Config:
     return chosen.override(row["override"]).override({"training": {"seed": seed}})
 
 
-def code_dependencies(stage: str, framework: str) -> list[str]:
-    """Files and folders that ``dvc.yaml`` lists for a stage, except songs and results, relative to the root.
+def code_dependencies(stage: str, framework: str, pipeline: Path = PIPELINE) -> list[str]:
+    """Files and folders that ``pipeline`` lists for a stage, except songs and results, relative to the root.
 
     ``framework`` is that of the group, for a stage with an entry per group.
     """
-    entry = _stage(stage)
+    entry = _stage(stage, pipeline)
     listed = (path.replace("${item.framework}", framework) for path in entry["deps"])
     return [path for path in listed if not path.startswith(("results/", "${"))]
 
 
-def stage_inputs(address: str) -> dict[str, str]:
+def stage_inputs(address: str, pipeline: Path = PIPELINE) -> dict[str, str]:
     """Digests of the code, and values of the parameters, on which a stage, such as ``train@torch-base``, depends.
 
-    They are read anew at each call.
+    DVC puts the file of another pipeline than that of the working directory before the stage, with a colon. They are
+    read anew at each call.
     """
-    stage, _, key = address.partition("@")
+    stage, _, key = address.rpartition(":")[2].partition("@")
     found = {}
-    for path in (ROOT / name for name in code_dependencies(stage, key.partition("-")[0])):
+    for path in (ROOT / name for name in code_dependencies(stage, key.partition("-")[0], pipeline)):
         for file in path.rglob("*") if path.is_dir() else [path]:
             if file.is_file() and "__pycache__" not in file.parts:
                 found[file.relative_to(ROOT).as_posix()] = hashlib.sha256(file.read_bytes()).hexdigest()
-    for listed in _stage(stage).get("params", []):
+    for listed in _stage(stage, pipeline).get("params", []):
         for name, keys in listed.items():
             content = yaml.safe_load((ROOT / name).read_text())
             for key in keys:
@@ -240,6 +242,6 @@ def stage_inputs(address: str) -> dict[str, str]:
     return found
 
 
-def _stage(name: str) -> dict[str, Any]:
-    entry = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"][name]
+def _stage(name: str, pipeline: Path) -> dict[str, Any]:
+    entry = yaml.safe_load(pipeline.read_text())["stages"][name]
     return entry.get("do", entry)

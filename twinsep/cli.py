@@ -63,10 +63,13 @@ FrameworkOption = Annotated[Framework, typer.Option(help="Framework that compute
 Device = Annotated[str, typer.Option(help="auto (the best that works here), cpu, cuda, cuda:1, mps …")]
 Checkpoint = Annotated[
     Path | None,
-    typer.Option("--checkpoint", "-n", help="Trained weights, or a system such as htdemucs; by default the base run."),
+    typer.Option("--checkpoint", "-n", help="Weights, or a system such as htdemucs; by default the released weights."),
 ]
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="Configuration file (JSON or YAML).")]
 Preset = Annotated[PresetName | None, typer.Option(help="Named configuration.")]
+System = Annotated[
+    PresetName | None, typer.Option("--preset", help="A system with weights of its own, such as htdemucs.")
+]
 Settings = Annotated[
     list[str] | None,
     typer.Option("--set", help="Override, such as --set model.mixer.kind=transformer; may be repeated."),
@@ -109,6 +112,7 @@ def separate(
         typer.Option(help="Path of a stem in that folder, from {track}, {stem} and {ext}."),
     ] = "{track}/{stem}.{ext}",
     checkpoint: Checkpoint = None,
+    system: System = None,
     two_stems: Annotated[
         str | None, typer.Option(metavar="STEM", help="Write STEM and the rest; vocals: vocals and instrumental.")
     ] = None,
@@ -173,7 +177,7 @@ def separate(
     options = SeparationOptions(
         out=out,
         filename=filename,
-        checkpoint=checkpoint,
+        checkpoint=_choose_weights(checkpoint, system),
         two_stems=two_stems,
         stem=stem,
         extension=extension,
@@ -205,6 +209,7 @@ def info(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = 
 @app.command()
 def demo(
     checkpoint: Checkpoint = None,
+    system: System = None,
     framework: FrameworkOption = "torch",
     device: Device = "auto",
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 admits other machines.")] = "127.0.0.1",
@@ -216,7 +221,7 @@ def demo(
     from twinsep.demo.app import serve
 
     serve(
-        checkpoint=checkpoint,
+        checkpoint=_choose_weights(checkpoint, system),
         framework=framework,
         device=device,
         host=host,
@@ -396,6 +401,13 @@ def _choose_device(framework: str, name: str) -> str:
     from twinsep.utils import backend
 
     return backend.choose_device(framework, name, lambda sentence: print(sentence, file=sys.stderr))
+
+
+def _choose_weights(checkpoint: Path | None, system: str | None) -> Path | None:
+    """The weights of --checkpoint, or the system of --preset, which has weights of its own."""
+    if checkpoint is not None and system is not None:
+        raise InputError("--checkpoint and --preset exclude each other: choose one")
+    return Path(system) if system is not None else checkpoint
 
 
 def _choose_one(chosen: dict[str, bool], options: str) -> str | None:

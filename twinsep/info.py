@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from twinsep import checkpoints
+from twinsep.checkpoints import released
 from twinsep.config import PRESETS, BandSplitConfig, ModelConfig
 from twinsep.errors import InputError
 from twinsep.utils import provenance
@@ -82,8 +83,9 @@ def _parameters(name: str) -> int | None:
 
 def _paths() -> list[Path]:
     runs = sorted(WEIGHTS.glob("*/*.safetensors"))
-    released = (path for path in RELEASED.glob("*") if not path.name.startswith("."))
-    return runs + sorted(path for path in released if path.is_dir() or path.suffix == ".safetensors")
+    found = (path for path in RELEASED.glob("*") if not path.name.startswith("."))
+    here = sorted(path for path in found if path.is_dir() or path.suffix == ".safetensors")
+    return runs + (here or [path for path in (released.PATH,) if path.is_file()])
 
 
 def _checkpoint(path: Path) -> Record:

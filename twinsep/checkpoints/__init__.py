@@ -6,10 +6,21 @@ from pathlib import Path
 
 from twinsep.checkpoints import hub
 from twinsep.checkpoints.native import RECORD, Checkpoint, Tensors, check_names, read_file, strip, write
+from twinsep.checkpoints.released import full_precision, released_path
 from twinsep.config import PRESETS, Config, preset
 from twinsep.errors import InputError
 
-__all__ = ["RECORD", "Checkpoint", "Tensors", "check_names", "config_and_weights", "read", "strip", "write"]
+__all__ = [
+    "RECORD",
+    "Checkpoint",
+    "Tensors",
+    "check_names",
+    "config_and_weights",
+    "read",
+    "released_path",
+    "strip",
+    "write",
+]
 
 
 def read(path: str | Path, *, prefixes: tuple[str, ...] | None = None) -> Checkpoint:
@@ -33,9 +44,9 @@ def read(path: str | Path, *, prefixes: tuple[str, ...] | None = None) -> Checkp
 def config_and_weights(path_or_preset: str | Path, weights: str) -> tuple[Config, Tensors | None]:
     """Return the configuration and the tensors of a checkpoint, or a preset and None.
 
-    ``weights`` ("ema" or "model") names the tensors. Raises :class:`twinsep.errors.InputError` as :func:`read` does.
+    ``weights`` ("ema" or "model") names the tensors; those of float16 become float32. Raises :class:`twinsep.errors.InputError` as :func:`read` does.
     """
     if isinstance(path_or_preset, str) and path_or_preset in PRESETS:
         return preset(path_or_preset), None
     checkpoint = read(path_or_preset, prefixes=("model/", "ema/"))
-    return checkpoint.config, checkpoint.weights(weights)
+    return checkpoint.config, full_precision(checkpoint.weights(weights))

@@ -26,7 +26,7 @@ from twinsep.utils.files import display_path, os_error_reason
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 _SECTIONS = ("model", "loss", "training", "data")
 #: Entries of a checkpoint's provenance, or of its ``run.json``, that ``config.json`` keeps.
-_ORIGIN = ("framework", "command", "commit", "source", "sha256")
+_ORIGIN = ("framework", "command", "commit", "source", "sha256", "licence")
 _HINT = "choose a folder that save_pretrained wrote"
 _CARD = """---
 {licence}library_name: twinsep
@@ -189,7 +189,8 @@ def _new_card(name: str, checkpoint: Checkpoint, weights: Tensors) -> bytes:
     else:
         origin = "Not trained: these are initial weights."
     return _CARD.format(
-        licence="" if "source" in known else "license: mit\n",  # converted weights keep their authors' licence
+        # Converted and released weights have a licence of their own.
+        licence="" if {"source", "licence"} & set(known) else "license: mit\n",
         name=name,
         targets=", ".join(model.targets),
         rate=model.sample_rate,

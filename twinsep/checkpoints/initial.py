@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from twinsep import checkpoints
 from twinsep.checkpoints.native import Tensors
 from twinsep.checkpoints.pickled import read_torch_file
+from twinsep.checkpoints.released import full_precision
 from twinsep.config import Config
 from twinsep.errors import InputError
 
@@ -31,7 +32,7 @@ def read_initial_weights(path: Path, names: Collection[str]) -> tuple[Tensors, C
     """
     if path.is_dir() or _is_native(path):
         found = checkpoints.read(path, prefixes=("model/", "ema/"))
-        return found.weights("ema"), found.config
+        return full_precision(found.weights("ema")), found.config
     if not path.is_file():
         raise InputError(f"--init {path} does not exist: name a checkpoint")
     arrays = _read_safetensors(path) if path.suffix == ".safetensors" else None

@@ -11,6 +11,7 @@ from twinsep import audio
 from twinsep.audio import remux, spectrogram
 from twinsep.audio.reading import MAX_CHANNELS
 from twinsep.audio.writing import supports
+from twinsep.checkpoints import released
 from twinsep.config import PRESETS, Config
 from twinsep.errors import InputError, Interrupted, TwinsepError
 from twinsep.separation.file import Encoding, Excerpt, SeparationResult, separate_file
@@ -23,7 +24,8 @@ from twinsep.utils.backend import AUTO, choose_device
 from twinsep.utils.files import display_path
 from twinsep.utils.progress import ProgressCallback
 
-#: Checkpoint of ``separate`` without ``--checkpoint``: in the current folder, or in the checkout it runs from.
+#: Checkpoint of ``separate`` without ``--checkpoint`` where there are no released weights: in the current folder, or in
+#: the checkout it runs from.
 BASE_CHECKPOINT = Path("results/weights/torch-base/0.safetensors")
 #: Stands in ``--out`` for the folder of each song.
 FOLDER = "{folder}"
@@ -36,7 +38,7 @@ class SeparationOptions:
     #: Folder for the stems, in which {folder} is that of the song, and their place in it.
     out: Path = Path("separated")
     filename: str = FilenameTemplate.text
-    #: Trained weights; the base run's if None.
+    #: Trained weights; the released ones if None, or else the base run's.
     checkpoint: Path | None = None
     #: Write this stem and the rest of the song, or this stem alone; by default the stems that the model estimates.
     two_stems: str | None = None
@@ -320,7 +322,7 @@ def _read_config(options: SeparationOptions) -> Config:
 
 
 def choose_checkpoint(path: Path | None, reporter: Reporter | None = None) -> Path | str:
-    """``path``, or the base run's checkpoint, which ``reporter`` is told.
+    """``path``, or the released weights, or else the base run's, which ``reporter`` is told.
 
     A path that is the name of a preset whose weights come with its package is returned as that name. Raises
     :class:`InputError` if there is no checkpoint.
@@ -328,6 +330,8 @@ def choose_checkpoint(path: Path | None, reporter: Reporter | None = None) -> Pa
     if path is not None:
         config = PRESETS.get(str(path))
         return path if config is None or path.exists() or config.model.network != "package" else str(path)
+    if released.PATH.is_file():
+        return released.PATH
     for folder in (Path(), Path(__file__).parents[2]):
         base = folder / BASE_CHECKPOINT
         if base.exists():

@@ -1,0 +1,59 @@
+"""The recipe of the released weights, ``release.yaml`` and ``recordings.yaml`` read, and where its files lie."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from twinsep.config import Config, preset
+from twinsep.data.recordings.catalogue import Package, Recording, read_catalogue, recordings
+from twinsep.errors import InputError
+
+HERE = Path(__file__).parent
+PIPELINE = HERE / "dvc.yaml"
+CATALOGUE = HERE / "recordings.yaml"
+
+#: Unpacked recordings, and the songs made of them; neither is in git.
+RECORDINGS = Path("results/data/recordings")
+SONGS = Path("results/data/release")
+#: Work files of the stages.
+WORK = Path("results/work/release")
+LEVELS = WORK / "levels"
+MATERIAL = WORK / "material.json"
+RUN = WORK / "run"
+#: What is committed.
+RELEASED = Path("results/released")
+WEIGHTS = RELEASED / "twinsep.safetensors"
+CARD = RELEASED / "README.md"
+#: The same weights as data of the package.
+SHIPPED = Path("twinsep/released/twinsep.safetensors")
+
+
+@cache
+def recipe() -> dict[str, Any]:
+    """Content of ``release.yaml``."""
+    return yaml.safe_load((HERE / "release.yaml").read_text())
+
+
+@cache
+def catalogue() -> dict[str, Package]:
+    """The packages of recordings by name."""
+    return read_catalogue(CATALOGUE)
+
+
+def found_recordings() -> list[Recording]:
+    """The recordings that were fetched; raises :class:`InputError` if a package is missing."""
+    found = list(recordings(catalogue(), RECORDINGS))
+    if missing := sorted(set(catalogue()) - {each.package for each in found}):
+        raise InputError(f"{RECORDINGS} lacks the package {missing[0]}: run the stage `recordings` first")
+    return found
+
+
+def configuration() -> Config:
+    """The configuration of the run."""
+    training = recipe()["training"]
+    changed = preset(training["preset"]).override(training["override"])
+    return changed.override({"data": {"root": str(SONGS)}})
