@@ -1,1 +1,1 @@
-"""The released weights: the stages that make them from recordings in free packages, their proof and their model card."""
+"""The released weights: the stages that make them from recordings, prove them and write their model card."""

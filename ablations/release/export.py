@@ -1,4 +1,4 @@
-"""Stage ``export``: write the released checkpoint, averaged weights in float16, to ``results/released`` and the package."""
+"""Stage ``export``: write the released checkpoint, averaged weights in float16, for git and for the package."""
 
 from __future__ import annotations
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterable
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,6 @@ from twinsep.data.recordings.material import read_material, read_stereo
 from twinsep.data.recordings.scan import DETECTOR
 from twinsep.evaluation.evaluate import Record, score_songs, summarise
 from twinsep.evaluation.systems import System, baseline_system, model_system
-from twinsep.separation.overlap_add import Chunking
 from twinsep.separation.separator import Separator, load
 from twinsep.utils.files import write_json
 from twinsep.utils.progress import progress_bar
@@ -51,8 +51,7 @@ _FLOOR = 1e-9
 def main() -> None:
     """Write every score, the summary of ours, the tables, and the residual voice of sung songs."""
     proof = settings.recipe()["proof"]
-    chunking = Chunking(segment=proof["chunk_seconds"])
-    ours, peer = load(settings.WEIGHTS, chunking=chunking), load(DETECTOR)
+    ours, peer = load(settings.WEIGHTS), load(DETECTOR)
     records: dict[str, list[Record]] = {}
     for name, make in systems(ours, peer).items():
         with progress_bar(name) as report:
@@ -130,7 +129,7 @@ def by_loudness(scores: pd.DataFrame, edges: list[float]) -> pd.DataFrame:
     limits = [-math.inf, *edges, math.inf]
     labels = [
         f"below {edges[0]}",
-        *(f"{a} to {b}" for a, b in zip(edges, edges[1:], strict=False)),
+        *(f"{a} to {b}" for a, b in pairwise(edges)),
         f"above {edges[-1]}",
     ]
     groups = pd.cut(own.voice_db, limits, labels=labels)

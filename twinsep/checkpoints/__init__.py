@@ -44,7 +44,8 @@ def read(path: str | Path, *, prefixes: tuple[str, ...] | None = None) -> Checkp
 def config_and_weights(path_or_preset: str | Path, weights: str) -> tuple[Config, Tensors | None]:
     """Return the configuration and the tensors of a checkpoint, or a preset and None.
 
-    ``weights`` ("ema" or "model") names the tensors; those of float16 become float32. Raises :class:`twinsep.errors.InputError` as :func:`read` does.
+    ``weights`` ("ema" or "model") names the tensors; those of float16 become float32. Raises
+    :class:`twinsep.errors.InputError` as :func:`read` does.
     """
     if isinstance(path_or_preset, str) and path_or_preset in PRESETS:
         return preset(path_or_preset), None
