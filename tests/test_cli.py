@@ -106,6 +106,7 @@ def test_separate_refuses_a_song_of_nan(call, weights, tmp_path):
 
 def test_separate_refuses_bad_options(call, weights, tmp_path, monkeypatch):
     monkeypatch.setattr("twinsep.separation.batch.BASE_CHECKPOINT", tmp_path / "untrained.safetensors")
+    monkeypatch.setattr("twinsep.checkpoints.released.PATH", tmp_path / "unreleased.safetensors")
     song = tmp_path / "song.wav"
     audio.write(song, tone(), 44_100)
     (tmp_path / "file").write_text("")

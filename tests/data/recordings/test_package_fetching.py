@@ -88,7 +88,7 @@ def test_a_machine_that_cannot_fetch_debian_packages_is_told_so_in_a_sentence(tm
     package = Package(**CATALOGUE["band"])
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     with pytest.raises(
-        InputError, match="cannot fetch Debian packages, as it has no apt-get.*released weights"
+        InputError, match=r"cannot fetch Debian packages, as it has no apt-get.*released weights"
     ) as caught:
         packages.fetch_package("band", package, tmp_path / "r")
     assert "\n" not in str(caught.value)

@@ -1,5 +1,7 @@
 """Speech taken apart and sung: syllables, keys, melodies, pitch."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from helpers.recordings import RATE, instrumental, speech
@@ -21,7 +23,7 @@ def phrase():
 def test_syllables_and_pitch_are_found(phrase):
     assert len(phrase.syllables) == 4
     assert phrase.syllables[0][0] == 0
-    assert all(a[1] == b[0] for a, b in zip(phrase.syllables, phrase.syllables[1:], strict=False))
+    assert all(a[1] == b[0] for a, b in pairwise(phrase.syllables))
     assert 69 + 12 * np.log2(140 / 440) == pytest.approx(phrase.median_key, abs=0.5)
     assert phrase.log_power.shape == phrase.aperiodicity.shape == (len(phrase.f0), phrase.log_power.shape[1])
 
@@ -54,7 +56,7 @@ def test_melodies_stay_in_the_key_and_near_the_voice():
 def test_syllables_follow_each_other_in_song(phrase):
     sung = set_to_music(np.random.default_rng(0), phrase, Key(0, MAJOR), 0.5, 60.0)
     assert len(sung) == 4
-    for a, b in zip(sung, sung[1:], strict=False):
+    for a, b in pairwise(sung):
         assert b.start == pytest.approx(a.start + a.seconds)
     assert all(s.seconds >= 0.16 for s in sung)
 

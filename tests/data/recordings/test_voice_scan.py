@@ -1,5 +1,7 @@
 """The scan for voices: levels by second, and the runs that songs may use."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import soundfile
@@ -18,7 +20,7 @@ def test_levels_do_not_depend_on_the_pieces_of_the_stream():
     song = rng.standard_normal((2, 3500))
     vocals = 0.1 * song
     edges = [0, 1, 700, 1999, 2000, 3500]
-    pieces = [(song[:, a:b], vocals[:, a:b]) for a, b in zip(edges, edges[1:], strict=False)]
+    pieces = [(song[:, a:b], vocals[:, a:b]) for a, b in pairwise(edges)]
     whole = scan.levels_by_second([(song, vocals)], 1000)
     assert len(whole) == 3  # the last half second does not count
     assert whole == pytest.approx(-20, abs=0.01)
