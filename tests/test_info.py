@@ -15,6 +15,12 @@ from twinsep.errors import InputError
 from twinsep.utils.backend import twin
 
 
+@pytest.fixture(autouse=True)
+def _unreleased(tmp_path, monkeypatch):
+    """An installation without released weights."""
+    monkeypatch.setattr("twinsep.checkpoints.released.PATH", tmp_path / "unreleased.safetensors")
+
+
 @pytest.fixture
 def models(micro, tmp_path, monkeypatch):
     """A folder with three runs, one with a damaged checkpoint and one with unreadable scores, and a released model."""
@@ -71,6 +77,17 @@ def test_the_tables_show_scores_and_the_package_version(capsys, monkeypatch):
     assert re.search(rf"twinsep +│ {re.escape(version('twinsep'))} ", out)
     assert "Numba kernel" in out
     assert any(line.startswith("results/weights/[broken]/0.safetensors: not a whole") for line in out.splitlines())
+
+
+def test_the_weights_of_the_installation_are_listed_where_there_are_no_other_released_ones(micro, tmp_path, monkeypatch):
+    made = Checkpoint(micro, {"model/w": np.ones(3, np.float32)}, 1234)
+    checkpoints.write(tmp_path / "unreleased.safetensors", made)
+    monkeypatch.chdir(tmp_path)
+    assert [(r["path"], r["step"]) for r in map(info._checkpoint, info._paths())] == [
+        (str(tmp_path / "unreleased.safetensors"), 1234)
+    ]
+    hub.write(tmp_path / "results/released/small", made)
+    assert [str(path) for path in info._paths()] == ["results/released/small"]
 
 
 def test_each_missing_or_broken_framework_is_reported_on_one_line(capsys, monkeypatch, tmp_path):
