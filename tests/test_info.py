@@ -79,7 +79,7 @@ def test_the_tables_show_scores_and_the_package_version(capsys, monkeypatch):
     assert any(line.startswith("results/weights/[broken]/0.safetensors: not a whole") for line in out.splitlines())
 
 
-def test_the_weights_of_the_installation_are_listed_where_there_are_no_other_released_ones(micro, tmp_path, monkeypatch):
+def test_the_weights_of_the_installation_are_listed_where_no_others_are_released(micro, tmp_path, monkeypatch):
     made = Checkpoint(micro, {"model/w": np.ones(3, np.float32)}, 1234)
     checkpoints.write(tmp_path / "unreleased.safetensors", made)
     monkeypatch.chdir(tmp_path)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from ablations.release import export, proof, scan, settings
+from ablations.release import export, proof, realism, scan, settings
 from ablations.stages import run_stage
 from twinsep import checkpoints
 from twinsep.config import Config
@@ -16,6 +16,8 @@ from twinsep.utils.files import write_atomically
 
 #: The command that makes the weights again.
 COMMAND = "dvc repro ablations/release/dvc.yaml"
+#: The tables that the card shows.
+TABLES = (proof.TABLE, proof.BY_LOUDNESS, proof.BY_GENRE, realism.TABLE)
 #: What must be reached: kind of song, what it is compared with (empty: nothing), dB, and the sentence.
 GOALS = (
     ("the real excerpt", "", "mean", 9.5, "the real excerpt"),
@@ -36,7 +38,7 @@ def main() -> None:
     """Write ``results/released/README.md``."""
     record = json.loads(export.OUT.read_text())
     found = checkpoints.read(settings.WEIGHTS, prefixes=())
-    tables = {stem: pd.read_csv(stem.with_suffix(".csv")) for stem in (proof.TABLE, proof.BY_LOUDNESS, proof.BY_GENRE)}
+    tables = {stem: pd.read_csv(stem.with_suffix(".csv")) for stem in TABLES}
     minutes = pd.read_csv(scan.TABLE.with_suffix(".csv"))
     residual = json.loads(proof.RESIDUAL.read_text())
     text = card(found.config, record, settings.catalogue(), tables, minutes, residual, settings.WEIGHTS.stat().st_size)
@@ -53,9 +55,8 @@ def card(
     size: int,
 ) -> str:
     """The model card in Markdown."""
-    by_kind, by_loudness, by_genre = (
-        scan.markdown(tables[stem]) for stem in (proof.TABLE, proof.BY_LOUDNESS, proof.BY_GENRE)
-    )
+    shown = [scan.markdown(tables[stem]) for stem in TABLES[:-1]]
+    made = tables[realism.TABLE].set_index("songs").T.rename_axis("median").reset_index()
     counts = settings.recipe()["songs"]["counts"]["train"]
     model, sittings = config.to_dict()["model"], record["sittings"]
     left = residual["median_db"]
@@ -72,9 +73,10 @@ def card(
         steps=config.training.steps,
         loss=", ".join(f"{weight:g} {name}" for name, weight in config.loss.weights.items()),
         command=COMMAND,
-        by_kind=by_kind,
-        by_loudness=by_loudness,
-        by_genre=by_genre,
+        by_kind=shown[0],
+        by_loudness=shown[1],
+        by_genre=shown[2],
+        realism=scan.markdown(made),
         residual="no figure" if left is None else f"{left:.1f} dB of voice",
         sung=len(residual["songs"]),
         goals=goals(tables[proof.TABLE]),

@@ -13,11 +13,11 @@ import yaml
 from helpers.recordings import write_recordings
 
 # ruff: noqa: E402 (the imports need the data extra)
-for package in ("espeakng_loader", "midirenderer", "pyworld", "stempeg"):
+for package in ("espeakng_loader", "midirenderer", "pyworld"):
     pytest.importorskip(package)
 
 from ablations import settings as pipeline_settings
-from ablations.release import card, export, proof, scan, settings, songs, train
+from ablations.release import card, export, proof, realism, scan, settings, songs, train
 from twinsep import Separator, checkpoints
 from twinsep.config import preset
 from twinsep.data.recordings import scan as detector
@@ -89,7 +89,7 @@ def made(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         prepare(patch, folder)
         write_recordings(settings.RECORDINGS)
-        for stage in (scan, songs, train, export, proof, card):
+        for stage in (scan, songs, train, export, proof, realism, card):
             stage.main()
     return folder
 
@@ -286,6 +286,31 @@ def test_songs_without_stems_are_scored_by_the_voice_that_the_peer_still_finds()
     found = proof.residual_voice(half(), half(), 4, 2)
     assert found["median_db"] == pytest.approx(20 * math.log10(0.5), abs=0.05)
     assert proof.residual_voice(half(), half(), 0, 2) == {"songs": {}, "median_db": None}
+
+
+def test_made_songs_are_compared_with_the_real_one(made):
+    table = pd.read_csv(made / "results/released/realism.csv").set_index("songs")
+    real = table.loc["the real excerpt"]
+    # The excerpt as it was measured by hand: voice 7 dB below the band and wider, nothing above 16 kHz.
+    assert real["voice over instrumental, dB"] == pytest.approx(-7, abs=1)
+    assert real["voice: mid over side, dB"] == pytest.approx(10, abs=1)
+    assert real["instrumental: mid over side, dB"] == pytest.approx(12, abs=1)
+    assert real["instrumental: 16–20 kHz, dB"] < -60
+    alone = table.loc[proof.KINDS["voice"][0]]
+    assert alone.filter(like="instrumental").isna().all()
+    assert not table["peer above mixture, dB"].loc[["the real excerpt"]].isna().any()
+
+
+def test_widths_and_bands_are_those_of_known_sounds():
+    t = np.arange(44_100) / 44_100
+    tone, other = np.sin(2 * np.pi * 500 * t), np.sin(2 * np.pi * 2000 * t)
+    x = np.stack([tone + 0.1 * other, tone - 0.1 * other])
+    assert realism.mid_over_side(x) == pytest.approx(20, abs=0.1)
+    levels = dict(zip(realism.band_labels(), realism.bands(x, 44_100), strict=True))
+    assert levels["0.25–1 kHz"] == pytest.approx(0, abs=0.1)
+    assert levels["1–4 kHz"] == pytest.approx(-20, abs=0.1)
+    assert levels["10–16 kHz"] < -80
+    assert np.isnan(realism.mid_over_side(np.zeros((2, 9))))
 
 
 def test_the_card_says_what_the_weights_are_made_of_and_what_they_reach(made):

@@ -9,7 +9,7 @@ import soundfile
 from helpers.recordings import RATE, write_recordings
 
 # ruff: noqa: E402 (the imports need the data extra)
-for package in ("espeakng_loader", "midirenderer", "pyworld", "stempeg"):
+for package in ("espeakng_loader", "midirenderer", "pyworld"):
     pytest.importorskip(package)
 
 from twinsep.data import dataset

@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from twinsep import audio
+from twinsep.data.synth.effects import Real
 from twinsep.separation.separator import Separator, load
 from twinsep.utils.files import write_json
 
@@ -33,8 +34,8 @@ class Thresholds:
     song; a sung one counts from ``shortest_sung`` seconds on.
     """
 
-    free_db: float
-    sung_db: float
+    free_db: Real
+    sung_db: Real
     shortest_free: int
     shortest_sung: int
     margin: int

@@ -30,7 +30,10 @@ Kind = Literal["sung", "spoken", "singer", "espeak", "generated", "instrumental"
 KINDS: tuple[Kind, ...] = get_args(Kind)
 _Range = tuple[float, float]
 _Probability = Annotated[float, Field(ge=0, le=1)]
-_SILENT = 1e-6
+#: Voice (samples, 2) in a key, and what was drawn.
+_Voice = Callable[[np.random.Generator, Material, Key, int], tuple[Sound, dict[str, Any]]]
+_SILENT = 1e-6  # root mean square
+_TRIES = 8
 #: Probability of added overtones on a recorded voice, many of which end at 8 to 11 kHz.
 _EXCITED = 0.5
 
@@ -83,7 +86,7 @@ def make_song(kind: Kind, seed: tuple[int, ...], material: Material, recipe: Rec
         key = find_key(instrumental)
         info |= {"instrumental": source.path, "start": round(start, 3), "genre": source.genre}
     if kind in _VOICES:
-        voice, said = _VOICES[kind](rng, material, key, samples)
+        voice, said = _sounding(rng, _VOICES[kind], material, key, samples)
         info |= said
     vocals, vocals_info = _colour(rng, voice, recipe)
     instrumental, instrumental_info = _colour(rng, instrumental, recipe)
@@ -95,6 +98,19 @@ def make_song(kind: Kind, seed: tuple[int, ...], material: Material, recipe: Rec
 # ---------------------------------------------------------------------------- voices
 
 
+def _sounding(
+    rng: np.random.Generator, sing: _Voice, material: Material, key: Key, samples: int
+) -> tuple[Sound, dict[str, Any]]:
+    """Draw a voice, and another one if it is silent: some recordings of speakers are noises without a syllable."""
+    for _ in range(_TRIES):
+        voice, info = sing(rng, material, key, samples)
+        if effects.rms(voice) > _SILENT:
+            return voice, info
+    raise InputError(
+        f"{_TRIES} voices in a row are silent, the last one of {info.get('speaker', 'a synthesiser')}: drop such speakers"
+    )
+
+
 def _sung(rng: np.random.Generator, material: Material, key: Key, samples: int) -> tuple[Sound, dict[str, Any]]:
     """Phrases of a speaker, sung in the key one after the other, with rests of a quarter of a beat to two beats."""
     seconds, beat = samples / SAMPLE_RATE, 60 / rng.uniform(70, 140)
@@ -102,15 +118,16 @@ def _sung(rng: np.random.Generator, material: Material, key: Key, samples: int) 
     phrases = draw_phrases(rng, material.root, material.voices[speaker], 0.5 * seconds)
     formants, doubled = float(rng.uniform(0.93, 1.1)), bool(rng.random() < 0.5)
     lead, doubles = np.zeros(samples), [np.zeros(samples), np.zeros(samples)] if doubled else []
-    cursor, centre, used = float(rng.uniform(0, 1.5)), None, []
+    cursor, centre = float(rng.uniform(0, 1.5)), rng.uniform(2, 9)  # people sing higher than they speak
+    used: list[str] = []
     for files, phrase in phrases:
         if cursor > seconds - 1:
             break
         speech = analyse(phrase)
         if speech is None:
             continue
-        if centre is None:  # people sing higher than they speak
-            centre = speech.median_key + rng.uniform(2, 9)
+        if not used:
+            centre += speech.median_key
         syllables = set_to_music(rng, speech, key, beat, centre)
         sound, _ = sing(rng, speech, syllables, draw_manner(rng, formants))
         _add(lead, sound, cursor)
@@ -126,7 +143,8 @@ def _spoken(rng: np.random.Generator, material: Material, _: Key, samples: int) 
     """Phrases of a speaker as they were said, each from a beat on."""
     seconds, beat = samples / SAMPLE_RATE, 60 / rng.uniform(70, 140)
     speaker = draw_speaker(rng, material.voices)
-    lead, cursor, used = np.zeros(samples), float(rng.uniform(0, 1)), []
+    lead, cursor = np.zeros(samples), float(rng.uniform(0, 1))
+    used: list[str] = []
     for files, phrase in draw_phrases(rng, material.root, material.voices[speaker], seconds):
         if cursor > seconds - 1:
             break
@@ -161,7 +179,7 @@ def _alone(rng: np.random.Generator, material: Material, key: Key, samples: int)
     return (_sung if rng.random() < 0.7 else _spoken)(rng, material, key, samples)
 
 
-_VOICES: dict[str, Callable[[np.random.Generator, Material, Key, int], tuple[Sound, dict[str, Any]]]] = {
+_VOICES: dict[str, _Voice] = {
     "sung": _sung,
     "spoken": _spoken,
     "singer": _singer,
@@ -173,8 +191,8 @@ _VOICES: dict[str, Callable[[np.random.Generator, Material, Key, int], tuple[Sou
 def _produced(
     rng: np.random.Generator, lead: np.ndarray, doubles: list[np.ndarray], info: dict[str, Any]
 ) -> tuple[Sound, dict[str, Any]]:
-    if effects.rms(lead) < 1e-4:
-        raise InputError(f"the phrases of {info['speaker']} are silent or hold no syllable: drop this speaker")
+    if effects.rms(lead) < _SILENT:
+        return np.zeros((len(lead), 2), np.float32), info
     voice, used = production.vocal_chain(rng, lead.astype(np.float32), [x.astype(np.float32) for x in doubles])
     if rng.random() < _EXCITED:
         used.append("exciter")

@@ -91,7 +91,7 @@ def find_syllables(log_power: Float[np.ndarray, "t f"], voiced: np.ndarray) -> t
     nuclei, _ = find_peaks(
         level, height=level.max() + _HEIGHT_DB, prominence=_PROMINENCE_DB, distance=round(_CLOSEST / FRAME)
     )
-    nuclei = [n for n in nuclei if voiced[max(0, n - 6) : n + 7].mean() > 0.5]
+    nuclei = [int(n) for n in nuclei if voiced[max(0, n - 6) : n + 7].mean() > 0.5]
     if not nuclei:
         return ()
     between = [a + int(np.argmin(level[a:b])) for a, b in pairwise(nuclei)]
