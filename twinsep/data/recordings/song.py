@@ -106,9 +106,8 @@ def _sounding(
         voice, info = sing(rng, material, key, samples)
         if effects.rms(voice) > _SILENT:
             return voice, info
-    raise InputError(
-        f"{_TRIES} voices in a row are silent, the last one of {info.get('speaker', 'a synthesiser')}: drop such speakers"
-    )
+    who = info.get("speaker", "a synthesiser")
+    raise InputError(f"{_TRIES} voices in a row are silent, the last one of {who}: drop such speakers")
 
 
 def _sung(rng: np.random.Generator, material: Material, key: Key, samples: int) -> tuple[Sound, dict[str, Any]]:
