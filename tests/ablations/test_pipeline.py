@@ -45,6 +45,7 @@ WITHOUT_NUMBERS = (
     "twinsep.checkpoints.hub",
     "twinsep.checkpoints.initial",
     "twinsep.checkpoints.pickled",
+    "twinsep.checkpoints.released",
     "twinsep.errors",
     "twinsep.utils",
 )
