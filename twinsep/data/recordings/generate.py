@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import soundfile
@@ -40,7 +40,7 @@ _NUMBERS = {"train": 0, "valid": 1, "test": 2}
 _PARTIAL = ".partial-"
 _PACKAGES = ("numpy", "scipy", "soxr", "soundfile", "midirenderer", "espeakng-loader", "pyworld-prebuilt")
 #: Split → kind → number of songs.
-Counts = Mapping[str, Mapping[Kind, int]]
+Counts = Mapping[str, Mapping[str, int]]
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,7 @@ def _jobs(root: Path, songs: Counts, recipe: Recipe, seed: int, sources: Sources
         if any(not 0 <= count < 10_000 for count in kinds.values()):
             raise InputError(f"the numbers of {split} songs must be between 0 and 9999 for each kind")
     jobs = [
-        Job(root, split, kind, seed, index, sources, recipe)
+        Job(root, split, cast(Kind, kind), seed, index, sources, recipe)
         for split, kinds in songs.items()
         for kind, count in kinds.items()
         for index in range(count)

@@ -122,7 +122,7 @@ def lossy(x: Sound, codec: str, compression: float) -> Sound:
     return align(heard, x)
 
 
-def align(x: Sound, reference: Sound) -> Sound:
+def align(x: Float32[np.ndarray, "r 2"], reference: Sound) -> Sound:
     """Move ``x`` by up to 4,096 samples to where it fits ``reference`` best, and give it its length."""
     size = scipy.fft.next_fast_len(len(x) + len(reference), real=True)
     spectra = (scipy.fft.rfft(y.sum(1, dtype=np.float64), size) for y in (x, reference))

@@ -23,7 +23,7 @@ _PROFILES = (
     (6.35, 2.23, 3.48, 2.33, 4.38, 4.09, 2.52, 5.19, 2.39, 3.66, 2.29, 2.88),
     (6.33, 2.68, 3.52, 5.38, 2.60, 3.53, 2.54, 4.75, 3.98, 2.69, 3.34, 3.17),
 )
-_PENTATONIC = {MAJOR: (0, 2, 4, 7, 9), MINOR: (0, 3, 5, 7, 10)}
+_PENTATONIC: dict[tuple[int, ...], tuple[int, ...]] = {MAJOR: (0, 2, 4, 7, 9), MINOR: (0, 3, 5, 7, 10)}
 _TAIL = 0.4  # seconds after the last note
 
 
@@ -70,7 +70,7 @@ def find_key(song: Float[np.ndarray, "s 2"]) -> Key:
     mono = song.mean(1)
     mono = np.pad(mono, (0, max(0, window - len(mono))))
     starts = range(0, len(mono) - window + 1, window // 2)
-    spectrum = sum(np.abs(np.fft.rfft(mono[n : n + window] * np.hanning(window))) for n in starts)
+    spectrum = np.sum([np.abs(np.fft.rfft(mono[n : n + window] * np.hanning(window))) for n in starts], 0)
     hertz = np.fft.rfftfreq(window, 1 / SAMPLE_RATE)
     heard = (hertz > 60) & (hertz < 2000)
     classes = np.round(12 * np.log2(hertz[heard] / 440) + 69).astype(int) % 12

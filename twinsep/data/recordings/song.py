@@ -82,7 +82,8 @@ def make_song(kind: Kind, seed: tuple[int, ...], material: Material, recipe: Rec
         info |= {"genre": "generated", "voice": made.info["voices"]}
     elif kind != "voice":
         instrumental, source, start = draw_passage(rng, material, recipe.seconds)
-        instrumental = np.pad(instrumental, ((0, max(0, samples - len(instrumental))), (0, 0)))[:samples]
+        missing = max(0, samples - len(instrumental))
+        instrumental = np.pad(instrumental[:samples], ((0, missing), (0, 0))).astype(np.float32)
         key = find_key(instrumental)
         info |= {"instrumental": source.path, "start": round(start, 3), "genre": source.genre}
     if kind in _VOICES:
@@ -234,7 +235,7 @@ def _balance(
     rng: np.random.Generator, stems: dict[str, Sound], recipe: Recipe
 ) -> tuple[dict[str, Sound], dict[str, Any]]:
     """Levels of the stems, passages without one of them, mastering; and what was drawn."""
-    level, info = round(float(rng.uniform(*recipe.voice_db)), 2), {}
+    level, info = round(float(rng.uniform(*recipe.voice_db)), 2), dict[str, Any]()
     voice, instrumental = stems["vocals"], stems["instrumental"]
     sounding = effects.rms(voice) > _SILENT and effects.rms(instrumental) > _SILENT
     if sounding:
