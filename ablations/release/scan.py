@@ -36,8 +36,8 @@ def main() -> None:
 
 
 def levels_path(each: Recording) -> Path:
-    """File of the levels of a song."""
-    return settings.LEVELS / f"{each.path}.json"
+    """File of the levels of a song; another version of its package has another one."""
+    return settings.LEVELS / f"{each.path}.{settings.catalogue()[each.package].sha256[:8]}.json"
 
 
 def divide(
