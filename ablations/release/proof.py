@@ -39,12 +39,13 @@ KINDS = {
     "singer": ("real singers over real instrumentals", "instrumental", "usdr"),
     "sung": ("sung speech over real instrumentals", "instrumental", "usdr"),
     "spoken": ("speech over real instrumentals", "instrumental", "usdr"),
+    "espeak": ("synthetic voices over real instrumentals", "instrumental", "usdr"),
     "generated": ("generated songs", "instrumental", "usdr"),
     "instrumental": ("instrumentals without voice", "instrumental", "usdr"),
     "voice": ("voice alone: what is left", "instrumental", "leakage"),
 }
 #: The kinds whose voice has a level over the instrumental.
-MIXED = ("singer", "sung", "spoken", "generated")
+MIXED = ("singer", "sung", "spoken", "espeak", "generated")
 _FLOOR = 1e-9
 
 
