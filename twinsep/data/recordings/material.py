@@ -15,7 +15,7 @@ from twinsep import audio
 from twinsep.data.recordings.catalogue import Recording
 from twinsep.data.recordings.speech import trim
 from twinsep.data.synth import effects
-from twinsep.data.synth.effects import SAMPLE_RATE
+from twinsep.data.synth.effects import SAMPLE_RATE, Real
 from twinsep.errors import InputError
 from twinsep.utils.files import write_json
 
@@ -91,7 +91,7 @@ def read_material(path: Path, root: Path, split: str) -> Material:
     return Material(root, passages(part["instrumentals"]), voices, singers, passages(part["sung"]))
 
 
-def draw_passage(rng: np.random.Generator, material: Material, seconds: float) -> tuple[np.ndarray, Passages, float]:
+def draw_passage(rng: np.random.Generator, material: Material, seconds: Real) -> tuple[np.ndarray, Passages, float]:
     """Draw a passage without voice, (samples, 2) at 44.1 kHz, with its instrumental and its first second.
 
     All seconds at which a passage of that length can begin are equally likely. Raises :class:`InputError` if there is
@@ -152,7 +152,7 @@ def draw_phrases(
     return phrases
 
 
-def read_stereo(path: Path, start: float = 0.0, seconds: float | None = None) -> np.ndarray:
+def read_stereo(path: Path, start: Real = 0, seconds: Real | None = None) -> np.ndarray:
     """Read a file from second ``start`` on as float32 (samples, 2) at 44.1 kHz; shorter at its end."""
     header = audio.info(path)
     first = round(start * header.sample_rate)
