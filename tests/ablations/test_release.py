@@ -295,7 +295,7 @@ def test_made_songs_are_compared_with_the_real_one(made):
     assert real["voice over instrumental, dB"] == pytest.approx(-7, abs=1)
     assert real["voice: mid over side, dB"] == pytest.approx(10, abs=1)
     assert real["instrumental: mid over side, dB"] == pytest.approx(12, abs=1)
-    assert real["instrumental: 16–20 kHz, dB"] < -60
+    assert real["instrumental: 16–20 kHz, dB"] < -50
     alone = table.loc[proof.KINDS["voice"][0]]
     assert alone.filter(like="instrumental").isna().all()
     assert not table["peer above mixture, dB"].loc[["the real excerpt"]].isna().any()
