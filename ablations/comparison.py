@@ -201,14 +201,19 @@ def noise(*shape: int, seed: int = 0, rms: float = 0.1) -> np.ndarray:
 
 
 def weights_of(config: Config, seed: int = 0) -> Arrays:
-    """Initial weights with a little noise, so that no bias is zero and no norm one."""
+    """Initial weights with a little noise, so that no bias is zero and no norm one, and drawn running statistics."""
     with torch.device("meta"):
-        own = torch_impl.layers.named_parameters(torch_impl.networks.build(config))
+        network = torch_impl.networks.build(config)
+    own, statistics = (get(network) for get in (torch_impl.layers.named_parameters, torch_impl.layers.named_statistics))
     start = config.model.init
     draws = {
         name: initializers.draw(name, w.shape, w.initialiser, seed, start) for name, w in own.items() if w.initialiser
     }
-    return {name: w + noise(*w.shape, seed=i, rms=0.05) for i, (name, w) in enumerate(draws.items())}
+    weights = {name: w + noise(*w.shape, seed=i, rms=0.05) for i, (name, w) in enumerate(draws.items())}
+    for i, (name, x) in enumerate(statistics.items()):
+        drawn = noise(*x.shape, seed=1000 + i, rms=0.05)
+        weights[name] = drawn if name.endswith("mean") else 0.01 + np.abs(drawn)
+    return weights
 
 
 # ---------------------------------------------------------------------------- modules
@@ -300,7 +305,7 @@ def _named(found: Sequence[Any], own: Mapping[str, Any]) -> Arrays:
 
 def torch_separator(config: Config, dtype: str) -> Any:
     """A network with the weights of :func:`weights_of`."""
-    model = torch_impl.networks.build(config).to(getattr(torch, dtype))
+    model = torch_impl.networks.build(config).to(getattr(torch, dtype)).eval()
     torch_impl.train.load_weights(model, {n: w.astype(dtype) for n, w in weights_of(config).items()}, "parity")
     return model
 
@@ -335,7 +340,8 @@ def network_in_jax(config: Config, dtype: str, draws: Draws = ((QUIET, 0),), *, 
 
     Without ``kernels`` it computes by JAX's own operations, not by the CPU kernels that both twins share.
     """
-    functional = jax_impl.train.Functional(jax_impl.networks.build(config))
+    model = jax_impl.networks.build(config)
+    functional, own = jax_impl.train.Functional(model), jax_impl.layers.named_parameters(model)
     weights = {name: jnp.asarray(w, dtype) for name, w in weights_of(config).items()}
 
     @jax.jit
@@ -352,5 +358,5 @@ def network_in_jax(config: Config, dtype: str, draws: Draws = ((QUIET, 0),), *, 
         mixture, target = (jnp.asarray(x) for x in signals(config, dtype, rms=rms, seed=seed))
         with contextlib.nullcontext() if kernels else own_operations():
             (total, estimate), (gradients, dx) = jax.device_get(derivative(weights, mixture, target))
-        out.append({"y": estimate, "loss": total, "d input": dx} | {f"d {name}": g for name, g in gradients.items()})
+        out.append({"y": estimate, "loss": total, "d input": dx} | {f"d {name}": gradients[name] for name in own})
     return out

@@ -2,11 +2,16 @@
 
 from jax_impl.flat import BandSplitFlat
 from jax_impl.network import Network
+from jax_impl.spectrogram_unet import SpectrogramUNet
 from jax_impl.unet import BandSplitUNet
 from twinsep.config import Config
 from twinsep.errors import InputError
 
-NETWORKS: dict[str, type[Network]] = {"unet": BandSplitUNet, "flat": BandSplitFlat}
+NETWORKS: dict[str, type[Network]] = {
+    "unet": BandSplitUNet,
+    "flat": BandSplitFlat,
+    "spectrogram-unet": SpectrogramUNet,
+}
 
 
 def build(config: Config) -> Network:

@@ -20,6 +20,7 @@ from twinsep.utils import provenance
 
 def on_numpy(model: nn.Module, device: torch.device) -> Callable[[np.ndarray], np.ndarray]:
     """Wrap ``model`` as a function from NumPy arrays to NumPy arrays, without gradients."""
+    model.eval()
 
     @torch.inference_mode()
     def function(x: np.ndarray) -> np.ndarray:

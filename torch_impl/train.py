@@ -9,13 +9,12 @@ import torch
 
 from torch_impl.devices import find_device, on_numpy
 from torch_impl.kernels import cpu_kernels
-from torch_impl.layers import Parameter, initialise, named_parameters
+from torch_impl.layers import Parameter, initialise, named_parameters, named_statistics, named_weights
 from torch_impl.network import Network
 from torch_impl.networks import build
 from twinsep import losses
 from twinsep.checkpoints import Tensors, check_names, strip
 from twinsep.config import Config
-from twinsep.errors import InputError
 from twinsep.training.loss_scale import LossScale
 
 #: Compute types by name; float32 needs no cast.
@@ -28,10 +27,6 @@ class Trainer:
     def __init__(self, config: Config, device: str = "cpu"):
         self.config, self.device = config, find_device(device)
         self.model = build(config)
-        if any(name.endswith("running_mean") for name, _ in self.model.named_buffers()):
-            raise InputError(
-                "this system cannot be trained here: checkpoints do not keep the running statistics of its batch norms"
-            )
         initialise(self.model, config.training.seed, config.model.init)
         self.model.to(self.device).train()
         self.average = build(config).to(self.device).eval().requires_grad_(False)
@@ -59,13 +54,15 @@ class Trainer:
         """Update the weights once, with the gradient averaged over ``batches``.
 
         Returns the "loss", its terms, the "gradient_norm" before clipping and, in float16, the "loss_scale". If the
-        loss or the norm is not finite, weights and optimiser stay as they are, and only the loss scale changes.
+        loss or the norm is not finite, weights, statistics and optimiser stay as they are; only the loss scale changes.
         """
         # No module here draws random numbers; a module added by a user then draws the same ones after a resume.
         torch.manual_seed(np.random.SeedSequence([self.config.training.seed, self.steps]).generate_state(1).item())
         self.steps += 1
         self.optimiser.zero_grad(set_to_none=True)
         scale = self.scale.scale if self.scale else 1.0
+        statistics = named_statistics(self.model)
+        before = {name: x.clone() for name, x in statistics.items()}
         report: dict[str, float] = {}
         for batch in batches:
             total, terms = self.loss(self.model, batch)
@@ -80,6 +77,8 @@ class Trainer:
             report["loss_scale"] = scale
             self.scale = self.scale.after(finite)
         if not finite:
+            for name, x in statistics.items():
+                x.copy_(before[name])
             return report
         # g · min(1, c/‖g‖): PyTorch and optax each add an epsilon of their own.
         torch._foreach_mul_(gradients, min(1.0, self.config.training.clip_norm / max(norm, 1e-30)) / scale)
@@ -87,6 +86,8 @@ class Trainer:
             group["lr"] = learning_rate
         self.optimiser.step()
         torch._foreach_lerp_(list(self.average.parameters()), list(self.model.parameters()), 1 - ema_decay)
+        for name, x in named_statistics(self.average).items():
+            x.lerp_(statistics[name], 1 - ema_decay)
         return report
 
     def loss(self, model: Network, batch: Mapping[str, np.ndarray]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
@@ -108,8 +109,8 @@ class Trainer:
     @torch.no_grad()
     def state(self) -> Tensors:
         """Return everything needed to resume, as NumPy arrays named as in a checkpoint."""
-        out = {f"model/{name}": w for name, w in self.model.named_parameters()}
-        out |= {f"ema/{name}": w for name, w in self.average.named_parameters()}
+        out = {f"model/{name}": w for name, w in named_weights(self.model).items()}
+        out |= {f"ema/{name}": w for name, w in named_weights(self.average).items()}
         out |= {f"adam_m/{name}": m["exp_avg"] for name, m in self.moments.items()}
         out |= {f"adam_v/{name}": m["exp_avg_sq"] for name, m in self.moments.items()}
         arrays = {name: tensor.detach().cpu().numpy().copy() for name, tensor in out.items()}
@@ -144,7 +145,7 @@ def make_deterministic() -> None:
 @torch.no_grad()
 def load_weights(model: Network, weights: Mapping[str, np.ndarray], where: str) -> None:
     """Copy ``weights`` into ``model``; raises InputError, naming ``where``, if names or shapes differ."""
-    own = named_parameters(model)
+    own = named_weights(model)
     check_names(weights, {name: tuple(w.shape) for name, w in own.items()}, where)
     for name, weight in own.items():
         weight.copy_(torch.from_numpy(weights[name]))

@@ -65,7 +65,8 @@ class Examples:
     come from one. Songs are drawn in proportion to their length, so that every second of music is equally likely; a
     song shorter than the segment is zero-padded at its end. Each source then gets a gain uniform in ±``gain_db`` dB, a
     random swap of its channels and a random sign. Finally, for all sources together: a silenced target
-    (:func:`twinsep.data.augment.silent_target`), a low-pass, dither.
+    (:func:`twinsep.data.augment.silent_target`), a low-pass, dither. Spans, ranges and noise of
+    :func:`twinsep.data.augment.corrupt` change the mixture alone.
 
     If ``data.skip_unreadable`` is set and a file cannot be read, everything is drawn again from the other songs by a
     new generator, so that an example still depends on its number alone. ``unopened`` holds one sentence for each song
@@ -121,9 +122,10 @@ class Examples:
         stems[self._indices(silent) if silent else []] = 0
         stems = augment.random_low_pass(stems, data, model.sample_rate, rng)
         stems += augment.dither(stems.shape, rng)
+        # In this order, so that mixture = instrumental + vocals to the bit.
+        mixture = self._sum(stems, "instrumental") + self._sum(stems, "vocals")
         return {
-            # In this order, so that mixture = instrumental + vocals to the bit.
-            "mixture": self._sum(stems, "instrumental") + self._sum(stems, "vocals"),
+            "mixture": augment.corrupt(mixture, data, model.sample_rate, rng),
             "target": np.stack([self._sum(stems, target) for target in model.targets]),
         }
 
