@@ -21,7 +21,7 @@ import jax_impl
 import torch_impl
 from jax_impl.kernels import own_operations
 from twinsep import losses
-from twinsep.config import Config, FlatConfig, UNetConfig, preset
+from twinsep.config import Config, FlatConfig, SpectrogramUNetConfig, UNetConfig, preset
 from twinsep.config.mixers import MIXERS
 from twinsep.model import initializers
 
@@ -102,6 +102,12 @@ _OTHERS: dict[str, dict[str, Any]] = {
         "init": "identity",
     },
 }
+_OTHERS["spectrogram U-Net"] = {
+    "network": "spectrogram-unet",
+    "widths": [4, 8, 8],
+    "max_frequency": 8000.0,
+    "targets": ["vocals", "bass"],
+}
 #: The modules of a U-Net without the deeper levels, by ``model.levels``.
 _SHALLOW = {0: {"BandSplit", "MaskHead"}, 1: {"BandSplit", "LocalConv", "EncoderBlock", "MaskHead"}}
 
@@ -172,6 +178,13 @@ _FLAT: dict[str, Module] = {
 }
 
 
+#: The modules of a U-Net over magnitudes.
+_SPECTROGRAM: dict[str, Module] = {
+    "ConvBlock": ("encoder.1", lambda m: [(2, m.widths[0], 8, 6)]),
+    "DecoderStage": ("decoder.0", lambda m: [(2, m.widths[-1], 4, 3), (2, m.widths[-2], 8, 6)]),
+}
+
+
 def distance(found: Mapping[str, Any], wanted: Mapping[str, Any], prefix: str = "") -> float:
     """‖found − wanted‖ / ‖wanted‖ over arrays whose name starts with ``prefix``; infinite if names or shapes differ."""
     if found.keys() != wanted.keys():
@@ -224,6 +237,8 @@ def modules(config: Config) -> dict[str, Module]:
     model = config.model
     if isinstance(model, FlatConfig):
         return _FLAT
+    if isinstance(model, SpectrogramUNetConfig):
+        return _SPECTROGRAM
     assert isinstance(model, UNetConfig)
     found = {name: module for name, module in MODULES.items() if name in _SHALLOW.get(model.levels, MODULES)}
     memory = ("memory_bank", "MemoryAttention")
@@ -273,8 +288,9 @@ def _set_up(name: str, config: Config, dtype: str) -> tuple[str, list[np.ndarray
     model: Any = config.model
     asked = shapes(model)
     arrays = [noise(*s, seed=i).astype(dtype) for i, s in enumerate(asked) if isinstance(s, tuple) and 0 not in s]
-    mixer = "forwards" if model.mixer.passes == 2 else "mixer"
-    return path.format(mixer=mixer), arrays, [s for s in asked if isinstance(s, int)]
+    if "{mixer}" in path:
+        path = path.format(mixer="forwards" if model.mixer.passes == 2 else "mixer")
+    return path, arrays, [s for s in asked if isinstance(s, int)]
 
 
 def _call(twin: Any, name: str, model: Any, config: Config, path: str, arrays: Any, extra: Any, xp: Any) -> Any:

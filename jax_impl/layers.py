@@ -42,14 +42,10 @@ def named_parameters(module: Module) -> dict[str, Parameter]:
     return {".".join(map(str, path)): node for path, node in nodes if isinstance(node, Parameter)}
 
 
-class Statistic(nnx.Variable):
-    """A running mean or variance of a batch norm, which the network itself updates in training."""
-
-
-def named_statistics(module: Module) -> dict[str, Statistic]:
+def named_statistics(module: Module) -> dict[str, nnx.BatchStat]:
     """Return the running statistics of the batch norms of ``module`` by canonical (PyTorch) name."""
     nodes = nnx.iter_graph(module)
-    return {".".join(map(str, path)): node for path, node in nodes if isinstance(node, Statistic)}
+    return {".".join(map(str, path)): node for path, node in nodes if isinstance(node, nnx.BatchStat)}
 
 
 def named_weights(module: Module) -> dict[str, nnx.Variable]:
@@ -185,8 +181,8 @@ class BatchNorm2d(Module):
     def __init__(self, d: int):
         self.weight = parameter((d,), initializers.ones)
         self.bias = parameter((d,), initializers.zeros)
-        self.running_mean = Statistic(jnp.zeros(d))
-        self.running_var = Statistic(jnp.ones(d))
+        self.running_mean = nnx.BatchStat(jnp.zeros(d))
+        self.running_var = nnx.BatchStat(jnp.ones(d))
         self.training = False
 
     def __call__(self, x: Float[Array, "b c h w"]) -> Float[Array, "b c h w"]:

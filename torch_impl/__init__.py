@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from torch_impl.devices import find_device
-from torch_impl.layers import initialise
+from torch_impl.layers import initialise, set_training
 from torch_impl.network import Network
 from torch_impl.networks import build
 from torch_impl.train import load_weights
@@ -30,4 +30,5 @@ def load(path_or_preset: str | Path, *, weights: str = "ema", seed: int = 0, dev
             model.load_pretrained()  # type: ignore[operator]
     else:
         load_weights(model, tensors, str(path_or_preset))
-    return model.to(find_device(device)).eval()
+    set_training(model, False)
+    return model.to(find_device(device))

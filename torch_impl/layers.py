@@ -56,6 +56,11 @@ def named_weights(module: Module) -> dict[str, Tensor]:
     return {**named_parameters(module), **named_statistics(module)}
 
 
+def set_training(module: Module, training: bool) -> None:
+    """Let the batch norms of ``module`` use the statistics of the batch, or the running ones."""
+    module.train(training)
+
+
 @torch.no_grad()
 def initialise(module: Module, seed: int, start: str = "default") -> None:
     """Draw every weight of ``module`` from ``seed`` and the weight's name; ``start`` is ``model.init``."""

@@ -9,7 +9,7 @@ import torch
 
 from torch_impl.devices import find_device, on_numpy
 from torch_impl.kernels import cpu_kernels
-from torch_impl.layers import Parameter, initialise, named_parameters, named_statistics, named_weights
+from torch_impl.layers import Parameter, initialise, named_parameters, named_statistics, named_weights, set_training
 from torch_impl.network import Network
 from torch_impl.networks import build
 from twinsep import losses
@@ -28,8 +28,8 @@ class Trainer:
         self.config, self.device = config, find_device(device)
         self.model = build(config)
         initialise(self.model, config.training.seed, config.model.init)
-        self.model.to(self.device).train()
-        self.average = build(config).to(self.device).eval().requires_grad_(False)
+        set_training(self.model.to(self.device), True)
+        self.average = build(config).to(self.device).requires_grad_(False)
         self.average.load_state_dict(self.model.state_dict())
         #: The model with averaged weights, NumPy (b, 2, s) -> (b, stems, 2, s).
         self.estimate = on_numpy(self.average, self.device)

@@ -158,6 +158,11 @@ class SpectrogramUNetConfig(ModelConfig):
     max_frequency: Annotated[float, Field(gt=0)] = 22_050.0  # Hz; the stems are silent above
     init: Literal["default"] = "default"  # initial weights: PyTorch's
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.widths:
+            raise ValueError("widths must name the channels of at least one level")
+
     @property
     def used_bins(self) -> int:
         """Number of STFT bins up to ``max_frequency``."""
