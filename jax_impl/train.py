@@ -13,7 +13,7 @@ import optax
 from flax import nnx
 
 from jax_impl.devices import find_device
-from jax_impl.layers import initialise, named_parameters, named_statistics, named_weights, set_training
+from jax_impl.layers import Module, initialise, named_parameters, named_statistics, named_weights, set_training
 from jax_impl.network import Network
 from jax_impl.networks import build
 from jax_impl.ops import autocast
@@ -225,7 +225,7 @@ class Functional:
         return model(mixture), self.statistics(model)
 
 
-def load_weights(model: Network, weights: Mapping[str, np.ndarray], where: str) -> None:
+def load_weights(model: Module, weights: Mapping[str, np.ndarray], where: str) -> None:
     """Copy ``weights`` into ``model``; raises InputError, naming ``where``, if names or shapes differ."""
     own = named_weights(model)
     check_names(weights, {name: tuple(w.shape) for name, w in own.items()}, where)

@@ -9,7 +9,15 @@ import torch
 
 from torch_impl.devices import find_device, on_numpy
 from torch_impl.kernels import cpu_kernels
-from torch_impl.layers import Parameter, initialise, named_parameters, named_statistics, named_weights, set_training
+from torch_impl.layers import (
+    Module,
+    Parameter,
+    initialise,
+    named_parameters,
+    named_statistics,
+    named_weights,
+    set_training,
+)
 from torch_impl.network import Network
 from torch_impl.networks import build
 from twinsep import losses
@@ -143,7 +151,7 @@ def make_deterministic() -> None:
 
 
 @torch.no_grad()
-def load_weights(model: Network, weights: Mapping[str, np.ndarray], where: str) -> None:
+def load_weights(model: Module, weights: Mapping[str, np.ndarray], where: str) -> None:
     """Copy ``weights`` into ``model``; raises InputError, naming ``where``, if names or shapes differ."""
     own = named_weights(model)
     check_names(weights, {name: tuple(w.shape) for name, w in own.items()}, where)
