@@ -12,7 +12,7 @@ import numpy as np
 import optax
 from flax import nnx
 
-from jax_impl.devices import find_device
+from jax_impl.distributed import Workers
 from jax_impl.layers import Module, initialise, named_parameters, named_statistics, named_weights, set_training
 from jax_impl.network import Network
 from jax_impl.networks import build
@@ -20,6 +20,7 @@ from jax_impl.ops import autocast
 from twinsep import losses
 from twinsep.checkpoints import Tensors, check_names, strip
 from twinsep.config import Config
+from twinsep.errors import InputError
 from twinsep.training.loss_scale import LossScale
 
 #: Arrays by the canonical name of a weight: the weights themselves, their gradients, their moments.
@@ -32,9 +33,12 @@ COMPUTE_TYPES = {"float32": None, "bfloat16": jnp.bfloat16, "float16": jnp.float
 class Trainer:
     """A model, the EMA of its weights and its optimiser on one device; :mod:`twinsep.training` does everything else."""
 
-    def __init__(self, config: Config, device: str = "cpu"):
-        self.config, self.device = config, find_device(device)
+    def __init__(self, config: Config, device: str = "cpu", devices: int = 1):
+        self.config, self.workers = config, Workers(device, devices)
+        self.device = self.workers.device
         model = build(config)
+        if self.workers.size > 1 and named_statistics(model):
+            raise InputError("a system with batch norms is trained by one worker: its statistics are those of a batch")
         initialise(model, config.training.seed, config.model.init)
         self.functional = Functional(model)
         self.decay = {name: weight.decay for name, weight in named_parameters(model).items()}
@@ -43,19 +47,19 @@ class Trainer:
         #: Loss scale, for float16 only.
         self.scale = LossScale() if self.compute_type == jnp.float16 else None
         self.adam = optax.scale_by_adam(t.beta1, t.beta2, t.eps)
-        self.weights: Tree = jax.device_put(self.functional.weights(model), self.device)
+        self.weights: Tree = self.workers.place(self.functional.weights(model))
         #: Running statistics of batch norms; empty for a network without.
-        self.statistics: Tree = jax.device_put(self.functional.statistics(model), self.device)
+        self.statistics: Tree = self.workers.place(self.functional.statistics(model))
         #: The EMA of the weights and of the statistics.
         self.average: Tree = jax.tree.map(jnp.copy, self.weights | self.statistics)
-        self.moments = jax.device_put(self.adam.init(self.weights), self.device)
-        self._gradient = jax.jit(self.gradient)
+        self.moments = self.workers.place(self.adam.init(self.weights))
+        self._gradient = self.workers.parallel(self.gradient, (True, True, False, False, True))
         self._update = jax.jit(self.update, donate_argnums=(0, 1, 2))
         self._average_of = jax.jit(self.functional)
 
     def estimate(self, x: np.ndarray) -> np.ndarray:
         """Apply the model with averaged weights: NumPy (b, 2, s) -> (b, stems, 2, s)."""
-        return np.asarray(self._average_of(self.average, jax.device_put(x, self.device)))
+        return np.asarray(self._average_of(self.workers.local(self.average), jax.device_put(x, self.device)))
 
     def step(
         self, batches: Sequence[Mapping[str, np.ndarray]], learning_rate: float, ema_decay: float
@@ -69,7 +73,7 @@ class Trainer:
         scale = self.scale.scale if self.scale else 1.0
         statistics = self.statistics
         for batch in batches:
-            arrays = (jax.device_put(batch[key], self.device) for key in ("mixture", "target"))
+            arrays = (self.workers.place(batch[key], split=True) for key in ("mixture", "target"))
             *result, statistics = self._gradient(self.weights, statistics, *arrays, scale)
             results.append(result)
         gradients, report = jax.tree.map(lambda *x: sum(x) / len(batches), *results)
@@ -98,14 +102,15 @@ class Trainer:
         """
         if not self.scale:
             gradients, (terms, statistics) = jax.grad(self.loss, has_aux=True)(weights, statistics, mixture, target)
-            return gradients, terms, statistics
+            return self.workers.mean(gradients), self.workers.mean(terms), statistics
 
         def scaled(weights: Tree) -> tuple[jax.Array, Any]:
             total, others = self.loss(weights, statistics, mixture, target)
             return total * scale, others
 
         gradients, (terms, statistics) = jax.grad(scaled, has_aux=True)(weights)
-        return jax.tree.map(lambda g: g / scale, gradients), terms, statistics
+        gradients = jax.tree.map(lambda g: g / scale, self.workers.mean(gradients))
+        return gradients, self.workers.mean(terms), statistics
 
     def update(
         self,
@@ -151,13 +156,14 @@ class Trainer:
             estimate, statistics = self.functional.train(weights | statistics, mixture)
         stems = len(self.config.model.targets)  # a residual stem is derived, not trained
         estimate = estimate[:, :stems].astype(target.dtype)
-        total, terms = losses.mix(estimate, target, mixture=mixture, config=self.config)
+        total, terms = losses.mix(estimate, target, mixture=mixture, config=self.config, mean=self.workers.mean)
         return total, ({"loss": total, **terms}, statistics)
 
     def state(self) -> Tensors:
         """Return everything needed to resume, as NumPy arrays named as in a checkpoint."""
         model = self.weights | self.statistics
         trees = {"model": model, "ema": self.average, "adam_m": self.moments.mu, "adam_v": self.moments.nu}
+        trees = {prefix: self.workers.local(tree) for prefix, tree in trees.items()}
         arrays = {f"{prefix}/{name}": np.array(x) for prefix, tree in trees.items() for name, x in tree.items()}
         return arrays | (self.scale.tensors() if self.scale else {})
 
@@ -169,8 +175,8 @@ class Trainer:
 
     def _set(self, weights: Mapping[str, Any]) -> None:
         """Take the weights and the statistics by name."""
-        self.weights = {name: jax.device_put(weights[name], self.device) for name in self.weights}
-        self.statistics = {name: jax.device_put(weights[name], self.device) for name in self.statistics}
+        self.weights = {name: self.workers.place(weights[name]) for name in self.weights}
+        self.statistics = {name: self.workers.place(weights[name]) for name in self.statistics}
 
     def restore(self, tensors: Tensors, step: int) -> None:
         """Resume from a :meth:`state` after ``step`` finished steps; raises InputError if names or shapes differ."""
@@ -179,7 +185,7 @@ class Trainer:
             arrays = strip(tensors, prefix)
             own = self.weights if prefix.startswith("adam") else self.average
             check_names(arrays, {name: w.shape for name, w in own.items()}, prefix)
-            trees[prefix] = {name: jax.device_put(arrays[name], self.device) for name in own}
+            trees[prefix] = {name: self.workers.place(arrays[name]) for name in own}
         self._set(trees["model"])
         self.average = trees["ema"]
         updates = step
@@ -187,7 +193,7 @@ class Trainer:
             self.scale = LossScale.restored(tensors)
             updates = self.scale.updates
         self.moments = self.moments._replace(
-            count=jax.device_put(np.int32(updates), self.device), mu=trees["adam_m"], nu=trees["adam_v"]
+            count=self.workers.place(np.int32(updates)), mu=trees["adam_m"], nu=trees["adam_v"]
         )
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 
 import numpy as np
 import torch
 
-from torch_impl.devices import find_device, on_numpy
+from torch_impl.devices import on_numpy
+from torch_impl.distributed import Workers
 from torch_impl.kernels import cpu_kernels
 from torch_impl.layers import (
     Module,
@@ -18,11 +20,11 @@ from torch_impl.layers import (
     named_weights,
     set_training,
 )
-from torch_impl.network import Network
 from torch_impl.networks import build
 from twinsep import losses
 from twinsep.checkpoints import Tensors, check_names, strip
 from twinsep.config import Config
+from twinsep.errors import InputError
 from twinsep.training.loss_scale import LossScale
 
 #: Compute types by name; float32 needs no cast.
@@ -32,11 +34,16 @@ COMPUTE_TYPES = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.f
 class Trainer:
     """A model, the EMA of its weights and its optimiser on one device; :mod:`twinsep.training` does everything else."""
 
-    def __init__(self, config: Config, device: str = "cpu"):
-        self.config, self.device = config, find_device(device)
+    def __init__(self, config: Config, device: str = "cpu", devices: int = 1):
+        self.config, self.workers = config, Workers(device, devices)
+        self.device = self.workers.device
         self.model = build(config)
+        if self.workers.size > 1 and named_statistics(self.model):
+            raise InputError("a system with batch norms is trained by one worker: its statistics are those of a batch")
         initialise(self.model, config.training.seed, config.model.init)
         set_training(self.model.to(self.device), True)
+        #: The model; with several workers its backward pass averages the gradients over them.
+        self.parallel = self.workers.parallel(self.model)
         self.average = build(config).to(self.device).requires_grad_(False)
         self.average.load_state_dict(self.model.state_dict())
         #: The model with averaged weights, NumPy (b, 2, s) -> (b, stems, 2, s).
@@ -72,11 +79,12 @@ class Trainer:
         statistics = named_statistics(self.model)
         before = {name: x.clone() for name, x in statistics.items()}
         report: dict[str, float] = {}
-        for batch in batches:
-            total, terms = self.loss(self.model, batch)
-            (total * (scale / len(batches))).backward()
+        for number, batch in enumerate(batches, 1):
+            with self.parallel.no_sync() if self.workers.size > 1 and number < len(batches) else nullcontext():
+                total, terms = self.loss(self.parallel, batch)
+                (total * (scale / len(batches))).backward()
             for name, value in {"loss": total, **terms}.items():
-                report[name] = report.get(name, 0.0) + value.item() / len(batches)
+                report[name] = report.get(name, 0.0) + self.workers.mean(value).item() / len(batches)
         gradients = [w.grad for w in self.model.parameters() if w.grad is not None]
         norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients))).item() / scale
         report["gradient_norm"] = norm
@@ -98,7 +106,7 @@ class Trainer:
             x.lerp_(statistics[name], 1 - ema_decay)
         return report
 
-    def loss(self, model: Network, batch: Mapping[str, np.ndarray]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    def loss(self, model: Module, batch: Mapping[str, np.ndarray]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Return the configured loss on one batch and its terms.
 
         The network runs in the compute type, but its norms, scan states, softmax and STFT in float32; the losses in
@@ -112,7 +120,8 @@ class Trainer:
         stems = len(self.config.model.targets)  # a residual stem is derived, not trained
         kernels = cpu_kernels() if self.device.type == "cpu" else None
         estimate = estimate[:, :stems].to(target.dtype)
-        return losses.mix(estimate, target, mixture=mixture, config=self.config, kernels=kernels)
+        options = {"config": self.config, "kernels": kernels, "mean": self.workers.mean}
+        return losses.mix(estimate, target, mixture=mixture, **options)
 
     @torch.no_grad()
     def state(self) -> Tensors:

@@ -251,6 +251,9 @@ def train(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a finished or different run.")] = False,
     framework: Annotated[Framework | None, typer.Option(help="Framework that computes; torch by default.")] = None,
     device: Annotated[str | None, typer.Option(help="auto (default), cpu, cuda, cuda:1, mps …")] = None,
+    devices: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Devices of this machine that share every batch, in JAX.")
+    ] = 1,
     deterministic: Annotated[
         bool, typer.Option("--deterministic", help="Use algorithms that repeat to the bit on an accelerator too.")
     ] = False,
@@ -287,7 +290,7 @@ def train(
     from twinsep.training import loop
 
     deterministic = deterministic or recorded.get("deterministic", False)
-    options = loop.RunOptions(framework, device, overwrite, deterministic, tensorboard=tensorboard, init=init)
+    options = loop.RunOptions(framework, device, devices, overwrite, deterministic, tensorboard=tensorboard, init=init)
     loop.train(chosen, out, options)
 
 

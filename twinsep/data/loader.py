@@ -20,6 +20,7 @@ from twinsep.config import Config
 from twinsep.data import augment
 from twinsep.data.dataset import Track, check_kinds, open_track, sources_of, track_folders
 from twinsep.errors import InputError
+from twinsep.training.processes import Process
 from twinsep.utils.files import display_path
 
 #: Number of examples in the stream; a year at a million per second uses 2^45.
@@ -178,25 +179,30 @@ class TrainingBatches:
 
 
 class BatchIterator(Iterator[Batch]):
-    """Position in the stream of batches. :meth:`close`, or leaving a ``with``, ends its threads or processes."""
+    """Position in the stream of batches. :meth:`close`, or leaving a ``with``, ends its threads or processes.
+
+    ``process`` says which of several processes this one is: each reads its part of every batch, and all together read
+    the batches of one process.
+    """
 
     def __init__(self, example: Examples):
         self._example = example
         self._next = 0
         self._source: Any = None
+        self.process = Process()
 
     def __next__(self) -> Batch:
         """Return the next batch. Raises :class:`InputError` if one of its files cannot be read."""
         if self._source is None:
-            self._source = _stream(self._example, self._next)
+            self._source = _stream(self._example, self._next, self.process)
         batch: Batch = next(self._source)
-        self._next += len(batch["index"])
+        self._next += len(batch["index"]) * self.process.count
         # Workers hand over shared memory, which disappears with them.
         batch["mixture"], batch["target"] = np.array(batch["mixture"]), np.array(batch["target"])
         return batch
 
     def get_state(self) -> dict[str, int]:
-        """Return the position in JSON types; it does not depend on the batch size, the threads or the workers."""
+        """Return the position in JSON types, the same in every process, whatever the batch size and their number."""
         return {"next_example": self._next}
 
     def set_state(self, state: dict[str, int]) -> None:
@@ -219,15 +225,21 @@ class BatchIterator(Iterator[Batch]):
         self.close()
 
 
-def _stream(example: Examples, first: int) -> Any:
-    """Grain's iterator over the batches from example ``first`` on."""
+def _stream(example: Examples, first: int, process: Process) -> Any:
+    """Grain's iterator over the batches from example ``first`` on, or over the part of ``process`` of each."""
     try:
         import grain  # here because it takes seconds, and imports JAX where that is installed
     except ImportError as error:  # also one built for other libraries
         raise InputError(f"training needs the package grain, which cannot be imported here ({error})") from error
 
     size, workers = example.config.training.batch_size, example.config.data.workers
-    batches = grain.MapDataset.range(first, _END).map(example).batch(size, batch_fn=_stack)
+    part = size // process.count
+
+    def numbered(index: int) -> Example:
+        batch, position = divmod(index, part)
+        return example(first + batch * size + process.index * part + position)
+
+    batches = grain.MapDataset.range(_END).map(numbered).batch(part, batch_fn=_stack)
     # Grain's default of 500 batches ahead would take gigabytes.
     stream = batches.to_iter_dataset(grain.ReadOptions(num_threads=1 if workers else 2, prefetch_buffer_size=2))
     if workers:
