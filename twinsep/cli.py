@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from twinsep.config import PRESETS, ClipMode, Config, Framework, Precision
+from twinsep.config import PRESETS, ClipMode, Config, Executor, Framework, Precision
 from twinsep.errors import INTERRUPTED, InputError, Interrupted, TwinsepError, guarded
 from twinsep.separation.overlap_add import Chunking
 
@@ -158,6 +158,9 @@ def separate(
     framework: FrameworkOption = "torch",
     device: Device = "auto",
     threads: Annotated[int | None, typer.Option(help="CPU cores to use; all by default.")] = None,
+    executor: Annotated[
+        Executor, typer.Option(help="local: one song after the other; ray: side by side on a Ray cluster.")
+    ] = "local",
     as_json: Annotated[bool, typer.Option("--json", help="Report progress as lines of JSON.")] = False,
 ) -> None:
     """Remove the vocals from songs: stems of the same length, rate and channels that add up to the song."""
@@ -190,6 +193,7 @@ def separate(
         skip_existing=skip_existing,
         excerpt=Excerpt(start, length),
         remux=remux,
+        executor=executor,
     )
     separate_files(songs, options)
 

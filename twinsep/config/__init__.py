@@ -8,6 +8,7 @@ from twinsep.config.choices import (
     STAGES,
     STEMS,
     ClipMode,
+    Executor,
     Framework,
     Precision,
 )
@@ -40,6 +41,7 @@ __all__ = [
     "ClipMode",
     "Config",
     "DataConfig",
+    "Executor",
     "FlatConfig",
     "Framework",
     "LossConfig",

@@ -41,6 +41,14 @@ class Reporter(Protocol):
         """The batch is done: of ``total`` songs some are separated and some were before."""
 
 
+class SilentReporter(Reporter):
+    """Shows nothing."""
+
+    def on_start(self, song: Path, number: int, total: int) -> tuple[ProgressCallback, ProgressCallback]:  # noqa: ARG002
+        """Return callbacks that show nothing."""
+        return lambda _done, _of: None, lambda _done, _of: None
+
+
 class ProgressReporter:
     """Bars: one for the current song and, for several songs, one for the batch; messages above them."""
 
