@@ -42,6 +42,12 @@ def named_parameters(module: Module) -> dict[str, Parameter]:
     return {".".join(map(str, path)): node for path, node in nodes if isinstance(node, Parameter)}
 
 
+def named_buffers(module: Module) -> dict[str, nnx.BatchStat]:
+    """Return the running statistics of the batch norms in ``module`` by canonical (PyTorch) name."""
+    nodes = nnx.iter_graph(module)
+    return {".".join(map(str, path)): node for path, node in nodes if isinstance(node, nnx.BatchStat)}
+
+
 def initialise(module: Module, seed: int, start: str = "default") -> None:
     """Draw every weight of ``module`` from ``seed`` and the weight's name; ``start`` is ``model.init``."""
     for name, weight in named_parameters(module).items():

@@ -13,13 +13,14 @@ import optax
 from flax import nnx
 
 from jax_impl.devices import find_device
-from jax_impl.layers import initialise, named_parameters
+from jax_impl.layers import initialise, named_buffers, named_parameters
 from jax_impl.network import Network
 from jax_impl.networks import build
 from jax_impl.ops import autocast
 from twinsep import losses
 from twinsep.checkpoints import Tensors, check_names, strip
 from twinsep.config import Config
+from twinsep.errors import InputError
 from twinsep.training.loss_scale import LossScale
 
 #: Arrays by the canonical name of a weight: the weights themselves, their gradients, their moments.
@@ -35,6 +36,10 @@ class Trainer:
     def __init__(self, config: Config, device: str = "cpu"):
         self.config, self.device = config, find_device(device)
         model = build(config)
+        if named_buffers(model):
+            raise InputError(
+                "this system cannot be trained here: training does not keep the running statistics of its batch norms"
+            )
         initialise(model, config.training.seed, config.model.init)
         self.functional = Functional(model)
         self.decay = {name: weight.decay for name, weight in named_parameters(model).items()}
@@ -185,8 +190,8 @@ class Functional:
 
 
 def load_weights(model: Network, weights: Mapping[str, np.ndarray], where: str) -> None:
-    """Copy ``weights`` into ``model``; raises InputError, naming ``where``, if names or shapes differ."""
-    own = named_parameters(model)
+    """Copy weights and running statistics into ``model``; raises InputError, naming ``where``, if they do not fit."""
+    own = {**named_parameters(model), **named_buffers(model)}
     check_names(weights, {name: tuple(w.shape) for name, w in own.items()}, where)
     for name, weight in own.items():
         weight.set_value(jnp.asarray(weights[name]))

@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from torch_impl.ops import EPS, attention, depthwise, depthwise_silu, linear, rms_norm
+from twinsep.checkpoints import STATISTICS
 from twinsep.model import initializers
 
 Module = nn.Module
@@ -40,6 +41,11 @@ def parameter(shape: tuple[int, ...], initialiser: initializers.Initialiser, *, 
 def named_parameters(module: Module) -> dict[str, Parameter]:
     """Return the weights of ``module`` by canonical (PyTorch) name."""
     return dict(module.named_parameters())  # type: ignore[arg-type]
+
+
+def named_buffers(module: Module) -> dict[str, Tensor]:
+    """Return the running statistics of the batch norms in ``module`` by canonical (PyTorch) name."""
+    return {name: buffer for name, buffer in module.named_buffers() if name.endswith(STATISTICS)}
 
 
 @torch.no_grad()

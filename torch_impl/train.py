@@ -9,7 +9,7 @@ import torch
 
 from torch_impl.devices import find_device, on_numpy
 from torch_impl.kernels import cpu_kernels
-from torch_impl.layers import Parameter, initialise, named_parameters
+from torch_impl.layers import Parameter, initialise, named_buffers, named_parameters
 from torch_impl.network import Network
 from torch_impl.networks import build
 from twinsep import losses
@@ -28,9 +28,9 @@ class Trainer:
     def __init__(self, config: Config, device: str = "cpu"):
         self.config, self.device = config, find_device(device)
         self.model = build(config)
-        if any(name.endswith("running_mean") for name, _ in self.model.named_buffers()):
+        if named_buffers(self.model):
             raise InputError(
-                "this system cannot be trained here: checkpoints do not keep the running statistics of its batch norms"
+                "this system cannot be trained here: training does not keep the running statistics of its batch norms"
             )
         initialise(self.model, config.training.seed, config.model.init)
         self.model.to(self.device).train()
@@ -143,8 +143,8 @@ def make_deterministic() -> None:
 
 @torch.no_grad()
 def load_weights(model: Network, weights: Mapping[str, np.ndarray], where: str) -> None:
-    """Copy ``weights`` into ``model``; raises InputError, naming ``where``, if names or shapes differ."""
-    own = named_parameters(model)
+    """Copy weights and running statistics into ``model``; raises InputError, naming ``where``, if they do not fit."""
+    own = {**named_parameters(model), **named_buffers(model)}
     check_names(weights, {name: tuple(w.shape) for name, w in own.items()}, where)
     for name, weight in own.items():
         weight.copy_(torch.from_numpy(weights[name]))

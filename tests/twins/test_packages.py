@@ -101,7 +101,7 @@ def test_a_system_with_batch_norms_is_not_trained(monkeypatch):
         "moises_light",
         SimpleNamespace(MoisesLight=lambda **_: nn.BatchNorm1d(2), configs={"paper_small": {}}),
     )
-    with pytest.raises(InputError, match="cannot be trained here: checkpoints do not keep the running statistics"):
+    with pytest.raises(InputError, match="cannot be trained here: training does not keep the running statistics"):
         torch_impl.train.Trainer(preset("moises-light/paper_small"))
 
 

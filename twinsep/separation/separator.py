@@ -159,8 +159,8 @@ def load(
     layers, devices = twin(framework, "layers"), twin(framework, "devices")
 
     def saved() -> Checkpoint:
-        weights = {f"model/{name}": _as_numpy(w[...]) for name, w in layers.named_parameters(model).items()}
-        return replace(found, tensors=weights)
+        named = layers.named_parameters(model) | layers.named_buffers(model)
+        return replace(found, tensors={f"model/{name}": _as_numpy(w[...]) for name, w in named.items()})
 
     function = devices.on_numpy(model, devices.find_device(device))
     return Separator(function, found.config, grid, augmented=augmented, saved=saved)
