@@ -191,7 +191,7 @@ class Functional:
 
 def load_weights(model: Network, weights: Mapping[str, np.ndarray], where: str) -> None:
     """Copy weights and running statistics into ``model``; raises InputError, naming ``where``, if they do not fit."""
-    own = {**named_parameters(model), **named_buffers(model)}
+    own: dict[str, nnx.Variable] = {**named_parameters(model), **named_buffers(model)}
     check_names(weights, {name: tuple(w.shape) for name, w in own.items()}, where)
     for name, weight in own.items():
         weight.set_value(jnp.asarray(weights[name]))

@@ -144,7 +144,7 @@ def make_deterministic() -> None:
 @torch.no_grad()
 def load_weights(model: Network, weights: Mapping[str, np.ndarray], where: str) -> None:
     """Copy weights and running statistics into ``model``; raises InputError, naming ``where``, if they do not fit."""
-    own = {**named_parameters(model), **named_buffers(model)}
+    own: dict[str, torch.Tensor] = {**named_parameters(model), **named_buffers(model)}
     check_names(weights, {name: tuple(w.shape) for name, w in own.items()}, where)
     for name, weight in own.items():
         weight.copy_(torch.from_numpy(weights[name]))

@@ -152,8 +152,9 @@ def enliven(model, samples):
 
 
 def tensors_of(model):
-    named = torch_impl.layers.named_parameters(model) | torch_impl.layers.named_buffers(model)
-    return {name: w.detach().numpy() for name, w in named.items()}
+    """Weights and running statistics of a module in PyTorch."""
+    constants = ("num_batches_tracked", "stft_window", "freq_pad")
+    return {name: w.numpy() for name, w in model.state_dict().items() if not name.endswith(constants)}
 
 
 def distance(found, wanted):
