@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
@@ -143,6 +144,8 @@ def enliven(model, samples):
             norm.momentum = 1.0
         model.train()(0.1 * torch.randn(1, 2, samples, generator=g))
         for norm in norms:
+            # A mean far above the deviation cancels: of two correct programs in float32 each is then 5e-6 off.
+            norm.running_var += norm.running_mean**2
             norm.running_mean += 0.2 * norm.running_var.sqrt() * torch.randn(norm.running_mean.shape, generator=g)
             norm.running_var *= 0.7 + 0.6 * torch.rand(norm.running_var.shape, generator=g)
     for module in model.modules():  # angles of the old frequencies
@@ -187,7 +190,11 @@ def test_the_package_gives_the_same_numbers_in_double_precision(bands, stems, ba
     finally:
         torch.set_default_dtype(torch.float32)
     ours = MoisesLight(s, stems)
-    jax_impl.train.load_weights(ours, tensors_of(theirs), "package")
+    tensors = tensors_of(theirs)
+    named = jax_impl.layers.named_parameters(ours) | jax_impl.layers.named_buffers(ours)
+    assert {name: w.shape for name, w in named.items()} == {name: w.shape for name, w in tensors.items()}
+    for name, w in named.items():
+        w.set_value(jnp.asarray(tensors[name]))
     x = noise(batch, 2, samples).astype(dtype)
     with torch.no_grad():
         wanted = theirs(torch.from_numpy(x)).numpy()
