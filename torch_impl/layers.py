@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from torch_impl.ops import EPS, attention, batch_norm, conv2d, depthwise, depthwise_silu, linear, relu, rms_norm
+from twinsep.checkpoints.native import STATISTICS
 from twinsep.model import initializers
 
 Module = nn.Module
@@ -42,12 +43,9 @@ def named_parameters(module: Module) -> dict[str, Parameter]:
     return dict(module.named_parameters())  # type: ignore[arg-type]
 
 
-#: Ends of the names of running statistics; counters of batches, which nothing reads, are left out.
-STATISTICS = ("running_mean", "running_var")
-
-
 def named_statistics(module: Module) -> dict[str, Tensor]:
     """Return the running statistics of the batch norms of ``module`` by canonical (PyTorch) name."""
+    # Without the counters of batches, which nothing reads.
     return {name: x for name, x in module.named_buffers() if name.endswith(STATISTICS)}
 
 

@@ -171,7 +171,7 @@ class SpectrogramUNetConfig(ModelConfig):
 
 @dataclass(frozen=True, config=_STRICT, kw_only=True)
 class PackageConfig(ModelConfig):
-    """A published system that its own package computes, in PyTorch."""
+    """A published system that its own package computes, in PyTorch; Moises-Light runs in JAX too."""
 
     network: Literal["package"] = "package"
     system: str  # its name in torch_impl/baselines/packages.py

@@ -353,7 +353,7 @@ class _TrainingLoop:
             **({"init": self.started_from} if self.started_from else {}),
             **provenance.describe(self.options.device),
             **({"basis": self.options.basis} if self.options.basis else {}),
-            "parameters": int(sum(t.size for name, t in state.items() if name.startswith("model/"))),
+            "parameters": int(sum(t.size for name, t in state.items() if name.startswith("adam_m/"))),
             "seconds": round(run.seconds, 1),
             "steps_per_second": round(steps / run.seconds, 3),
             "audio_seconds_per_second": round(steps * self.audio_seconds / run.seconds, 2),
