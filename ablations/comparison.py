@@ -217,7 +217,7 @@ def weights_of(config: Config, seed: int = 0) -> Arrays:
     """Initial weights with a little noise, so that no bias is zero and no norm one, and drawn running statistics."""
     with torch.device("meta"):
         network = torch_impl.networks.build(config)
-    own, statistics = (get(network) for get in (torch_impl.layers.named_parameters, torch_impl.layers.named_statistics))
+    own, statistics = torch_impl.layers.named_parameters(network), torch_impl.layers.named_statistics(network)
     start = config.model.init
     draws = {
         name: initializers.draw(name, w.shape, w.initialiser, seed, start) for name, w in own.items() if w.initialiser

@@ -29,7 +29,7 @@ class Workers:
 
     def __init__(self, device: str, devices: int = 1):
         self.process = processes.current()
-        if self.process.count > 1 and not jax.distributed.is_initialized():
+        if self.process.size > 1 and not jax.distributed.is_initialized():
             jax.distributed.initialize()
         find_device(device)  # raises for one that cannot be used
         own = jax.local_devices(backend=device)
@@ -75,7 +75,7 @@ class Workers:
 
     def close(self) -> None:
         """Wait for the others, and leave the group."""
-        if self.process.count > 1:
+        if self.process.size > 1:
             from jax.experimental import multihost_utils
 
             multihost_utils.sync_global_devices("end of the run")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 
 import torch
@@ -33,7 +34,7 @@ class Workers:
                 f"{devices} --no-python twinsep train …"
             )
         self.process = processes.current()
-        if self.process.count > 1:
+        if self.process.size > 1:
             if device == "cuda":
                 device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
                 torch.cuda.set_device(device)
@@ -45,11 +46,15 @@ class Workers:
     @property
     def size(self) -> int:
         """Number of workers."""
-        return self.process.count
+        return self.process.size
 
     def parallel(self, model: Module) -> Module:
         """Wrap ``model`` so that a backward pass averages the gradients over the workers."""
         return DistributedDataParallel(model, broadcast_buffers=False) if self.size > 1 else model
+
+    def without_averaging(self, model: Module) -> AbstractContextManager[None]:
+        """Within a ``with``, a backward pass of the wrapped ``model`` only adds to this worker's gradients."""
+        return model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext()
 
     def mean(self, x: Tensor) -> Tensor:
         """Mean over the workers of a tensor, without gradient; the tensor itself for one worker."""

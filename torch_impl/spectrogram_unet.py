@@ -64,7 +64,7 @@ class SpectrogramUNet(MaskingNetwork):
         frames, factor = spectrum.shape[-1], 2 ** len(self.decoder)
         x = rearrange(magnitudes(spectrum[:, :, : self.bins]), "b c f t -> (b c) 1 f t")
         x = pad_axis(pad_axis(x, -1, -frames % factor), -2, -self.bins % factor)
-        skips = []
+        skips: list[Tensor] = []
         for block in self.encoder:
             x = block(x if not skips else max_pool2d(x))
             skips.append(x)

@@ -80,7 +80,7 @@ class Trainer:
         before = {name: x.clone() for name, x in statistics.items()}
         report: dict[str, float] = {}
         for number, batch in enumerate(batches, 1):
-            with self.parallel.no_sync() if self.workers.size > 1 and number < len(batches) else nullcontext():
+            with self.workers.without_averaging(self.parallel) if number < len(batches) else nullcontext():
                 total, terms = self.loss(self.parallel, batch)
                 (total * (scale / len(batches))).backward()
             for name, value in {"loss": total, **terms}.items():
@@ -120,8 +120,8 @@ class Trainer:
         stems = len(self.config.model.targets)  # a residual stem is derived, not trained
         kernels = cpu_kernels() if self.device.type == "cpu" else None
         estimate = estimate[:, :stems].to(target.dtype)
-        options = {"config": self.config, "kernels": kernels, "mean": self.workers.mean}
-        return losses.mix(estimate, target, mixture=mixture, **options)
+        mean = self.workers.mean
+        return losses.mix(estimate, target, mixture=mixture, config=self.config, kernels=kernels, mean=mean)
 
     @torch.no_grad()
     def state(self) -> Tensors:

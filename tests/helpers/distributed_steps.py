@@ -24,8 +24,8 @@ def main(source: str, out: str, framework: str, devices: int) -> None:
     trainer = twin(framework, "train").Trainer(config, "cpu", devices)
     widen(trainer, framework)
     process = processes.current()
-    part = config.training.batch_size // process.count
-    own = slice(process.index * part, (process.index + 1) * part)
+    part = config.training.batch_size // process.size
+    own = slice(process.rank * part, (process.rank + 1) * part)
     reports = []
     for mixtures, targets in zip(content["mixture"], content["target"], strict=True):  # (accumulation, batch, ...)
         batches = [{"mixture": m[own], "target": t[own]} for m, t in zip(mixtures, targets, strict=True)]

@@ -196,7 +196,7 @@ class BatchIterator(Iterator[Batch]):
         if self._source is None:
             self._source = _stream(self._example, self._next, self.process)
         batch: Batch = next(self._source)
-        self._next += len(batch["index"]) * self.process.count
+        self._next += len(batch["index"]) * self.process.size
         # Workers hand over shared memory, which disappears with them.
         batch["mixture"], batch["target"] = np.array(batch["mixture"]), np.array(batch["target"])
         return batch
@@ -233,11 +233,11 @@ def _stream(example: Examples, first: int, process: Process) -> Any:
         raise InputError(f"training needs the package grain, which cannot be imported here ({error})") from error
 
     size, workers = example.config.training.batch_size, example.config.data.workers
-    part = size // process.count
+    part = size // process.size
 
     def numbered(index: int) -> Example:
         batch, position = divmod(index, part)
-        return example(first + batch * size + process.index * part + position)
+        return example(first + batch * size + process.rank * part + position)
 
     batches = grain.MapDataset.range(_END).map(numbered).batch(part, batch_fn=_stack)
     # Grain's default of 500 batches ahead would take gigabytes.

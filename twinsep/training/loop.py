@@ -25,7 +25,7 @@ from twinsep.checkpoints.initial import describe_initial_weights, read_initial_w
 from twinsep.config import Config
 from twinsep.data.loader import Batch, BatchIterator, TrainingBatches
 from twinsep.data.validation import ValidationSegment, validation_segments
-from twinsep.errors import Interrupted, NonFiniteLossError, OutOfMemoryError, TwinsepError, is_out_of_memory
+from twinsep.errors import InputError, Interrupted, NonFiniteLossError, OutOfMemoryError, TwinsepError, is_out_of_memory
 from twinsep.training import logger, processes, run_dir, schedule
 from twinsep.training.run_dir import BEST, FINAL, LAST, RECORD
 from twinsep.utils import provenance

@@ -14,13 +14,13 @@ _VARIABLES = (("RANK", "WORLD_SIZE"), ("JAX_PROCESS_ID", "JAX_NUM_PROCESSES"))
 class Process(NamedTuple):
     """This process among those of the run."""
 
-    index: int = 0
-    count: int = 1
+    rank: int = 0
+    size: int = 1
 
     @property
     def is_main(self) -> bool:
         """True for the process that validates, logs and writes checkpoints."""
-        return self.index == 0
+        return self.rank == 0
 
 
 def current() -> Process:
@@ -31,7 +31,7 @@ def current() -> Process:
                 found = Process(int(os.environ[index]), int(os.environ[count]))
             except ValueError:
                 found = Process(0, 0)
-            if not 0 <= found.index < found.count:
+            if not 0 <= found.rank < found.size:
                 raise InputError(
                     f"{index}={os.environ[index]} and {count}={os.environ[count]} do not number a process: "
                     "start the processes with torchrun, or set both as the READMEs say"
