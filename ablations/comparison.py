@@ -104,6 +104,7 @@ _OTHERS: dict[str, dict[str, Any]] = {
 }
 _OTHERS["spectrogram U-Net"] = {
     "network": "spectrogram-unet",
+    "init": "default",
     "widths": [4, 8, 8],
     "max_frequency": 8000.0,
     "targets": ["vocals", "bass"],

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 
 import torch
@@ -51,10 +50,6 @@ class Workers:
     def parallel(self, model: Module) -> Module:
         """Wrap ``model`` so that a backward pass averages the gradients over the workers."""
         return DistributedDataParallel(model, broadcast_buffers=False) if self.size > 1 else model
-
-    def without_averaging(self, model: Module) -> AbstractContextManager[None]:
-        """Within a ``with``, a backward pass of the wrapped ``model`` only adds to this worker's gradients."""
-        return model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext()
 
     def mean(self, x: Tensor) -> Tensor:
         """Mean over the workers of a tensor, without gradient; the tensor itself for one worker."""

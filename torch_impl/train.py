@@ -80,7 +80,9 @@ class Trainer:
         before = {name: x.clone() for name, x in statistics.items()}
         report: dict[str, float] = {}
         for number, batch in enumerate(batches, 1):
-            with self.workers.without_averaging(self.parallel) if number < len(batches) else nullcontext():
+            # Gradients are averaged over workers once, after the last batch.
+            adding = getattr(self.parallel, "no_sync", nullcontext)
+            with adding() if number < len(batches) else nullcontext():
                 total, terms = self.loss(self.parallel, batch)
                 (total * (scale / len(batches))).backward()
             for name, value in {"loss": total, **terms}.items():

@@ -147,7 +147,7 @@ def test_a_checkpoint_is_scored_with_museval(micro, tmp_path):
     records = json.loads((tmp_path / "out" / "metrics.json").read_text())
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert {r["metric"] for r in records} == {
-        "csdr", "usdr", "si_sdr", "leakage", "museval_sdr", "museval_sir", "museval_sar", "museval_isr",
+        "bleedless", "fullness", "csdr", "usdr", "si_sdr", "leakage", "museval_sdr", "museval_sir", "museval_sar", "museval_isr",
     }  # fmt: skip
     assert values(records, "museval_sdr") == pytest.approx(values(records, "csdr"), abs=1e-3)
     assert summary["test"]["instrumental"]["usdr"] == {

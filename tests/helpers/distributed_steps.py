@@ -41,6 +41,7 @@ def widen(trainer, framework):
         trainer.model.double(), trainer.average.double()
         for moments in trainer.moments.values():
             moments.update({key: moments[key].double() for key in ("exp_avg", "exp_avg_sq")})
+        trainer.parallel = trainer.workers.parallel(trainer.model)  # its buckets have the type of the weights
         return
     import jax
     import jax.numpy as jnp

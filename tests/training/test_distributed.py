@@ -9,8 +9,10 @@ import sys
 import time
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 
 from twinsep import checkpoints
 from twinsep.data.loader import TrainingBatches
@@ -143,12 +145,12 @@ def distances(found, wanted):
 
 def test_two_processes_take_the_steps_of_one_in_pytorch(steps):
     one, two = steps("torch", 1), steps("torch", 2)
-    assert max(distances(two, one).values()) <= 1e-12
+    assert max(distances(two, one).values()) <= 1e-11
 
 
 def test_two_devices_take_the_steps_of_one_in_jax(steps):
     one, two = steps("jax", 1), steps("jax", 1, 2, "--xla_force_host_platform_device_count=2")
-    assert max(distances(two, one).values()) <= 1e-12
+    assert max(distances(two, one).values()) <= 1e-11
 
 
 # ---------------------------------------------------------------------------- runs
@@ -204,7 +206,7 @@ def test_a_worker_that_dies_ends_the_job_with_its_sentence(micro, tmp_path):
 
 
 def test_workers_of_one_process_are_one():
-    for framework in ("torch", "jax"):
+    for framework, one in (("torch", torch.ones(())), ("jax", jnp.ones(()))):
         workers = twin(framework, "distributed").Workers("cpu")
         assert workers.size == 1
-        assert workers.mean(3.0) == 3.0
+        assert workers.mean(one) is one

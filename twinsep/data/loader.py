@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from types import TracebackType
-from typing import Any, TypedDict
+from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 from jaxtyping import Float32
@@ -234,11 +234,7 @@ def _stream(example: Examples, first: int, process: Process) -> Any:
 
     size, workers = example.config.training.batch_size, example.config.data.workers
     part = size // process.size
-
-    def numbered(index: int) -> Example:
-        batch, position = divmod(index, part)
-        return example(first + batch * size + process.rank * part + position)
-
+    numbered = _Numbered(example, first, size, part, process)
     batches = grain.MapDataset.range(_END).map(numbered).batch(part, batch_fn=_stack)
     # Grain's default of 500 batches ahead would take gigabytes.
     stream = batches.to_iter_dataset(grain.ReadOptions(num_threads=1 if workers else 2, prefetch_buffer_size=2))
@@ -249,6 +245,20 @@ def _stream(example: Examples, first: int, process: Process) -> Any:
             flags.FLAGS.mark_as_parsed()  # Grain's processes read a flag that only absl programs parse
         stream = stream.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2))
     return iter(stream)
+
+
+class _Numbered(NamedTuple):
+    """Map from the number of an example in a process to the example: the parts of all processes make up each batch."""
+
+    example: Examples
+    first: int
+    size: int
+    part: int
+    process: Process
+
+    def __call__(self, index: int) -> Example:
+        batch, position = divmod(index, self.part)
+        return self.example(self.first + batch * self.size + self.process.rank * self.part + position)
 
 
 def _stack(examples: Sequence[Example]) -> Batch:
