@@ -257,6 +257,7 @@ class _Numbered(NamedTuple):
     process: Process
 
     def __call__(self, index: int) -> Example:
+        """Return the example with the number ``index`` in this process."""
         batch, position = divmod(index, self.part)
         return self.example(self.first + batch * self.size + self.process.rank * self.part + position)
 
