@@ -262,14 +262,14 @@ def module_in_torch(name: str, config: Config, dtype: str) -> Arrays:
 def modules_in_jax(config: Config, dtype: str, names: Sequence[str] | None = None) -> dict[str, Arrays]:
     """Module → its output and gradients in JAX; all modules are compiled together."""
     model = jax_impl.networks.build(config)
-    functional = jax_impl.train.Functional(model)
+    functional, parameters = jax_impl.train.Functional(model), jax_impl.layers.named_parameters(model)
     weights = {name: jnp.asarray(w, dtype) for name, w in weights_of(config).items()}
     set_up = {name: _set_up(name, config, dtype) for name in names or modules(config)}
 
     def everything(weights: Any, inputs: Any) -> Any:
         out = {}
         for name, (path, _, extra) in set_up.items():
-            own = {n: w for n, w in weights.items() if path and n.startswith(f"{path}.")}
+            own = {n: weights[n] for n in parameters if path and n.startswith(f"{path}.")}
 
             def forward(own: Any, arrays: Any, name=name, path=path, extra=extra) -> Any:
                 merged = functional.model(weights | own)
