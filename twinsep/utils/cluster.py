@@ -20,7 +20,7 @@ _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM
 
 
 class Outcome(NamedTuple):
-    """What became of an item: the result of the function, or its error."""
+    """Result of the function for an item, or its error."""
 
     item: Any
     result: Any = None
