@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from functools import partial
 from itertools import groupby
@@ -23,13 +24,15 @@ class Workers:
     """The workers that share every batch: devices, of this process or of all processes of ``jax.distributed``.
 
     Several processes (see :mod:`twinsep.training.processes`) connect through ``JAX_COORDINATOR_ADDRESS``, and each
-    contributes ``devices`` of its own. Raises :class:`InputError` for a device that cannot be used, and for more
-    devices than there are.
+    contributes ``devices`` of its own. Raises :class:`InputError` for a device that cannot be used, for more devices
+    than there are, and for processes without that address.
     """
 
     def __init__(self, device: str, devices: int = 1):
         self.process = processes.current()
         if self.process.size > 1 and not jax.distributed.is_initialized():
+            if "JAX_COORDINATOR_ADDRESS" not in os.environ:
+                raise InputError("several processes of JAX need JAX_COORDINATOR_ADDRESS: see jax_impl/README.md")
             jax.distributed.initialize()
         find_device(device)  # raises for one that cannot be used
         own = jax.local_devices(backend=device)

@@ -22,8 +22,8 @@ class Workers:
     """The workers that share every batch: the processes that torchrun started, or this one alone.
 
     On GPUs each process has the one with its local number, and NCCL connects them; on CPUs Gloo does. ``devices`` are
-    several devices of one process, which only JAX has. Raises :class:`InputError` for that, and for a device that
-    cannot be used.
+    several devices of one process, which only JAX has. Raises :class:`InputError` for that, for processes without the
+    address of the first, and for a device that cannot be used.
     """
 
     def __init__(self, device: str, devices: int = 1):
@@ -37,6 +37,10 @@ class Workers:
             if device == "cuda":
                 device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
                 torch.cuda.set_device(device)
+            if "MASTER_ADDR" not in os.environ:
+                raise InputError(
+                    "several processes of PyTorch need MASTER_ADDR and MASTER_PORT: start them with torchrun"
+                )
             if not distributed.is_initialized():
                 backend = "nccl" if device.startswith("cuda") else "gloo"
                 distributed.init_process_group(backend, timeout=_TIMEOUT)

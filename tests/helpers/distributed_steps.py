@@ -30,8 +30,10 @@ def main(source: str, out: str, framework: str, devices: int) -> None:
     for mixtures, targets in zip(content["mixture"], content["target"], strict=True):  # (accumulation, batch, ...)
         batches = [{"mixture": m[own], "target": t[own]} for m, t in zip(mixtures, targets, strict=True)]
         reports.append(trainer.step(batches, 1e-3, 0.5)["loss"])
+        if len(reports) == 1:  # from moments of 0, the first ones are the gradient, clipped, times 1 − beta1
+            gradient = {f"gradient/{k}": x for k, x in trainer.state().items() if k.startswith("adam_m/")}
     if process.is_main:
-        np.savez(out, losses=reports, **trainer.state())
+        np.savez(out, losses=reports, **gradient, **trainer.state())
     trainer.workers.close()
 
 

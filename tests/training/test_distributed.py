@@ -24,6 +24,8 @@ from twinsep.training.run_dir import FINAL, LAST
 from twinsep.utils.backend import twin
 
 STEPS, ACCUMULATION, BATCH = 3, 2, 4
+#: Largest relative distances in float64. Moments after three steps add up what rounding makes of three gradients.
+TOLERANCE = {"gradient/": 1e-12, "model/": 1e-12, "ema/": 1e-12, "losses": 1e-12, "adam_m/": 1e-11}
 HELPER = Path(__file__).parents[1] / "helpers" / "distributed_steps.py"
 THREADS = {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}
 
@@ -135,7 +137,7 @@ def steps(micro, tmp_path):
 
 def distances(found, wanted):
     assert found.keys() == wanted.keys()
-    whole = {prefix: [n for n in wanted if n.startswith(prefix)] for prefix in ("model/", "ema/", "adam_m/", "losses")}
+    whole = {prefix: [n for n in wanted if n.startswith(prefix)] for prefix in TOLERANCE}
     return {
         prefix: np.sqrt(sum(np.sum((found[n] - wanted[n]) ** 2) for n in names))
         / np.sqrt(sum(np.sum(wanted[n] ** 2) for n in names))
@@ -145,12 +147,14 @@ def distances(found, wanted):
 
 def test_two_processes_take_the_steps_of_one_in_pytorch(steps):
     one, two = steps("torch", 1), steps("torch", 2)
-    assert max(distances(two, one).values()) <= 1e-11
+    found = distances(two, one)
+    assert all(found[name] <= bound for name, bound in TOLERANCE.items()), found
 
 
 def test_two_devices_take_the_steps_of_one_in_jax(steps):
     one, two = steps("jax", 1), steps("jax", 1, 2, "--xla_force_host_platform_device_count=2")
-    assert max(distances(two, one).values()) <= 1e-11
+    found = distances(two, one)
+    assert all(found[name] <= bound for name, bound in TOLERANCE.items()), found
 
 
 # ---------------------------------------------------------------------------- runs
@@ -210,3 +214,21 @@ def test_workers_of_one_process_are_one():
         workers = twin(framework, "distributed").Workers("cpu")
         assert workers.size == 1
         assert workers.mean(one) is one
+
+
+@pytest.mark.parametrize(
+    ("framework", "variables", "sentence"),
+    [
+        (
+            "torch",
+            ("JAX_PROCESS_ID", "JAX_NUM_PROCESSES"),
+            "need MASTER_ADDR and MASTER_PORT: start them with torchrun",
+        ),
+        ("jax", ("RANK", "WORLD_SIZE"), "need JAX_COORDINATOR_ADDRESS: see jax_impl/README.md"),
+    ],
+)
+def test_processes_without_the_address_of_the_first_are_refused(framework, variables, sentence, monkeypatch):
+    for name, value in zip(variables, ("0", "2"), strict=True):
+        monkeypatch.setenv(name, value)
+    with pytest.raises(InputError, match=sentence):
+        twin(framework, "distributed").Workers("cpu")

@@ -98,12 +98,13 @@ def separate_files(paths: list[Path], options: SeparationOptions) -> None:
 
 
 class _Model:
-    """The model of a batch; with ``skip_existing`` it is loaded only once a song needs it."""
+    """The model of a batch; with ``skip_existing``, and on a cluster, it is loaded only once a song needs it."""
 
     def __init__(self, options: SeparationOptions, reporter: Reporter):
         self._options, self._reporter = options, reporter
         self._loaded: Separator | None = None
-        config = _read_config(options) if options.skip_existing else self.separator.config
+        lazy = options.skip_existing or options.executor != "local"
+        config = _read_config(options) if lazy else self.separator.config
         #: Stems that can be written, and those that the model estimates.
         self.stems, self.estimated = stems_of(config), config.model.stems
 
@@ -259,7 +260,9 @@ class _ClusterBatch(_Batch):
             else:
                 wanted.append(song)
         gpus = 1 if self.options.device.startswith(("cuda", "gpu")) else 0
-        work = partial(_separate_on_worker, places=self.places, stems=self.stems, options=_for_workers(self.options))
+        work = partial(
+            _separate_on_worker, places=self.places, stems=self.stems, options=_for_workers(self.options, self.reporter)
+        )
         try:
             for number, (song, result, error) in enumerate(cluster.run(work, wanted, gpus=gpus), 1):
                 self.reporter.on_start(song.path, number, total)
@@ -273,9 +276,9 @@ class _ClusterBatch(_Batch):
         self._end()
 
 
-def _for_workers(options: SeparationOptions) -> SeparationOptions:
+def _for_workers(options: SeparationOptions, reporter: Reporter) -> SeparationOptions:
     """The options with paths that hold in another process's folder."""
-    checkpoint = choose_checkpoint(options.checkpoint)
+    checkpoint = choose_checkpoint(options.checkpoint, reporter)
     path = checkpoint.absolute() if isinstance(checkpoint, Path) else Path(checkpoint)
     return replace(options, checkpoint=path, out=options.out if FOLDER in str(options.out) else options.out.absolute())
 
