@@ -1,14 +1,14 @@
 """Songs and runs on a local Ray cluster of two workers, where Ray is installed."""
 
 import os
-import signal
 import sys
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.corpus import RATE, music
+from helpers.cluster_items import double, killing
+from helpers.corpus import RATE
 
 import torch_impl
 from twinsep import audio, checkpoints
@@ -31,28 +31,12 @@ def ray():
     ray.shutdown()
 
 
-def double(x):
-    """Twice the item; 3 is refused."""
-    if x == 3:
-        raise InputError("three is not wanted")
-    return 2 * x
-
-
 @pytest.mark.usefixtures("ray")
 def test_items_run_side_by_side_and_an_error_costs_its_item_alone():
     outcomes = {outcome.item: outcome for outcome in cluster.run(double, [1, 2, 3])}
     assert (outcomes[1].result, outcomes[2].result) == (2, 4)
     assert isinstance(outcomes[3].error, TwinsepError)
     assert str(outcomes[3].error) == "three is not wanted"
-
-
-def killing(x, folder):
-    """The item; -1 kills its worker at every try, 0 at the first."""
-    marker = Path(folder) / str(x)
-    if x == -1 or (x == 0 and not marker.exists()):
-        marker.touch()
-        os.kill(os.getpid(), signal.SIGKILL)
-    return x
 
 
 @pytest.mark.usefixtures("ray")
@@ -79,7 +63,8 @@ def test_songs_on_a_cluster_are_those_of_one_process(tmp_path, checkpoint, monke
     monkeypatch.chdir(tmp_path)
     songs = [Path(f"song{i}.wav") for i in range(3)]
     for i, song in enumerate(songs):
-        audio.write(song, music(0.5, seed=i), RATE, subtype="FLOAT")
+        noise = 0.1 * np.random.default_rng(i).standard_normal((2, RATE // 2)).astype(np.float32)
+        audio.write(song, noise, RATE, subtype="FLOAT")
     broken = Path("broken.wav")
     broken.write_bytes(b"no song")
     for executor in ("local", "ray"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
 
@@ -260,8 +260,9 @@ class _ClusterBatch(_Batch):
             else:
                 wanted.append(song)
         gpus = 1 if self.options.device.startswith(("cuda", "gpu")) else 0
+        choose_checkpoint(self.options.checkpoint, self.reporter)  # says which
         work = partial(
-            _separate_on_worker, places=self.places, stems=self.stems, options=_for_workers(self.options, self.reporter)
+            _separate_on_worker, places=self.places, stems=self.stems, options=self.options, folder=Path.cwd()
         )
         try:
             for number, (song, result, error) in enumerate(cluster.run(work, wanted, gpus=gpus), 1):
@@ -276,17 +277,11 @@ class _ClusterBatch(_Batch):
         self._end()
 
 
-def _for_workers(options: SeparationOptions, reporter: Reporter) -> SeparationOptions:
-    """The options with paths that hold in another process's folder."""
-    checkpoint = choose_checkpoint(options.checkpoint, reporter)
-    path = checkpoint.absolute() if isinstance(checkpoint, Path) else Path(checkpoint)
-    return replace(options, checkpoint=path, out=options.out if FOLDER in str(options.out) else options.out.absolute())
-
-
 def _separate_on_worker(
-    song: SongFile, places: Places, stems: tuple[str, ...], options: SeparationOptions
+    song: SongFile, places: Places, stems: tuple[str, ...], options: SeparationOptions, folder: Path
 ) -> SeparationResult:
-    """Separate one song in a worker of a cluster, which loads the model once."""
+    """Separate one song in a worker of a cluster, which loads the model once; paths are relative to ``folder``."""
+    os.chdir(folder)
     return _Batch([song], places, stems, options, _worker_model(options), SilentReporter()).finish(song)
 
 

@@ -28,7 +28,7 @@ class Outcome(NamedTuple):
 
 
 def run(
-    function: Callable[[Item], Any], items: Sequence[Item], *, gpus: float = 0, fresh: bool = False
+    function: Callable[[Item], Any], items: Sequence[Item], *, gpus: int = 0, fresh: bool = False
 ) -> Iterator[Outcome]:
     """Call ``function`` with every item on the cluster and yield the outcomes as they come.
 
