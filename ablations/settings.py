@@ -21,7 +21,6 @@ from twinsep.errors import InputError
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
-PIPELINE = ROOT / "dvc.yaml"
 GENERATED = Path("results/data/generated")
 CONFIGS = Path("results/work/configs")
 RUNS = Path("results/runs")
@@ -211,29 +210,28 @@ def configuration(group: str, seed: int) -> Config:
     return chosen.override(row["override"]).override({"training": {"seed": seed}})
 
 
-def code_dependencies(stage: str, framework: str, pipeline: Path = PIPELINE) -> list[str]:
-    """Files and folders that ``pipeline`` lists for a stage, except songs and results, relative to the root.
+def code_dependencies(stage: str, framework: str) -> list[str]:
+    """Files and folders that ``dvc.yaml`` lists for a stage, except songs and results, relative to the root.
 
     ``framework`` is that of the group, for a stage with an entry per group.
     """
-    entry = _stage(stage, pipeline)
+    entry = _stage(stage)
     listed = (path.replace("${item.framework}", framework) for path in entry["deps"])
     return [path for path in listed if not path.startswith(("results/", "${"))]
 
 
-def stage_inputs(address: str, pipeline: Path = PIPELINE) -> dict[str, str]:
+def stage_inputs(address: str) -> dict[str, str]:
     """Digests of the code, and values of the parameters, on which a stage, such as ``train@torch-base``, depends.
 
-    DVC puts the file of another pipeline than that of the working directory before the stage, with a colon. They are
-    read anew at each call.
+    They are read anew at each call.
     """
-    stage, _, key = address.rpartition(":")[2].partition("@")
+    stage, _, key = address.partition("@")
     found = {}
-    for path in (ROOT / name for name in code_dependencies(stage, key.partition("-")[0], pipeline)):
+    for path in (ROOT / name for name in code_dependencies(stage, key.partition("-")[0])):
         for file in path.rglob("*") if path.is_dir() else [path]:
             if file.is_file() and "__pycache__" not in file.parts:
                 found[file.relative_to(ROOT).as_posix()] = hashlib.sha256(file.read_bytes()).hexdigest()
-    for listed in _stage(stage, pipeline).get("params", []):
+    for listed in _stage(stage).get("params", []):
         for name, keys in listed.items():
             content = yaml.safe_load((ROOT / name).read_text())
             for key in keys:
@@ -242,6 +240,8 @@ def stage_inputs(address: str, pipeline: Path = PIPELINE) -> dict[str, str]:
     return found
 
 
-def _stage(name: str, pipeline: Path) -> dict[str, Any]:
-    entry = yaml.safe_load(pipeline.read_text())["stages"][name]
+def _stage(name: str) -> dict[str, Any]:
+    """The entry of a stage; the name of one in another file than the root's starts with ``<file>:``, as DVC's do."""
+    file, _, stage = name.rpartition(":")
+    entry = yaml.safe_load((ROOT / (file or "dvc.yaml")).read_text())["stages"][stage]
     return entry.get("do", entry)

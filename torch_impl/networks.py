@@ -2,10 +2,15 @@
 
 from torch_impl.flat import BandSplitFlat
 from torch_impl.network import Network
+from torch_impl.spectrogram_unet import SpectrogramUNet
 from torch_impl.unet import BandSplitUNet
 from twinsep.config import Config
 
-NETWORKS: dict[str, type[Network]] = {"unet": BandSplitUNet, "flat": BandSplitFlat}
+NETWORKS: dict[str, type[Network]] = {
+    "unet": BandSplitUNet,
+    "flat": BandSplitFlat,
+    "spectrogram-unet": SpectrogramUNet,
+}
 
 
 def build(config: Config) -> Network:

@@ -120,4 +120,4 @@ def goals(table: pd.DataFrame) -> str:
 
 
 if __name__ == "__main__":
-    run_stage(main, settings.PIPELINE)
+    run_stage(main)

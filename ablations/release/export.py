@@ -51,4 +51,4 @@ def write(released: Checkpoint, path: Path, most: int) -> None:
 
 
 if __name__ == "__main__":
-    run_stage(main, settings.PIPELINE)
+    run_stage(main)

@@ -184,4 +184,4 @@ def _voice_energy(peer: Separator, song: np.ndarray) -> float:
 
 
 if __name__ == "__main__":
-    run_stage(main, settings.PIPELINE)
+    run_stage(main)

@@ -93,4 +93,4 @@ def decibels(ratio: float) -> float:
 
 
 if __name__ == "__main__":
-    run_stage(main, settings.PIPELINE)
+    run_stage(main)

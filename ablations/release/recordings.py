@@ -18,4 +18,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_stage(main, settings.PIPELINE)
+    run_stage(main)

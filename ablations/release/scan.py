@@ -92,4 +92,4 @@ def markdown(frame: pd.DataFrame) -> str:
 
 
 if __name__ == "__main__":
-    run_stage(main, settings.PIPELINE)
+    run_stage(main)

@@ -29,4 +29,4 @@ def recipe() -> Recipe:
 
 
 if __name__ == "__main__":
-    run_stage(main, settings.PIPELINE)
+    run_stage(main)

@@ -65,4 +65,4 @@ def note_sitting(config_hash: str, made_with: str, device: str) -> None:
 
 
 if __name__ == "__main__":
-    run_stage(main, settings.PIPELINE)
+    run_stage(main)

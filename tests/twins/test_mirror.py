@@ -14,9 +14,10 @@ import torch_impl
 
 TWINS = ("torch_impl", "jax_impl")
 #: Files in which the frameworks may differ, each with helpers that the other twin does not need.
-FRAMEWORK = {"devices.py", "ops.py", "scan.py", "train.py"}
+FRAMEWORK = {"devices.py", "distributed.py", "ops.py", "scan.py", "train.py"}
 EXPECTED = {
     "devices.py": {"on_numpy", "find_device", "describe_machine"},
+    "distributed.py": {"Workers"},
     "ops.py": {
         *("constant", "rematerialised", "full_precision", "softplus", "rms_norm", "silu_gate", "depthwise"),
         *("depthwise_silu", "fused_mamba", "batched_linear", "band_outputs", "split_complex", "polar", "pad_axis"),

@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from twinsep.checkpoints import hub
-from twinsep.checkpoints.native import RECORD, Checkpoint, Tensors, check_names, read_file, strip, write
+from twinsep.checkpoints.native import RECORD, STATISTICS, Checkpoint, Tensors, check_names, read_file, strip, write
 from twinsep.checkpoints.released import full_precision, released_path
 from twinsep.config import PRESETS, Config, preset
 from twinsep.errors import InputError
 
 __all__ = [
     "RECORD",
+    "STATISTICS",
     "Checkpoint",
     "Tensors",
     "check_names",
