@@ -204,6 +204,38 @@ def test_a_cut_file_whose_tags_fill_the_log_of_libsndfile_is_refused(tmp_path):
         audio.verify(path)
 
 
+@pytest.mark.parametrize(("more", "refused"), [(6000, False), (30_000, True)])
+def test_an_ogg_whose_last_page_counts_a_few_samples_too_many_ends_in_silence(tmp_path, more, refused):
+    path = tmp_path / "vorbis.ogg"
+    write(path, tone(10 * RATE))
+    whole, _ = audio.read(path)
+    path.write_bytes(with_longer_last_page(path.read_bytes(), more))
+    if refused:
+        with pytest.raises(InputError, match="samples are there"):
+            audio.read(path)
+        return
+    found, _ = audio.read(path)
+    assert found.shape[1] == whole.shape[1] + more
+    assert np.array_equal(found[:, :-more], whole)
+    assert not found[:, -1000:].any()  # what is before it the encoder's last block holds
+    assert np.array_equal(audio.read_segment(path, 1000, 500), whole[:, 1000:1500])
+
+
+def with_longer_last_page(ogg: bytes, samples: int) -> bytes:
+    """An Ogg file whose last page counts more samples than there are."""
+    start = ogg.rfind(b"OggS")
+    page = bytearray(ogg[start:])
+    position = int.from_bytes(page[6:14], "little") + samples
+    page[6:14], page[22:26] = position.to_bytes(8, "little"), bytes(4)
+    checksum = 0
+    for byte in page:
+        checksum ^= byte << 24
+        for _ in range(8):
+            checksum = (checksum << 1 ^ (0x104C11DB7 if checksum >> 31 else 0)) & 0xFFFFFFFF
+    page[22:26] = checksum.to_bytes(4, "little")
+    return ogg[:start] + page
+
+
 @pytest.mark.parametrize("name", ["vorbis.ogg", "a.opus"])
 def test_an_ogg_without_its_last_page_is_refused(tmp_path, name):
     path = tmp_path / name

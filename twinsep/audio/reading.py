@@ -15,6 +15,8 @@ timestamps of MP4, Matroska, WebM, FLV and MPEG-TS.
 A header that states no length, or the wrong one of a recorder that crashed, is corrected as
 :mod:`twinsep.audio.headers` says, and the sound is read to the end of the file.
 
+An Ogg file may count a few samples more than its packets hold: silence takes their place.
+
 A file cut short is refused if that shows: fewer samples or seconds than the header states, half a packet, no last page.
 It does not show in raw frames (MP3 without LAME's header, ADTS, AC-3), nor in MPEG-TS, WMA and fragmented MP4 cut
 between two packets, nor in Matroska and WebM recorded live, nor if less than 0.2 s is missing from FLV or Matroska.
@@ -56,6 +58,7 @@ _UNKNOWN_SIZE = 0xFFFF_FF00  # sizes from here on are a pipe's "unknown"
 _LOG_BYTES = 2_000  # libsndfile ends its log soon after
 _SIZES = r"^ *(?:{}) *: (?P<stated>\d+) \(should be (?P<found>\d+)\)"
 _COUNT = r"Calculated frame count (?P<found>\d+) does not match value from 'ds64' chunk of (?P<stated>\d+)"
+_OGG_TOLERANCE = 8192  # longest block of Vorbis; packages of games hold files whose last page counts up to 5,806 too many
 _OGG_DAMAGE = {"reports a hole": "pages are missing", "Junk after the last page": "something follows its last page"}
 
 
@@ -256,19 +259,23 @@ def _source(file: _SoundFile, path: Path, frames: int) -> AudioSource:
     """The next ``frames`` samples of an open file."""
     is_float = file.subtype in ("FLOAT", "DOUBLE")
     notes = [file.header.note] if file.header.note else []
-    pieces = _pieces(file, frames, path)
+    pieces = _pieces(file, frames, path, notes)
     return AudioSource(path, file.samplerate, file.channels, is_float, frames, frames, pieces, notes)
 
 
-def _pieces(file: _SoundFile, frames: int, path: Path) -> Iterator[np.ndarray]:
-    """Float32 arrays (C, S) in blocks, because a damaged header may state terabytes."""
-    done = 0
+def _pieces(file: _SoundFile, frames: int, path: Path, notes: list[str]) -> Iterator[np.ndarray]:
+    """Float32 arrays (C, S) in blocks, because a damaged header may state terabytes; adds to ``notes``."""
+    start, done = file.tell(), 0
     while done < frames:
         try:
             block = file.read(min(frames - done, BLOCK), dtype="float32", always_2d=True)  # (s, c)
         except soundfile.LibsndfileError as error:
             raise damaged_error(path, f"decoding fails after sample {done} of {frames}") from error
         if not len(block):
+            if file.format == "OGG" and start + done >= file.frames - _OGG_TOLERANCE:
+                missing = frames - done
+                notes.append(f"its packets end {missing} samples before its last page says, which are silent here")
+                yield np.zeros((file.channels, missing), np.float32)
             return
         done += len(block)
         yield block.T
