@@ -327,12 +327,15 @@ def test_an_m4a_whose_last_packets_are_missing_is_refused(tmp_path):
         audio.verify(path)
 
 
-def test_an_ogg_without_its_last_page_is_refused(tmp_path):
+def test_an_ogg_whose_last_page_is_cut_is_refused_and_one_without_it_noted(tmp_path):
     path = tmp_path / "a.oga"
     write(path, music(3 * FRAMES), "flac")
-    path.write_bytes(path.read_bytes()[: path.read_bytes().rindex(b"OggS")])
-    with pytest.raises(InputError, match="its last page is missing"):
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1])
+    with pytest.raises(InputError, match="damaged or cut short"):
         audio.verify(path)
+    path.write_bytes(whole[: whole.rindex(b"OggS")])
+    assert "not marked as the last" in audio.verify(path).notes[0]
 
 
 @pytest.mark.parametrize("name", ["whole.caf", "whole.flac"])

@@ -237,12 +237,18 @@ def with_longer_last_page(ogg: bytes, samples: int) -> bytes:
 
 
 @pytest.mark.parametrize("name", ["vorbis.ogg", "a.opus"])
-def test_an_ogg_without_its_last_page_is_refused(tmp_path, name):
+def test_an_ogg_whose_last_page_is_cut_is_refused_and_one_without_it_noted(tmp_path, name):
     path = tmp_path / name
     write(path, tone(5 * RATE))
-    path.write_bytes(path.read_bytes()[: path.read_bytes().rindex(b"OggS")])
-    with pytest.raises(InputError, match="its last page is missing"):
+    whole = path.read_bytes()
+    assert audio.verify(path).notes == ()
+    path.write_bytes(whole[:-1])
+    with pytest.raises(InputError, match="its last page is incomplete"):
         audio.verify(path)
+    path.write_bytes(whole[: whole.rindex(b"OggS")])
+    found = audio.verify(path)
+    assert 0 < found.frames < 5 * RATE
+    assert "not marked as the last" in found.notes[0]
 
 
 def test_two_oggs_in_one_file_are_refused(tmp_path):

@@ -13,9 +13,9 @@ import numpy as np
 from twinsep.audio.source import (
     BLOCK,
     AudioSource,
+    check_last_ogg_page,
     damaged_error,
     ffmpeg_command,
-    has_last_ogg_page,
     no_sound_error,
     unknown_format_error,
 )
@@ -133,8 +133,8 @@ def _frames(container: Any, stream: Any, path: Path, notes: list[str]) -> Iterat
     found = decoded / rate if name == "mp3" and rate else end
     if decoded and found < stated - _TOLERANCES.get(name, _TOLERANCE) / rate:
         raise damaged_error(path, f"{found:.2f} of {stated:.2f} s are there")
-    if name == "ogg" and not has_last_ogg_page(path):
-        raise damaged_error(path, "its last page is missing")
+    if name == "ogg":
+        check_last_ogg_page(path, notes)
 
 
 def start_of_picture(container: Any, start: float | None) -> float:

@@ -17,8 +17,8 @@ A header that states no length, or the wrong one of a recorder that crashed, is 
 
 An Ogg file may count a few samples more than its packets hold: silence takes their place.
 
-A file cut short is refused if that shows: fewer samples or seconds than the header states, half a packet, no last page.
-It does not show in raw frames (MP3 without LAME's header, ADTS, AC-3), nor in MPEG-TS, WMA and fragmented MP4 cut
+A file cut short is refused if that shows: fewer samples or seconds than the header states, half a packet, half a page of
+Ogg. It does not show in raw frames (MP3 without LAME's header, ADTS, AC-3), nor in MPEG-TS, WMA and fragmented MP4 cut
 between two packets, nor in Matroska and WebM recorded live, nor if less than 0.2 s is missing from FLV or Matroska.
 """
 
@@ -41,9 +41,9 @@ from twinsep.audio.source import (
     BLOCK,
     AudioSource,
     check_file,
+    check_last_ogg_page,
     damaged_error,
     ffmpeg_command,
-    has_last_ogg_page,
     no_sound_error,
 )
 from twinsep.audio.writing import FilePath
@@ -58,7 +58,9 @@ _UNKNOWN_SIZE = 0xFFFF_FF00  # sizes from here on are a pipe's "unknown"
 _LOG_BYTES = 2_000  # libsndfile ends its log soon after
 _SIZES = r"^ *(?:{}) *: (?P<stated>\d+) \(should be (?P<found>\d+)\)"
 _COUNT = r"Calculated frame count (?P<found>\d+) does not match value from 'ds64' chunk of (?P<stated>\d+)"
-_OGG_TOLERANCE = 8192  # longest block of Vorbis; packages of games hold files whose last page counts up to 5,806 too many
+_OGG_TOLERANCE = (
+    8192  # longest block of Vorbis; packages of games hold files whose last page counts up to 5,806 too many
+)
 _OGG_DAMAGE = {"reports a hole": "pages are missing", "Junk after the last page": "something follows its last page"}
 
 
@@ -191,7 +193,8 @@ class _SoundFile(soundfile.SoundFile):
     """A file open in libsndfile, with its corrected header."""
 
     def __init__(self, path: Path, header: Header):
-        self.header = header
+        #: Parts of sentences for the user.
+        self.notes = [header.note] if header.note else []
         self._view = PatchedFile(path, header.patches) if header.patches else None
         try:
             # By descriptor: the name may not be UTF-8, and its extension must not decide the format.
@@ -246,8 +249,8 @@ def _check_header(file: _SoundFile, path: Path) -> None:
     if size and int(size["found"]) < int(size["stated"]) < _UNKNOWN_SIZE:
         unit = "samples" if size.re.pattern == _COUNT else "bytes of sound"
         raise damaged_error(path, f"{size['found']} of {size['stated']} {unit} are there")
-    if file.format == "OGG" and not has_last_ogg_page(path):
-        raise damaged_error(path, "its last page is missing")
+    if file.format == "OGG":
+        check_last_ogg_page(path, file.notes)
     for sign, detail in _OGG_DAMAGE.items():
         if sign in log:
             raise damaged_error(path, detail)
@@ -258,13 +261,13 @@ def _check_header(file: _SoundFile, path: Path) -> None:
 def _source(file: _SoundFile, path: Path, frames: int) -> AudioSource:
     """The next ``frames`` samples of an open file."""
     is_float = file.subtype in ("FLOAT", "DOUBLE")
-    notes = [file.header.note] if file.header.note else []
-    pieces = _pieces(file, frames, path, notes)
-    return AudioSource(path, file.samplerate, file.channels, is_float, frames, frames, pieces, notes)
+    return AudioSource(
+        path, file.samplerate, file.channels, is_float, frames, frames, _pieces(file, frames, path), file.notes
+    )
 
 
-def _pieces(file: _SoundFile, frames: int, path: Path, notes: list[str]) -> Iterator[np.ndarray]:
-    """Float32 arrays (C, S) in blocks, because a damaged header may state terabytes; adds to ``notes``."""
+def _pieces(file: _SoundFile, frames: int, path: Path) -> Iterator[np.ndarray]:
+    """Float32 arrays (C, S) in blocks, because a damaged header may state terabytes."""
     start, done = file.tell(), 0
     while done < frames:
         try:
@@ -274,7 +277,7 @@ def _pieces(file: _SoundFile, frames: int, path: Path, notes: list[str]) -> Iter
         if not len(block):
             if file.format == "OGG" and start + done >= file.frames - _OGG_TOLERANCE:
                 missing = frames - done
-                notes.append(f"its packets end {missing} samples before its last page says, which are silent here")
+                file.notes.append(f"its packets end {missing} samples before its last page says, which are silent here")
                 yield np.zeros((file.channels, missing), np.float32)
             return
         done += len(block)

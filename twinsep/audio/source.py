@@ -90,16 +90,20 @@ def check_file(path: str | os.PathLike[str]) -> Path:
     return path
 
 
-def has_last_ogg_page(path: Path) -> bool:
-    """Return True if an Ogg file ends with a complete page that is marked as its last."""
+def check_last_ogg_page(path: Path, notes: list[str]) -> None:
+    """Raise :class:`InputError` if an Ogg file ends within a page; add to ``notes`` if its last page is not so marked.
+
+    Recorders and some editors leave the mark out, so that such a file may well be complete.
+    """
     with path.open("rb") as file:
         file.seek(max(0, path.stat().st_size - _OGG_PAGE))
         tail = file.read()
     page = tail[tail.rfind(b"OggS") :]
-    if len(page) < 27 or not page.startswith(b"OggS"):
-        return False
-    segments = page[26]
-    return bool(page[5] & 4) and len(page) >= 27 + segments + sum(page[27 : 27 + segments])
+    segments = page[26] if len(page) > 26 else 255
+    if not page.startswith(b"OggS") or len(page) < 27 + segments + sum(page[27 : 27 + segments]):
+        raise damaged_error(path, "its last page is incomplete")
+    if not page[5] & 4:
+        notes.append("its last page is not marked as the last: if the sound breaks off, get a complete copy")
 
 
 def damaged_error(path: Path, detail: str) -> InputError:
