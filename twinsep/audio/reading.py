@@ -58,9 +58,8 @@ _UNKNOWN_SIZE = 0xFFFF_FF00  # sizes from here on are a pipe's "unknown"
 _LOG_BYTES = 2_000  # libsndfile ends its log soon after
 _SIZES = r"^ *(?:{}) *: (?P<stated>\d+) \(should be (?P<found>\d+)\)"
 _COUNT = r"Calculated frame count (?P<found>\d+) does not match value from 'ds64' chunk of (?P<stated>\d+)"
-_OGG_TOLERANCE = (
-    8192  # longest block of Vorbis; packages of games hold files whose last page counts up to 5,806 too many
-)
+_OGG_TOLERANCE = 8192  # longest block of Vorbis; there are songs whose last page counts 5,806 samples too many
+
 _OGG_DAMAGE = {"reports a hole": "pages are missing", "Junk after the last page": "something follows its last page"}
 
 
