@@ -17,8 +17,8 @@ A header that states no length, or the wrong one of a recorder that crashed, is 
 
 An Ogg file may count a few samples more than its packets hold: silence takes their place.
 
-A file cut short is refused if that shows: fewer samples or seconds than the header states, half a packet, half a page of
-Ogg. It does not show in raw frames (MP3 without LAME's header, ADTS, AC-3), nor in MPEG-TS, WMA and fragmented MP4 cut
+A file cut short is refused if that shows: fewer samples or seconds than the header states, half a packet or page.
+It does not show in raw frames (MP3 without LAME's header, ADTS, AC-3), nor in MPEG-TS, WMA and fragmented MP4 cut
 between two packets, nor in Matroska and WebM recorded live, nor if less than 0.2 s is missing from FLV or Matroska.
 """
 
@@ -59,7 +59,6 @@ _LOG_BYTES = 2_000  # libsndfile ends its log soon after
 _SIZES = r"^ *(?:{}) *: (?P<stated>\d+) \(should be (?P<found>\d+)\)"
 _COUNT = r"Calculated frame count (?P<found>\d+) does not match value from 'ds64' chunk of (?P<stated>\d+)"
 _OGG_TOLERANCE = 8192  # longest block of Vorbis; there are songs whose last page counts 5,806 samples too many
-
 _OGG_DAMAGE = {"reports a hole": "pages are missing", "Junk after the last page": "something follows its last page"}
 
 
