@@ -246,17 +246,17 @@ def modules(config: Config) -> dict[str, Module]:
     return {name: module for name, module in found.items() if model.has_memory or name not in memory}
 
 
-def module_in_torch(name: str, config: Config, dtype: str) -> Arrays:
+def module_in_torch(name: str, config: Config, dtype: str, device: str = "cpu") -> Arrays:
     """Output ``y`` of one module in PyTorch and its gradients ``d <name>``, as NumPy arrays."""
-    model = torch_separator(config, dtype)
+    model = torch_separator(config, dtype).to(device)
     path, inputs, extra = _set_up(name, config, dtype)
-    tensors = [torch.from_numpy(x).requires_grad_() for x in inputs]
+    tensors = [torch.from_numpy(x).to(device).requires_grad_() for x in inputs]
     own = {n: w for n, w in torch_impl.layers.named_parameters(model).items() if path and n.startswith(f"{path}.")}
     y = _call(torch_impl, name, model, config, path, tensors, extra, torch)
-    dy = torch.from_numpy(_cotangent(y.shape, dtype))
+    dy = torch.from_numpy(_cotangent(y.shape, dtype)).to(device)
     # Inputs that the result does not depend on get the gradient 0, as in JAX.
     found = torch.autograd.grad(y, [*own.values(), *tensors], dy, allow_unused=True, materialize_grads=True)
-    return {"y": y.detach().numpy()} | _named([g.numpy() for g in found], own)
+    return {"y": y.detach().cpu().numpy()} | _named([g.cpu().numpy() for g in found], own)
 
 
 def modules_in_jax(config: Config, dtype: str, names: Sequence[str] | None = None) -> dict[str, Arrays]:
@@ -334,21 +334,28 @@ def signals(config: Config, dtype: str, *, rms: float, samples: int = 17_000, se
     return [mixture.astype(dtype), (0.5 * mixture[:, None] + 0.5 * own).astype(dtype)]
 
 
-def network_in_torch(config: Config, dtype: str, draws: Draws = ((QUIET, 0),)) -> list[Arrays]:
-    """Estimate, loss and its gradients by all weights and the mixture, for noise of each (rms, seed) in ``draws``."""
-    model = torch_separator(config, dtype)
+def network_in_torch(
+    config: Config, dtype: str, draws: Draws = ((QUIET, 0),), *, device: str = "cpu", compute: torch.dtype | None = None
+) -> list[Arrays]:
+    """Estimate, loss and its gradients by all weights and the mixture, for noise of each (rms, seed) in ``draws``.
+
+    ``compute`` is the type in which the network runs, as in training, if it is another one.
+    """
+    model = torch_separator(config, dtype).to(device)
     own = torch_impl.layers.named_parameters(model)
     out = []
     for rms, seed in draws:
         model.zero_grad()
-        mixture, target = (torch.from_numpy(x) for x in signals(config, dtype, rms=rms, seed=seed))
+        mixture, target = (torch.from_numpy(x).to(device) for x in signals(config, dtype, rms=rms, seed=seed))
         mixture.requires_grad_()
-        estimate = model(mixture)
+        with torch.autocast(device, compute, enabled=compute is not None, cache_enabled=False):
+            estimate = model(mixture).to(target.dtype)
         total, _ = losses.mix(estimate[:, : target.shape[1]], target, mixture=mixture, config=config)
         total.backward()
-        gradients = {f"d {name}": w.grad.numpy().copy() for name, w in own.items() if w.grad is not None}
+        gradients = {f"d {name}": w.grad.cpu().numpy().copy() for name, w in own.items() if w.grad is not None}
         assert mixture.grad is not None
-        out.append({"y": estimate.detach().numpy(), "loss": total.item(), "d input": mixture.grad.numpy()} | gradients)
+        found = {"y": estimate.detach().cpu().numpy(), "loss": total.item(), "d input": mixture.grad.cpu().numpy()}
+        out.append(found | gradients)
     return out
 
 

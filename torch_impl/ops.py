@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from torch_impl.kernels import cpu_kernels, published
+from twinsep import stft
 
 #: Number of bands and width in bins of each group of equally wide bands.
 Groups = Sequence[tuple[int, int]]
@@ -40,7 +41,7 @@ zeros_like = torch.zeros_like
 
 def constant(array, like: Tensor) -> Tensor:
     """Convert a NumPy constant to a tensor with the dtype and device of ``like``."""
-    return torch.as_tensor(array.copy(), dtype=like.dtype, device=like.device)
+    return stft.constant(array, like, torch)
 
 
 def rematerialised(function, *inputs):

@@ -68,11 +68,24 @@ def istft(spectra: Complex[Any, "*batch f t"], *, n_fft: int, hop: int, length: 
 def constant(values: np.ndarray, like: Any, xp: Any) -> Any:
     """Convert ``values`` to an array of the namespace ``xp``, with the dtype and device of ``like``.
 
-    JAX chooses the device of constants itself; a traced or sharded array has no device for them.
+    JAX chooses the device of constants itself; a traced or sharded array has no device for them. PyTorch keeps those
+    that it copied to another device.
     """
     if is_jax_array(like):
         return xp.asarray(values, dtype=like.dtype)
+    if is_torch_array(like) and like.device.type != "cpu":
+        content = np.ascontiguousarray(values).tobytes()
+        return _on_device(content, values.dtype.str, values.shape, like.dtype, like.device)
     return xp.asarray(np.array(values), dtype=like.dtype, device=device(like))
+
+
+@cache
+def _on_device(content: bytes, kind: str, shape: tuple[int, ...], dtype: Any, where: Any) -> Any:
+    """A tensor on a device. None is dropped, because a recorded CUDA graph holds their addresses."""
+    import torch
+
+    with torch.inference_mode(False):
+        return torch.asarray(np.frombuffer(bytearray(content), kind).reshape(shape), dtype=dtype, device=where)
 
 
 @lru_cache(maxsize=32)

@@ -16,7 +16,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from twinsep.benchmarks import block, feeding, growth, length, memory, scan, separate, step
+from twinsep.benchmarks import block, feeding, gpu, growth, length, memory, scan, separate, step
 from twinsep.benchmarks.records import Benchmark, BenchmarkOptions, Row
 from twinsep.errors import InputError
 from twinsep.kernels.threads import cores
@@ -27,8 +27,10 @@ from twinsep.utils.files import write_json
 #: Name → benchmark. To add one, write a module and list it here.
 BENCHMARKS = {
     module.__name__.rpartition(".")[2]: Benchmark(module.measure, module.rows)
-    for module in (scan, block, step, separate, growth, memory, length, feeding)
+    for module in (scan, block, step, separate, growth, memory, length, feeding, gpu)
 }
+#: Those that need a GPU and run only when they are named.
+ON_GPU = ("gpu",)
 
 
 def run_benchmarks(names: Sequence[str], options: BenchmarkOptions, out: Path) -> None:
@@ -48,11 +50,14 @@ def run_benchmarks(names: Sequence[str], options: BenchmarkOptions, out: Path) -
     existing = next(path for path in (out.absolute(), *out.absolute().parents) if path.exists())
     if not (existing.is_dir() and os.access(existing, os.W_OK)):  # before minutes of measuring
         raise InputError(f"{out} cannot be written because {existing} is not a writable folder: choose another path")
-    for name in dict.fromkeys(names or BENCHMARKS):
+    for name in dict.fromkeys(names or [name for name in BENCHMARKS if name not in ON_GPU]):
         with progress.progress_bar(name) as report:
             record = BENCHMARKS[name].measure(options, report)
         machine = {"load_average_at_start": load_average, "cores": cores()}
-        write_json(out / f"{name}.json", {**record, **machine, **provenance.describe("cpu", provenance.PEERS)})
+        write_json(
+            out / f"{name}.json",
+            {**record, **machine, **provenance.describe("cuda" if name in ON_GPU else "cpu", provenance.PEERS)},
+        )
         _print_table(name, BENCHMARKS[name].rows(record))
         Console(stderr=True).print(f"wrote {out / name}.json", soft_wrap=True)
 

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from twinsep.benchmarks import workloads
+from twinsep.benchmarks.process import MIB
 from twinsep.benchmarks.workloads import noise
 from twinsep.config import PRESETS, from_dict, preset
 from twinsep.errors import TwinsepError
@@ -36,12 +37,12 @@ class Worker:
         self.watch = MemoryWatch()
         self.computations: dict[str, Callable[[], Any]] = {}
 
-    def open(self, config: dict[str, Any], device: str = "cpu") -> dict[str, Any]:
-        """Make a trainer and one batch of white noise; return threads and environment."""
+    def open(self, config: dict[str, Any], device: str = "cpu", batch: int = 1) -> dict[str, Any]:
+        """Make a trainer and one batch of ``batch`` segments of white noise; return threads and environment."""
         chosen = self.config = from_dict(config)
         self.trainer = twin(self.framework, "train").Trainer(chosen, device)
-        shape = (1, len(chosen.model.targets), 2, chosen.segment_samples)
-        mixture, own = noise(1, 2, chosen.segment_samples, seed=0), noise(*shape, seed=1)
+        shape = (batch, len(chosen.model.targets), 2, chosen.segment_samples)
+        mixture, own = noise(batch, 2, chosen.segment_samples, seed=0), noise(*shape, seed=1)
         self.batch = {"mixture": mixture, "target": 0.5 * mixture[:, None] + 0.5 * own}
         self.loss = float("nan")
         return thread_settings(self.framework)
@@ -145,6 +146,54 @@ class Worker:
         started = time.perf_counter()
         self.computations[name]()
         return round(time.perf_counter() - started, 6)
+
+    def calls(self, name: str, times: int) -> float:
+        """Return the mean time of one of ``times`` calls of the workload ``name``, of which one before is not counted.
+
+        On a GPU they are queued one after the other.
+        """
+        compute, wait = self.computations[name], workloads.waiter(self.framework)
+        wait(compute())
+        started, results = time.perf_counter(), None
+        for _ in range(times):
+            results = compute()
+        wait(results)
+        return (time.perf_counter() - started) / times
+
+    def device_peak(self) -> float:
+        """Return the peak memory on the GPU since the start of this process, in MiB."""
+        if self.framework == "torch":
+            import torch
+
+            return round(torch.cuda.max_memory_allocated() / MIB, 1)
+        import jax
+
+        return round(jax.devices()[0].memory_stats()["peak_bytes_in_use"] / MIB, 1)
+
+    def device_rates(self) -> dict[str, Any]:
+        """Measure what the GPU can do, in PyTorch.
+
+        That is bytes moved per second in copies of 1 GiB, and operations per second in products of matrices of 8,192 by
+        8,192 in float32 and bfloat16. Returns its name, too.
+        """
+        import torch
+
+        def seconds(function: Callable[[], Any]) -> float:
+            function()
+            torch.cuda.synchronize()
+            started = time.perf_counter()
+            for _ in range(10):
+                function()
+            torch.cuda.synchronize()
+            return (time.perf_counter() - started) / 10
+
+        rates: dict[str, Any] = {"device": torch.cuda.get_device_name()}
+        x, y = (torch.zeros(1 << 28, device="cuda") for _ in range(2))
+        rates["copied_bytes_per_s"] = 8 * x.numel() / seconds(lambda: y.copy_(x))
+        for dtype in (torch.float32, torch.bfloat16):
+            a = torch.randn(8192, 8192, device="cuda").to(dtype)
+            rates[f"flop_per_s {str(dtype).removeprefix('torch.')}"] = 2 * 8192**3 / seconds(lambda a=a: a @ a)
+        return rates
 
     def peak_of(self, name: str) -> float:
         """Return the peak resident memory during one call of the workload ``name``, above that before it.

@@ -20,14 +20,19 @@ def noise(*shape: int, seed: int) -> np.ndarray:
     return (0.1 * np.random.default_rng(seed).standard_normal(shape)).astype(np.float32)
 
 
-def scan(framework: str, shape: list[int], way: str, backward: bool) -> Compute:
+def scan(
+    framework: str, shape: list[int], way: str, backward: bool, device: str = "cpu", dtype: str = "float32"
+) -> Compute:
     """Prepare the selective scan at ``shape`` (b, l, e, n), forward only or with all gradients.
 
-    ``way`` names the implementation: "default", "definition", one of JAX's chunked scans, or in PyTorch the scan of
-    another package, see ``torch_impl/baselines/scans.py``.
+    ``way`` names the implementation: "default", "definition", one of JAX's chunked scans, or in PyTorch "chunked" or
+    the scan of another package, see ``torch_impl/baselines/scans.py``. ``dtype`` is that of u, Δ, B, C and z. On a GPU
+    the function may return before its result is ready, see :func:`waiter`.
     """
     module = twin(framework, "scan")
     named = {"default": module.selective_scan, "definition": module.selective_scan_sequential}
+    if framework == "torch":
+        named["chunked"] = module.selective_scan_chunked
     if framework == "torch" and way not in named:
         function = twin("torch", "baselines.scans").load_scan(way)
     else:
@@ -36,21 +41,42 @@ def scan(framework: str, shape: list[int], way: str, backward: bool) -> Compute:
     u, z, dy = (noise(b, l, e, seed=seed) for seed in range(3))
     B, C = noise(b, l, n, seed=3), noise(b, l, n, seed=4)
     delta, A = np.abs(noise(b, l, e, seed=5)), -1 - np.abs(noise(e, n, seed=6))
-    prepare = {"torch": _scan_in_torch, "jax": _scan_in_jax}[framework]
-    return prepare(function, [u, delta, A, B, C, noise(e, seed=7), z], dy, backward)
+    arrays = [u, delta, A, B, C, noise(e, seed=7), z]
+    if framework == "jax":
+        return _scan_in_jax(function, arrays, dy, backward, dtype)
+    return _scan_in_torch(function, arrays, dy, backward, device, dtype)
 
 
-def _scan_in_torch(function: Any, arrays: list[np.ndarray], dy: np.ndarray, backward: bool) -> Compute:
+def waiter(framework: str) -> Callable[[Any], Any]:
+    """Return the function that waits until a computation's results are ready."""
+    if framework == "jax":
+        import jax
+
+        return jax.block_until_ready
     import torch
 
-    inputs, dy_t = [torch.from_numpy(x).requires_grad_(backward) for x in arrays], torch.from_numpy(dy)
+    return lambda _: torch.cuda.synchronize() if torch.cuda.is_available() else None
+
+
+def _scan_in_torch(
+    function: Any, arrays: list[np.ndarray], dy: np.ndarray, backward: bool, device: str, dtype: str
+) -> Compute:
+    import torch
+
+    kinds = [getattr(torch, dtype if x.ndim == 3 else "float32") for x in arrays]
+    inputs = [
+        torch.from_numpy(x).to(device, kind).requires_grad_(backward) for x, kind in zip(arrays, kinds, strict=True)
+    ]
+    dy_t = torch.from_numpy(dy).to(device, getattr(torch, dtype))
     return lambda: torch.autograd.grad(function(*inputs), inputs, dy_t) if backward else function(*inputs)
 
 
-def _scan_in_jax(function: Any, arrays: list[np.ndarray], dy: np.ndarray, backward: bool) -> Compute:
+def _scan_in_jax(function: Any, arrays: list[np.ndarray], dy: np.ndarray, backward: bool, dtype: str) -> Compute:
     import jax
+    import jax.numpy as jnp
 
-    inputs, dy_j = jax.block_until_ready(jax.device_put((arrays, dy)))
+    typed = [jnp.asarray(x, dtype if x.ndim == 3 else "float32") for x in arrays]
+    inputs, dy_j = jax.block_until_ready((typed, jnp.asarray(dy, dtype)))
     forward = jax.jit(function)
     both = jax.jit(lambda inputs, dy: jax.vjp(function, *inputs)[1](dy))
     return lambda: jax.block_until_ready(both(inputs, dy_j) if backward else forward(*inputs))

@@ -95,7 +95,8 @@ def master(rng: np.random.Generator, stems: Mapping[str, Sound]) -> dict[str, So
     song = np.sum([*stems.values()], 0)
     usual = effects.active_rms(song)
     power = uniform_filter1d(np.square(song).mean(1, dtype=np.float64), round(rng.uniform(0.02, 0.2) * SAMPLE_RATE))
-    change = (usual / np.maximum(np.sqrt(power), usual / 4)) ** rng.uniform(0, 0.35)
+    loudness = np.sqrt(np.maximum(power, 0))  # a running sum may end a little below zero
+    change = (usual / np.maximum(loudness, usual / 4)) ** rng.uniform(0, 0.35)
     change = np.clip(change, 0.4, 1.6)
     ceiling = usual * gain(rng.uniform(8, 16))  # the crest that is left
     need = np.minimum(1, ceiling / np.maximum(np.abs(song).max(1) * change, 1e-9))
