@@ -20,8 +20,8 @@ from twinsep.utils.progress import ProgressCallback
 
 DEVICE = "cuda"
 SHAPES = (TINY, SMALL, LARGE)
-#: Implementations of the scan: the default of either twin on a GPU, and those from whole-array operations.
-WAYS = {"torch": ("default", "chunked"), "jax": ("default", "associative")}
+#: Implementations of the scan: the default of either twin on a GPU, and PyTorch's from whole-tensor operations.
+WAYS = {"torch": ("default", "chunked"), "jax": ("default",)}
 #: Types of u, Δ, B, C and z; the state is float32.
 TYPES = ("float32", "bfloat16")
 #: Calls whose mean time is taken, and how often.
@@ -30,36 +30,32 @@ CALLS, REPETITIONS = 10, 5
 STEPS = 5
 _PROFILE: dict[str, Any] = {"batch_size": 8, "segment_seconds": 4.0}
 _STAGES = ["enc1", "enc2", "enc3", "bottleneck", "dec3", "dec2", "dec1"]
-#: (preset, options of its training), with the largest memory in MiB that it may take, if it is to fit a card.
+_PAPER: dict[str, Any] = {"segment_seconds": 3.0, "precision": "bfloat16"}
+#: (preset, options of its training, the MiB that it may take if it is to fit a card of 24 or 80 GB).
 TRAININGS: tuple[tuple[str, dict[str, Any], int | None], ...] = (
     ("tiny", {"batch_size": 1, "segment_seconds": 1.5}, None),
     ("small", {**_PROFILE, "precision": "float32"}, None),
     ("small", {**_PROFILE, "precision": "bfloat16"}, None),
-    ("paper", {"batch_size": 1, "segment_seconds": 3.0, "precision": "bfloat16", "rematerialise": _STAGES}, 22_000),
-    ("paper", {"batch_size": 2, "segment_seconds": 3.0, "precision": "bfloat16", "rematerialise": _STAGES}, 22_000),
-    ("paper", {"batch_size": 1, "segment_seconds": 3.0, "precision": "bfloat16"}, 76_000),
-    ("paper", {"batch_size": 2, "segment_seconds": 3.0, "precision": "bfloat16"}, 76_000),
-    ("paper", {"batch_size": 8, "segment_seconds": 3.0, "precision": "bfloat16", "rematerialise": _STAGES}, 76_000),
+    ("paper", {**_PAPER, "batch_size": 2, "rematerialise": _STAGES}, 22_000),
+    ("paper", {**_PAPER, "batch_size": 1}, 76_000),
+    ("paper", {**_PAPER, "batch_size": 8, "rematerialise": _STAGES}, 76_000),
 )
-#: Configurations that JAX trains too, by position; the others would compile for minutes.
-IN_JAX = (0,)
 
 
 def measure(_options: BenchmarkOptions, report: ProgressCallback) -> Record:
     """Measure times in seconds and peak device memory in MiB; a training that does not fit has none."""
     counter = itertools.count(1)
-    total = sum(len(_scan_keys(framework)) for framework in TWINS) + len(_trainings())
+    total = sum(len(_scan_keys(framework)) for framework in TWINS) + len(TRAININGS)
 
     def advance() -> None:
         report(next(counter), total)
 
-    scans = []
+    scans, rates = [], dict[str, Any]()
     for framework in TWINS:
         with WorkerProcess(framework, device=DEVICE) as worker:
-            rate = worker.ask("device_rates") if framework == "torch" else {}
-            rates = rate or rates
+            rates = rates or worker.ask("device_rates")
             scans += [_scan(worker, *key, rates, advance) for key in _scan_keys(framework)]
-    steps = [_training(framework, each, advance) for framework, each in _trainings()]
+    steps = [_training(*each, advance) for each in TRAININGS]
     figures = [
         requirement(
             each["framework"], f"MiB of {each['preset']}, {each['options']}", each.get("peak_mib", float("inf")), bar
@@ -73,10 +69,6 @@ def measure(_options: BenchmarkOptions, report: ProgressCallback) -> Record:
 def _scan_keys(framework: str) -> list[tuple[tuple[int, ...], str, str, bool]]:
     keys = itertools.product(SHAPES, WAYS[framework], TYPES, (False, True))
     return [key for key in keys if key[1] == "default" or key[2] == "float32"]  # the others take one type alone
-
-
-def _trainings() -> list[tuple[str, tuple[str, dict[str, Any], int | None]]]:
-    return [("torch", each) for each in TRAININGS] + [("jax", TRAININGS[i]) for i in IN_JAX]
 
 
 def _scan(
@@ -108,12 +100,11 @@ def _scan(
     }
 
 
-def _training(framework: str, training: tuple[str, dict[str, Any], int | None], advance: Callable[[], None]) -> Record:
-    """Time steps of one configuration in a process of its own, and read its peak memory on the device."""
-    name, options, most = training
+def _training(name: str, options: dict[str, Any], most: int | None, advance: Callable[[], None]) -> Record:
+    """Time steps of one configuration in PyTorch, in a process of its own, and read its peak memory on the device."""
     config = preset(name).override({"training": options})
-    record: Record = {"framework": framework, "preset": name, "options": options, "most_mib": most}
-    with WorkerProcess(framework, device=DEVICE) as worker:
+    record: Record = {"framework": "torch", "preset": name, "options": options, "most_mib": most}
+    with WorkerProcess("torch", device=DEVICE) as worker:
         try:
             worker.ask("open", config=config.to_dict(), device=DEVICE, batch=config.training.batch_size)
             first = [worker.ask("step") for _ in range(3)]
