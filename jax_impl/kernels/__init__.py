@@ -1,7 +1,7 @@
-"""Fused CPU kernels (the Numba loops in :mod:`twinsep.kernels`) as differentiable JAX functions."""
+"""Fused kernels as differentiable JAX functions: the Numba loops in :mod:`twinsep.kernels`, and a scan for GPUs."""
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
@@ -14,6 +14,11 @@ _allowed: ContextVar[bool] = ContextVar("allowed", default=True)
 def cpu_kernels() -> Any:
     """Return the kernels as attributes of one object; None, with one warning, if Numba or XLA's FFI cannot be used."""
     return _load() if _allowed.get() else None
+
+
+def gpu_scan() -> Callable[..., Any] | None:
+    """Return the selective scan for CUDA of float32 inputs; None, with one warning, if its check on the GPU fails."""
+    return _checked_gpu_scan() if _allowed.get() else None
 
 
 @contextmanager
@@ -45,3 +50,17 @@ def _load() -> Any:
         )
         return None
     return SimpleNamespace(attention=attention, mamba=mamba, selective_scan=selective_scan)
+
+
+@cache
+def _checked_gpu_scan() -> Callable[..., Any] | None:
+    """Check the kernel, once per process and in some seconds, against the definition."""
+    from jax_impl.kernels.guard import checked
+    from jax_impl.scan import selective_scan_sequential
+
+    def load() -> Callable[..., Any]:
+        from jax_impl.kernels.selective_scan_pallas import selective_scan
+
+        return selective_scan
+
+    return checked("The Pallas selective scan", load, selective_scan_sequential)

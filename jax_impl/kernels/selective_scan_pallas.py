@@ -24,8 +24,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plt
 
 CHUNK = 32  # frames between saved states, a multiple of STEP
-STEP = 4  # frames whose inputs are loaded together, because a program waits for memory most of the time
-STATES = 1024  # states per tile (N, E): 32 per thread of a warp
+STEP = 2  # frames whose inputs are loaded together, because a program waits for memory most of the time
+STATES = 512  # states per tile (N, E): 16 per thread of a warp, so that the backward pass fits its registers
 PROGRAMS = 2048  # largest number of programs of the backward pass, if one per block suffices; buffers take 256 MiB
 LOG2E, LN2 = 1 / log(2), log(2)  # exp(x) = 2^(x log2 e)
 
