@@ -33,11 +33,13 @@ LOG2E, LN2 = 1 / log(2), log(2)  # exp(x) = 2^(x log2 e)
 def selective_scan(
     u: Array, delta: Array, A: Array, B: Array, C: Array, D: Array, z: Array | None = None, *, interpret: bool = False
 ) -> Array:
-    """Selective scan y (b, l, e) of float32 inputs with at least one element.
+    """Selective scan y (b, l, e) of float32 inputs.
 
     In programs for other devices than CUDA's it is :func:`jax_impl.scan.selective_scan_chunked`, unless ``interpret``
     asks for the kernel step by step in JAX operations. Only first-order gradients are defined.
     """
+    if not u.size:
+        return u  # as empty as y
     return _scan(interpret, u, delta, A, B, C, D, z)
 
 
@@ -63,22 +65,23 @@ def _on_gpu(interpret: bool, kernel: Any, elsewhere: Any, *arguments: Array | No
     """Call ``kernel`` in programs for CUDA, which the device of the inputs decides, and else ``elsewhere``."""
     if interpret:
         return kernel(*arguments, interpret=True)
-    return lax.platform_dependent(*arguments, cuda=kernel, default=elsewhere)
+    others = {"cpu": partial(elsewhere, "sequential"), "default": partial(elsewhere, "associative")}
+    return lax.platform_dependent(*arguments, cuda=kernel, **others)
 
 
-def _elsewhere(*inputs: Array | None) -> Array:
+def _elsewhere(method: str, *inputs: Array | None) -> Array:
     from jax_impl.scan import selective_scan_chunked
 
-    return selective_scan_chunked(*inputs, method="sequential")  # type: ignore[arg-type]
+    return selective_scan_chunked(*inputs, method=method)  # type: ignore[arg-type]
 
 
-def _elsewhere_saving(*inputs: Array | None) -> tuple[Array, Array]:
+def _elsewhere_saving(method: str, *inputs: Any) -> tuple[Array, Array]:
     u, _, A, *_ = inputs
-    return _elsewhere(*inputs), jnp.zeros(_shape_of_states(u.shape, A.shape[1]), u.dtype)  # type: ignore[union-attr]
+    return _elsewhere(method, *inputs), jnp.zeros(_shape_of_states(u.shape, A.shape[1]), u.dtype)
 
 
-def _elsewhere_backward(dy: Array, _states: Array, *inputs: Array | None) -> tuple[Array | None, ...]:
-    return jax.vjp(_elsewhere, *inputs)[1](dy)
+def _elsewhere_backward(method: str, dy: Array, _states: Array, *inputs: Array | None) -> tuple[Array | None, ...]:
+    return jax.vjp(partial(_elsewhere, method), *inputs)[1](dy)
 
 
 # ---------------------------------------------------------------------------- sizes
