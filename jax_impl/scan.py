@@ -50,9 +50,10 @@ def selective_scan(
     if kernels is not None:
         return kernels.selective_scan(*inputs).astype(u.dtype)
     on_gpu = jax.default_backend() in ("gpu", "cuda")
-    kernel = gpu_scan() if on_gpu and dtype == jnp.float32 else None
-    if kernel is not None:
-        return kernel(*inputs).astype(u.dtype)
+    if on_gpu and dtype == jnp.float32:
+        kernel = gpu_scan(selective_scan_chunked, selective_scan_sequential)
+        if kernel is not None:
+            return kernel(*inputs).astype(u.dtype)
     # Without the kernel, frame by frame is the least work on a CPU, whose vectors one state already fills (measured in
     # results/bench/scan.json). The choice for accelerators has not been measured.
     method = "sequential" if on_cpu else "associative"

@@ -4,7 +4,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import cache
+from functools import cache, partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,9 +16,12 @@ def cpu_kernels() -> Any:
     return _load() if _allowed.get() else None
 
 
-def gpu_scan() -> Callable[..., Any] | None:
-    """Return the selective scan for CUDA of float32 inputs; None, with one warning, if its check on the GPU fails."""
-    return _checked_gpu_scan() if _allowed.get() else None
+def gpu_scan(elsewhere: Callable[..., Any], definition: Callable[..., Any]) -> Callable[..., Any] | None:
+    """Return the selective scan for CUDA of float32 inputs; None, with one warning, if its check on the GPU fails.
+
+    The scan is ``elsewhere`` in programs for other devices. The check compares it with ``definition``.
+    """
+    return _checked_gpu_scan(elsewhere, definition) if _allowed.get() else None
 
 
 @contextmanager
@@ -53,14 +56,13 @@ def _load() -> Any:
 
 
 @cache
-def _checked_gpu_scan() -> Callable[..., Any] | None:
-    """Check the kernel, once per process and in some seconds, against the definition."""
+def _checked_gpu_scan(elsewhere: Callable[..., Any], definition: Callable[..., Any]) -> Callable[..., Any] | None:
+    """Check the kernel, once per process and in some seconds."""
     from jax_impl.kernels.guard import checked
-    from jax_impl.scan import selective_scan_sequential
 
     def load() -> Callable[..., Any]:
-        from jax_impl.kernels.selective_scan_pallas import selective_scan
+        from jax_impl.kernels import selective_scan_pallas
 
-        return selective_scan
+        return partial(selective_scan_pallas.selective_scan, elsewhere=elsewhere)
 
-    return checked("The Pallas selective scan", load, selective_scan_sequential)
+    return checked("The Pallas selective scan", load, definition)

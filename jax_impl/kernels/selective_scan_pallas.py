@@ -13,6 +13,7 @@ C and D, and XLA adds the parts. Triton wants tiles whose sides are powers of tw
 whole blocks of channels before the kernel, sequences are masked.
 """
 
+from collections.abc import Callable
 from functools import partial
 from math import log
 from typing import Any
@@ -26,62 +27,58 @@ from jax.experimental.pallas import triton as plt
 CHUNK = 32  # frames between saved states, a multiple of STEP
 STEP = 2  # frames whose inputs are loaded together, because a program waits for memory most of the time
 STATES = 512  # states per tile (N, E): 16 per thread of a warp, so that the backward pass fits its registers
-PROGRAMS = 2048  # largest number of programs of the backward pass, if one per block suffices; buffers take 256 MiB
+PROGRAMS = 2048  # largest number of programs of the backward pass, or one per block; their buffers take 128 MiB
 LOG2E, LN2 = 1 / log(2), log(2)  # exp(x) = 2^(x log2 e)
 
 
 def selective_scan(
-    u: Array, delta: Array, A: Array, B: Array, C: Array, D: Array, z: Array | None = None, *, interpret: bool = False
-) -> Array:
+    u: Array, delta: Array, A: Array, B: Array, C: Array, D: Array, z: Array | None = None, *,
+    elsewhere: Callable[..., Array], interpret: bool = False,
+) -> Array:  # fmt: skip
     """Selective scan y (b, l, e) of float32 inputs.
 
-    In programs for other devices than CUDA's it is :func:`jax_impl.scan.selective_scan_chunked`, unless ``interpret``
-    asks for the kernel step by step in JAX operations. Only first-order gradients are defined.
+    In programs for other devices than CUDA's it is ``elsewhere(u, …, z, method=…)``, which is
+    :func:`jax_impl.scan.selective_scan_chunked`. ``interpret`` computes the kernel by JAX operations on any device.
+    Only first-order gradients are defined.
     """
     if not u.size:
         return u  # as empty as y
-    return _scan(interpret, u, delta, A, B, C, D, z)
+    return _scan(elsewhere, interpret, u, delta, A, B, C, D, z)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _scan(interpret: bool, *inputs: Array | None) -> Array:
-    return _on_gpu(interpret, partial(_forward, keep=False), _elsewhere, *inputs)
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _scan(elsewhere: Callable[..., Array], interpret: bool, *inputs: Array | None) -> Array:
+    return _on_gpu(interpret, partial(_forward, keep=False), elsewhere, *inputs)
 
 
-def _saving(interpret: bool, *inputs: Array | None) -> tuple[Array, Any]:
-    y, states = _on_gpu(interpret, partial(_forward, keep=True), _elsewhere_saving, *inputs)
+def _saving(elsewhere: Callable[..., Array], interpret: bool, *inputs: Any) -> tuple[Array, Any]:
+    u, _, A, *_ = inputs
+
+    def other(*inputs: Array | None, method: str) -> tuple[Array, Array]:
+        return elsewhere(*inputs, method=method), jnp.zeros(_shape_of_states(u.shape, A.shape[1]), u.dtype)
+
+    y, states = _on_gpu(interpret, partial(_forward, keep=True), other, *inputs)
     return y, (inputs, states)
 
 
-def _gradients(interpret: bool, saved: Any, dy: Array) -> tuple[Array | None, ...]:
+def _gradients(elsewhere: Callable[..., Array], interpret: bool, saved: Any, dy: Array) -> tuple[Array | None, ...]:
     inputs, states = saved
-    return _on_gpu(interpret, _backward, _elsewhere_backward, dy, states, *inputs)
+
+    def other(dy: Array, _: Array, *inputs: Array | None, method: str) -> tuple[Array | None, ...]:
+        return jax.vjp(partial(elsewhere, method=method), *inputs)[1](dy)
+
+    return _on_gpu(interpret, _backward, other, dy, states, *inputs)
 
 
 _scan.defvjp(_saving, _gradients)
 
 
-def _on_gpu(interpret: bool, kernel: Any, elsewhere: Any, *arguments: Array | None) -> Any:
-    """Call ``kernel`` in programs for CUDA, which the device of the inputs decides, and else ``elsewhere``."""
+def _on_gpu(interpret: bool, kernel: Callable[..., Any], other: Callable[..., Any], *arguments: Array | None) -> Any:
+    """Call ``kernel`` in programs for CUDA, which the device of the inputs decides, and else ``other``."""
     if interpret:
         return kernel(*arguments, interpret=True)
-    others = {"cpu": partial(elsewhere, "sequential"), "default": partial(elsewhere, "associative")}
+    others = {"cpu": partial(other, method="sequential"), "default": partial(other, method="associative")}
     return lax.platform_dependent(*arguments, cuda=kernel, **others)
-
-
-def _elsewhere(method: str, *inputs: Array | None) -> Array:
-    from jax_impl.scan import selective_scan_chunked
-
-    return selective_scan_chunked(*inputs, method=method)  # type: ignore[arg-type]
-
-
-def _elsewhere_saving(method: str, *inputs: Any) -> tuple[Array, Array]:
-    u, _, A, *_ = inputs
-    return _elsewhere(method, *inputs), jnp.zeros(_shape_of_states(u.shape, A.shape[1]), u.dtype)
-
-
-def _elsewhere_backward(method: str, dy: Array, _states: Array, *inputs: Array | None) -> tuple[Array | None, ...]:
-    return jax.vjp(partial(_elsewhere, method), *inputs)[1](dy)
 
 
 # ---------------------------------------------------------------------------- sizes
@@ -156,12 +153,15 @@ class _Rows:
         self.here = block * E + _iota(E) < e
 
     def of_channels(self, ref: Any, t: Array) -> Array:
+        """Read frame t (E,) of a ref (b, l, e)."""
         return plt.load(ref.at[self.sequence, t, self.channels], mask=self.here & (t < self.l), other=0.0)
 
     def of_states(self, ref: Any, t: Array) -> Array:
+        """Read frame t (N,) of a ref (b, l, N)."""
         return plt.load(ref.at[self.sequence, t, :], mask=jnp.full((self.N,), t < self.l), other=0.0)
 
     def write(self, ref: Any, t: Array, row: Array) -> None:
+        """Write frame t of a ref (b, l, e)."""
         plt.store(ref.at[self.sequence, t, self.channels], row, mask=self.here & (t < self.l))
 
 
@@ -322,16 +322,15 @@ def _backward(
     blocks = pl.cdiv(e, E)
     groups = min(b, max(PROGRAMS // blocks, 1))
     gated = z is not None
-    program = partial(
-        _backward_program, gated=gated, barrier=not interpret, b=b, groups=groups, l=l, e=e, N=N, E=E
-    )  # fmt: skip
+    sizes = {"b": b, "groups": groups, "l": l, "e": e, "N": N, "E": E}
+    program = partial(_backward_program, gated=gated, barrier=not interpret, **sizes)
     of_states, of_buffer = (blocks, b, l, N), (groups, blocks, CHUNK, N, E)
     results = [u.shape, u.shape, (b, N, blocks * E), of_states, of_states, (b, blocks * E), of_buffer]
-    call = _call(
-        program, "selective_scan_backward", (blocks, groups), N, E, [*results, u.shape] if gated else results, interpret
-    )  # fmt: skip
-    arrays = (u, delta, *_padded(A, B, C, D), *((z,) if gated else ()))
-    du, ddelta, dA, dB, dC, dD, _, *of_gate = call(dy, states, *arrays)
+    if gated:
+        results.append(u.shape)
+    call = _call(program, "selective_scan_backward", (blocks, groups), N, E, results, interpret)
+    found = call(dy, states, u, delta, *_padded(A, B, C, D), *((z,) if gated else ()))
+    du, ddelta, dA, dB, dC, dD, _, *of_gate = found
     dA, dD = dA.sum(0)[:n, :e].T, dD.sum(0)[:e]
     dB, dC = (x.sum(0)[..., :n] for x in (dB, dC))
     return du, ddelta, dA, dB, dC, dD, of_gate[0] if of_gate else None

@@ -1,4 +1,4 @@
-"""The Pallas kernels of the selective scan against its definition, interpreted, and compiled as far as is possible here.
+"""The Pallas kernels of the selective scan against its definition, interpreted, and lowered to Triton's language.
 
 Interpreted kernels run in JAX's operations; tests/kernels/test_scan_gpu.py tests the same algorithm in Triton.
 """
@@ -23,7 +23,8 @@ from jax_impl.kernels import selective_scan_pallas as kernel
 pytestmark = pytest.mark.usefixtures("one_thread")
 CHUNK = 4
 TOLERANCE = {jnp.float32: 1e-5, jnp.bfloat16: 8e-3}  # relative to the largest value
-interpreted = partial(kernel.selective_scan, interpret=True)
+compiled = partial(kernel.selective_scan, elsewhere=scan.selective_scan_chunked)
+interpreted = partial(compiled, interpret=True)
 
 
 @pytest.fixture
@@ -35,10 +36,11 @@ def small(monkeypatch):
 
 
 @pytest.fixture
-def gpu(monkeypatch, small):
+def gpu(monkeypatch):
     """Make JAX take this CPU for a GPU, on which the interpreted kernel runs; forget earlier checks of it."""
+    monkeypatch.setattr(kernel, "PROGRAMS", 2)
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    monkeypatch.setattr(kernel, "selective_scan", interpreted)
+    monkeypatch.setattr(kernel, "selective_scan", lambda *inputs, **_: interpreted(*inputs))
     monkeypatch.setattr(guard, "SAMPLES", ((3, 3, 5, 2), (1, 6, 17, 3)))
     kernels._checked_gpu_scan.cache_clear()
     yield
@@ -101,7 +103,7 @@ def test_the_same_under_checkpoint_and_vmap():
 
 def test_on_a_cpu_beside_a_gpu_it_is_the_chunked_form():
     inputs = scans.make(2, 9, 3, 2)
-    assert_agree(values_and_gradients(kernel.selective_scan, arrays(inputs)), scans.definition(inputs), 1e-5)
+    assert_agree(values_and_gradients(compiled, arrays(inputs)), scans.definition(inputs), 1e-5)
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
@@ -112,7 +114,9 @@ def test_the_scan_on_a_gpu_uses_the_kernel(dtype):
     assert "pallas_call" in program(found)
     y = scan.selective_scan(*found)
     assert y.dtype == dtype
-    assert_agree({"y": torch.from_numpy(np.array(y, np.float64))}, {"y": scans.definition(inputs)["y"]}, TOLERANCE[dtype])
+    assert_agree(
+        {"y": torch.from_numpy(np.array(y, np.float64))}, {"y": scans.definition(inputs)["y"]}, TOLERANCE[dtype]
+    )
 
 
 @pytest.mark.usefixtures("gpu")
@@ -150,14 +154,14 @@ def test_the_check_runs_once_and_inside_a_transformation(monkeypatch):
 @pytest.mark.parametrize(
     ("wrong", "reason"),
     [
-        (lambda u, delta, A, B, C, D, z=None: interpreted(u, delta, A, B, C, 2 * D, z), "y is off by"),
+        (lambda u, delta, A, B, C, D, *z: interpreted(u, delta, A, B, C, 2 * D, *z), "y is off by"),
         (lambda *inputs: jnp.nan * interpreted(*inputs), "y is off by nan"),
-        (kernel._scan, "it fails on this device"),
+        (lambda u, _: u, "it fails on this device"),
     ],
 )
 @pytest.mark.usefixtures("gpu")
 def test_a_kernel_that_disagrees_is_not_used(wrong, reason, monkeypatch):
-    monkeypatch.setattr(kernel, "selective_scan", wrong)
+    monkeypatch.setattr(kernel, "selective_scan", lambda *inputs, **_: wrong(*inputs))
     inputs = arrays(scans.make(1, 5, 4, 2))
     with pytest.warns(RuntimeWarning, match=rf"The Pallas selective scan is not used: {reason}"):
         found = scan.selective_scan(*inputs)
@@ -178,9 +182,9 @@ def test_a_wrong_gradient_is_found(monkeypatch):
         return du * 1.001, *others
 
     wrong.defvjp(lambda *inputs: (interpreted(*inputs), inputs), gradients)
-    monkeypatch.setattr(kernel, "selective_scan", wrong)
+    monkeypatch.setattr(kernel, "selective_scan", lambda *inputs, **_: wrong(*inputs))
     with pytest.warns(RuntimeWarning, match=r"is not used: the gradient of u is off by 1.0e-03 of its largest value"):
-        assert kernels.gpu_scan() is None
+        assert kernels.gpu_scan(scan.selective_scan_chunked, scan.selective_scan_sequential) is None
 
 
 def abstract_gpu():
@@ -199,7 +203,7 @@ def test_becomes_triton_code_without_atomic_operations(shape, z):
     shapes = [(b, l, e), (b, l, e), (e, n), (b, l, n), (b, l, n), (e,), *([(b, l, e)] if z else [])]
 
     def both(*inputs):
-        y, pull = jax.vjp(kernel.selective_scan, *inputs)
+        y, pull = jax.vjp(compiled, *inputs)
         return y, *pull(y)
 
     with abstract_gpu():
