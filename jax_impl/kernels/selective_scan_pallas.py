@@ -46,31 +46,39 @@ def selective_scan(
     return _scan(elsewhere, interpret, u, delta, A, B, C, D, z)
 
 
+# The functions below are compiled on their own, so that JAX traces them once per shape and not in every layer.
+
+
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+@partial(jax.jit, static_argnums=(0, 1))
 def _scan(elsewhere: Callable[..., Array], interpret: bool, *inputs: Array | None) -> Array:
     return _on_gpu(interpret, partial(_forward, keep=False), elsewhere, *inputs)
 
 
-def _saving(elsewhere: Callable[..., Array], interpret: bool, *inputs: Any) -> tuple[Array, Any]:
+@partial(jax.jit, static_argnums=(0, 1))
+def _saving(elsewhere: Callable[..., Array], interpret: bool, *inputs: Any) -> tuple[Array, Array]:
     u, _, A, *_ = inputs
 
     def other(*inputs: Array | None, method: str) -> tuple[Array, Array]:
         return elsewhere(*inputs, method=method), jnp.zeros(_shape_of_states(u.shape, A.shape[1]), u.dtype)
 
-    y, states = _on_gpu(interpret, partial(_forward, keep=True), other, *inputs)
-    return y, (inputs, states)
+    return _on_gpu(interpret, partial(_forward, keep=True), other, *inputs)
 
 
-def _gradients(elsewhere: Callable[..., Array], interpret: bool, saved: Any, dy: Array) -> tuple[Array | None, ...]:
-    inputs, states = saved
-
+@partial(jax.jit, static_argnums=(0, 1))
+def _gradients(elsewhere: Callable[..., Array], interpret: bool, *saved: Array | None) -> tuple[Array | None, ...]:
     def other(dy: Array, _: Array, *inputs: Array | None, method: str) -> tuple[Array | None, ...]:
         return jax.vjp(partial(elsewhere, method=method), *inputs)[1](dy)
 
-    return _on_gpu(interpret, _backward, other, dy, states, *inputs)
+    return _on_gpu(interpret, _backward, other, *saved)
 
 
-_scan.defvjp(_saving, _gradients)
+def _save(elsewhere: Callable[..., Array], interpret: bool, *inputs: Array | None) -> tuple[Array, Any]:
+    y, states = _saving(elsewhere, interpret, *inputs)
+    return y, (states, *inputs)
+
+
+_scan.defvjp(_save, lambda elsewhere, interpret, saved, dy: _gradients(elsewhere, interpret, dy, *saved))
 
 
 def _on_gpu(interpret: bool, kernel: Callable[..., Any], other: Callable[..., Any], *arguments: Array | None) -> Any:

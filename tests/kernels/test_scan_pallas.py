@@ -33,15 +33,17 @@ def small(monkeypatch):
     monkeypatch.setattr(kernel, "CHUNK", CHUNK)
     monkeypatch.setattr(kernel, "STATES", 16)
     monkeypatch.setattr(kernel, "PROGRAMS", 2)
+    jax.clear_caches()
+    yield
+    jax.clear_caches()
 
 
 @pytest.fixture
 def gpu(monkeypatch):
     """Make JAX take this CPU for a GPU, on which the interpreted kernel runs; forget earlier checks of it."""
-    monkeypatch.setattr(kernel, "PROGRAMS", 2)
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     monkeypatch.setattr(kernel, "selective_scan", lambda *inputs, **_: interpreted(*inputs))
-    monkeypatch.setattr(guard, "SAMPLES", ((3, 3, 5, 2), (1, 6, 17, 3)))
+    monkeypatch.setattr(guard, "SAMPLES", ((2, 3, 5, 2), (1, 6, 17, 3)))
     kernels._checked_gpu_scan.cache_clear()
     yield
     kernels._checked_gpu_scan.cache_clear()
