@@ -46,7 +46,9 @@ def describe_machine() -> dict[str, Any]:
     if jax.default_backend() != "cpu":
         devices[jax.default_backend()] = ", ".join(device.device_kind for device in jax.devices())
     # The default backend decides, for every device: see selective_scan.
-    if jax.default_backend() != "cpu":
+    if jax.default_backend() in ("gpu", "cuda"):
+        scan = "Pallas kernel or JAX's associative scan"  # the kernel is used only if it passes its check
+    elif jax.default_backend() != "cpu":
         scan = "JAX's associative scan"
     elif cpu_kernels() is None:
         scan = "JAX's operations, one frame after another"

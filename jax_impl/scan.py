@@ -18,7 +18,7 @@ from jax import Array
 from jax.nn import sigmoid, silu
 from jaxtyping import Float
 
-from jax_impl.kernels import cpu_kernels
+from jax_impl.kernels import cpu_kernels, gpu_scan
 from twinsep.model.scan_inputs import check_scan_inputs
 
 #: Frames per chunk. The sequential method unrolls them, so that longer chunks take longer to compile.
@@ -49,6 +49,11 @@ def selective_scan(
     kernels = cpu_kernels() if on_cpu else None
     if kernels is not None:
         return kernels.selective_scan(*inputs).astype(u.dtype)
+    on_gpu = jax.default_backend() in ("gpu", "cuda")
+    if on_gpu and dtype == jnp.float32:
+        kernel = gpu_scan(selective_scan_chunked, selective_scan_sequential)
+        if kernel is not None:
+            return kernel(*inputs).astype(u.dtype)
     # Without the kernel, frame by frame is the least work on a CPU, whose vectors one state already fills (measured in
     # results/bench/scan.json). The choice for accelerators has not been measured.
     method = "sequential" if on_cpu else "associative"

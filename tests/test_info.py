@@ -109,14 +109,17 @@ def test_each_missing_or_broken_framework_is_reported_on_one_line(capsys, monkey
     assert found["checkpoints"] == []
 
 
-def test_jax_with_an_accelerator_names_the_associative_scan_for_the_cpu_too(monkeypatch):
+def test_jax_with_an_accelerator_names_its_scan_for_the_cpu_too(monkeypatch):
     import jax
 
     devices = twin("jax", "devices")
     monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
     assert devices.describe_machine()["scan"] == {"cpu": "Numba kernel"}
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    assert devices.describe_machine()["scan"] == dict.fromkeys(("cpu", "gpu"), "JAX's associative scan")
+    scan = "Pallas kernel or JAX's associative scan"
+    assert devices.describe_machine()["scan"] == dict.fromkeys(("cpu", "gpu"), scan)
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    assert devices.describe_machine()["scan"] == dict.fromkeys(("cpu", "tpu"), "JAX's associative scan")
 
 
 def test_runtime_warnings_of_a_framework_become_notes(monkeypatch):

@@ -1,10 +1,10 @@
-"""Fused CPU kernels (the Numba loops in :mod:`twinsep.kernels`) as differentiable JAX functions."""
+"""Fused kernels as differentiable JAX functions: the Numba loops in :mod:`twinsep.kernels`, and a scan for GPUs."""
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import cache
+from functools import cache, partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,6 +14,14 @@ _allowed: ContextVar[bool] = ContextVar("allowed", default=True)
 def cpu_kernels() -> Any:
     """Return the kernels as attributes of one object; None, with one warning, if Numba or XLA's FFI cannot be used."""
     return _load() if _allowed.get() else None
+
+
+def gpu_scan(elsewhere: Callable[..., Any], definition: Callable[..., Any]) -> Callable[..., Any] | None:
+    """Return the selective scan for CUDA of float32 inputs; None, with one warning, if its check on the GPU fails.
+
+    The scan is ``elsewhere`` in programs for other devices. The check compares it with ``definition``.
+    """
+    return _checked_gpu_scan(elsewhere, definition) if _allowed.get() else None
 
 
 @contextmanager
@@ -45,3 +53,16 @@ def _load() -> Any:
         )
         return None
     return SimpleNamespace(attention=attention, mamba=mamba, selective_scan=selective_scan)
+
+
+@cache
+def _checked_gpu_scan(elsewhere: Callable[..., Any], definition: Callable[..., Any]) -> Callable[..., Any] | None:
+    """Check the kernel, once per process and in some seconds."""
+    from jax_impl.kernels.guard import checked
+
+    def load() -> Callable[..., Any]:
+        from jax_impl.kernels import selective_scan_pallas
+
+        return partial(selective_scan_pallas.selective_scan, elsewhere=elsewhere)
+
+    return checked("The Pallas selective scan", load, definition)

@@ -10,18 +10,21 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from twinsep.errors import is_out_of_memory
+from twinsep.kernels import agreement
+from twinsep.kernels.agreement import disagreement, sentence
 
 Kernel = Callable[..., Tensor]
 Inputs = Mapping[str, Tensor | None]  # by argument name
 #: Letters of the axes of each argument and of "y": b (independent sequences), l, e (channels), …
 Axes = Mapping[str, str]
 
-TOLERANCE = {torch.float32: 1e-4, torch.float16: 4e-3, torch.bfloat16: 3e-2}  # largest error / largest value
-FLOOR = 1e-3  # lower bound of the largest value in that ratio
+#: Largest error / largest value.
+TOLERANCE = {torch.float32: agreement.TOLERANCE, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 #: Rows and channels that are compared in a large call, from the first to the last.
 COMPARED = {"b": 3, "e": 8}
 
@@ -68,7 +71,7 @@ def _compare_part(kernel, definition, sample, batch, axes) -> str | None:
             if batch > 1 and is_out_of_memory(error):
                 batch //= 2
                 continue
-            return f"it fails on this device ({_sentence(error)})"
+            return f"it fails on this device ({sentence(error)})"
 
 
 def _part(inputs: Inputs, axes: Axes) -> Callable[[str, Tensor], Tensor]:
@@ -90,12 +93,12 @@ def _load_and_compare(load, definition, samples) -> tuple[Kernel | None, str | N
     try:
         kernel = load()
     except Exception as error:  # a package built for another PyTorch can raise anything
-        return None, f"it cannot be imported ({_sentence(error)})"
+        return None, f"it cannot be imported ({sentence(error)})"
     try:
         reasons = (_disagreement(kernel, definition, sample) for sample in samples())
         return kernel, next((reason for reason in reasons if reason), None)
     except Exception as error:  # so can a kernel that the GPU cannot run
-        return None, f"it fails on this device ({_sentence(error)})"
+        return None, f"it fails on this device ({sentence(error)})"
 
 
 def _whole(_name: str, x: Tensor) -> Tensor:
@@ -110,14 +113,13 @@ def _disagreement(
     exact = _values_and_gradients(definition, exact_inputs, _whole)
     found = _values_and_gradients(kernel, inputs, part)
     tolerance = max(TOLERANCE[x.dtype] for x in inputs.values() if x is not None)
-    for name, wanted in exact.items():
-        error = (found[name].cpu().double() - wanted).abs().max().item() / max(wanted.abs().max().item(), FLOOR)
-        if not error <= tolerance:  # also true for NaN
-            shapes = ", ".join(f"{key} {tuple(x.shape)}" for key, x in inputs.items() if x is not None)
-            where = f"a test on {found[name].device}" + ("" if part is _whole else f" with {shapes}")
-            title = name if name == "y" else f"the gradient of {name}"
-            return f"{title} is off by {error:.1e} of its largest value in {where}"
-    return None
+    shapes = ", ".join(f"{key} {tuple(x.shape)}" for key, x in inputs.items() if x is not None)
+    where = f"a test on {found['y'].device}" + ("" if part is _whole else f" with {shapes}")
+    return disagreement(_arrays(found), _arrays(exact), where, tolerance)
+
+
+def _arrays(tensors: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
+    return {name: x.cpu().double().numpy() for name, x in tensors.items()}
 
 
 def _values_and_gradients(function: Kernel, inputs: Inputs, part: Callable[[str, Tensor], Tensor]) -> dict[str, Tensor]:
@@ -132,9 +134,3 @@ def _values_and_gradients(function: Kernel, inputs: Inputs, part: Callable[[str,
 def random(seed: int, shape: Sequence[int], device: torch.device | str = "cpu") -> Tensor:
     """Draw standard normal numbers from ``seed``, without touching PyTorch's global generators."""
     return torch.randn(*shape, generator=torch.Generator(device).manual_seed(seed), device=device)
-
-
-def _sentence(error: Exception) -> str:
-    """First line of an error message, without the full stop."""
-    lines = str(error).strip().splitlines()
-    return lines[0].rstrip(". ") if lines else type(error).__name__
