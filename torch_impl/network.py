@@ -7,7 +7,7 @@ from abc import abstractmethod
 from typing import Literal, overload
 
 from einops import einsum
-from jaxtyping import Float
+from jaxtyping import Complex, Float
 from torch import Tensor
 
 from torch_impl.bandsplit import BandSplit, GLUMaskHead, MaskHead
@@ -70,15 +70,29 @@ class BandSplitNetwork(Network):
         x = pad_axis(mixture, -1, max(0, self.model.min_samples - samples))
         if self.model.mid_side:
             x = einsum(constant(MID_SIDE, x), x, "m c, b c s -> b m s")
-        spectrum = stft(x, n_fft=self.model.n_fft, hop=self.model.hop)  # (b, c, f, t)
+        spectrum = self.spectrum(x)  # (b, c, f, t)
         mask = self.mask_head(self.network(self.band_split(spectrum)))  # (b, targets, c, f, t)
         masked = mask * spectrum[:, None]
-        y = istft(masked, n_fft=self.model.n_fft, hop=self.model.hop, length=x.shape[-1])[..., :samples]
+        y = self.to_stems(self.signal(masked, x.shape[-1])[..., :samples], mixture)
+        return (y, {"mask": mask, "spectrum": spectrum}) if return_auxiliary_outputs else y
+
+    def spectrum(self, x: Float[Tensor, "b 2 s"]) -> Complex[Tensor, "b 2 f t"]:
+        """Transform a signal to a spectrum."""
+        return stft(x, n_fft=self.model.n_fft, hop=self.model.hop)
+
+    def signal(self, spectra: Complex[Tensor, "b stems 2 f t"], samples: int) -> Float[Tensor, "b stems 2 s"]:
+        """Transform spectra to signals of ``samples``."""
+        return istft(spectra, n_fft=self.model.n_fft, hop=self.model.hop, length=samples)
+
+    def to_stems(
+        self, y: Float[Tensor, "b targets 2 s"], mixture: Float[Tensor, "b 2 s"]
+    ) -> Float[Tensor, "b stems 2 s"]:
+        """Convert estimates of mid and side to left and right, and append the residual, as the configuration says."""
         if self.model.mid_side:
             y = einsum(constant(2 * MID_SIDE, y), y, "m c, b stems m s -> b stems c s")
         if self.model.residual:
             y = concatenate([y, (mixture - y.sum(1))[:, None]], 1)
-        return (y, {"mask": mask, "spectrum": spectrum}) if return_auxiliary_outputs else y
+        return y
 
     @abstractmethod
     def network(self, x: Float[Tensor, "b k t d"]) -> Float[Tensor, "b k t d"]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import operator
+from collections.abc import Callable, Iterator, Sequence
 from functools import wraps
 from typing import Any
 
@@ -31,13 +32,36 @@ linear = F.linear
 sigmoid = torch.sigmoid
 silu = F.silu
 split = torch.split
+stack = torch.stack
 tanh = torch.tanh
 zeros_like = torch.zeros_like
+#: The opposite of a flag, see :func:`choose`.
+negate = operator.not_
 
 
 def constant(array, like: Tensor) -> Tensor:
     """Convert a NumPy constant to a tensor with the dtype and device of ``like``."""
     return torch.as_tensor(array.copy(), dtype=like.dtype, device=like.device)
+
+
+def zeros(shape: Sequence[int], like: Tensor) -> Tensor:
+    """Zeros with the dtype and device of ``like``."""
+    return like.new_zeros(shape)
+
+
+def take(x: Tensor, indices, axis: int) -> Tensor:
+    """The entries of ``x`` at ``indices``, a NumPy array (n,), along an axis."""
+    return torch.index_select(x, axis, torch.as_tensor(indices.copy(), device=x.device))
+
+
+def flag(value: bool) -> bool:
+    """A truth value in the state of a stream; here the host knows it."""
+    return value
+
+
+def choose(condition: bool, if_true: Callable, if_false: Callable, *inputs):
+    """Call ``if_true(*inputs)`` or ``if_false(*inputs)``; both return trees of the same shapes."""
+    return if_true(*inputs) if condition else if_false(*inputs)
 
 
 def rematerialised(function, *inputs):
@@ -238,6 +262,13 @@ def attention(
     return F.scaled_dot_product_attention(q, k, v)
 
 
+def masked_attention(
+    q: Float[Tensor, "b h l e"], k: Float[Tensor, "b h m e"], v: Float[Tensor, "b h m e"], bias: Float[Tensor, "*b l m"]
+) -> Float[Tensor, "b h l e"]:
+    """Attention softmax(q kᵀ / √e + bias) v; every query must have a key with a finite bias, which broadcasts."""
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+
+
 @full_precision
 def lstm(
     x: Float[Tensor, "b l d"],
@@ -250,3 +281,16 @@ def lstm(
     start = x.new_zeros(1, x.shape[0], w_hh.shape[1])
     # has_biases, num_layers, dropout, train (required by cuDNN's backward pass), bidirectional, batch_first
     return torch.lstm(x, (start, start), (w_ih, w_hh, b_ih, b_hh), True, 1, 0.0, True, False, True)[0]
+
+
+def lstm_step(
+    x: Float[Tensor, "b d"],
+    h: Float[Tensor, "b h"],
+    c: Float[Tensor, "b h"],
+    w_ih: Float[Tensor, "g d"],
+    w_hh: Float[Tensor, "g h"],
+    b_ih: Float[Tensor, " g"],
+    b_hh: Float[Tensor, " g"],
+) -> tuple[Float[Tensor, "b h"], Float[Tensor, "b h"]]:
+    """One frame of :func:`lstm`: the next h and c."""
+    return torch.lstm_cell(x, (h, c), w_ih, w_hh, b_ih, b_hh)

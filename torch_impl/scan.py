@@ -72,13 +72,27 @@ def selective_scan_sequential(
     h = (u * delta)[:, :0].sum(1)[..., None] * A  # zeros (b, e, n)
     frames = []
     for t in range(u.shape[1]):
-        delta_t = delta[:, t, :, None]
-        # h_t = exp(Δ_t A) h_{t−1} + Δ_t B_t u_t
-        h = torch.exp(delta_t * A) * h + delta_t * B[:, t, None, :] * u[:, t, :, None]
-        # y_t = C_t · h_t + D u_t
-        frames.append((h * C[:, t, None, :]).sum(-1) + D * u[:, t])
+        h, y_t = selective_scan_step(h, u[:, t], delta[:, t], A, B[:, t], C[:, t], D)
+        frames.append(y_t)
     y = torch.stack(frames, 1) if frames else D * u
     return y if z is None else y * silu(z)
+
+
+def selective_scan_step(
+    h: Float[Tensor, "b e n"],
+    u: Float[Tensor, "b e"],
+    delta: Float[Tensor, "b e"],
+    A: Float[Tensor, "e n"],
+    B: Float[Tensor, "b n"],
+    C: Float[Tensor, "b n"],
+    D: Float[Tensor, " e"],
+) -> tuple[Float[Tensor, "b e n"], Float[Tensor, "b e"]]:
+    """One frame of the selective scan without gate: the state h_t after h_{t−1}, and y_t."""
+    delta = delta[..., None]
+    # h_t = exp(Δ_t A) h_{t−1} + Δ_t B_t u_t
+    h = torch.exp(delta * A) * h + delta * B[:, None, :] * u[..., None]
+    # y_t = C_t · h_t + D u_t
+    return h, (h * C[:, None, :]).sum(-1) + D * u
 
 
 def selective_scan_chunked(
