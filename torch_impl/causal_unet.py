@@ -21,11 +21,13 @@ from torch_impl.causal import (
     start_memory,
     update_memory,
 )
+from torch_impl.devices import stream_on_numpy
 from torch_impl.ops import choose, concatenate, constant, flag, negate, pad_axis, stack, zeros
 from torch_impl.unet import BandSplitUNet
 from twinsep.config import Config, UNetConfig
 from twinsep.model.running_memory import rates
 from twinsep.model.stereo import MID_SIDE
+from twinsep.separation.live import Stream
 from twinsep.stft import causal_envelope, causal_istft, causal_stft, frame_spectra, windowed_frames
 
 #: Frames of level 1 in a frame of levels 1, 2, 3 and of the bottleneck.
@@ -110,6 +112,11 @@ class CausalBandSplitUNet(BandSplitUNet):
         y = delayed(getattr(self, f"up{level}")(y, 2 * y.shape[2]), frames)
         read = None if memory is None else memory_at(*zip(*memory, strict=True), frames, STRIDES[level - 1])
         return self.stage(f"dec{level}", y, read, skip)
+
+    def stream(self) -> Stream:
+        """Return the stems of a live signal, from silence on, in NumPy arrays: (2, n) -> (stems, 2, m)."""
+        assert isinstance(self.model, UNetConfig)
+        return Stream(stream_on_numpy(self), self.model)
 
     # ------------------------------------------------------------------------ one frame after another
 

@@ -14,7 +14,9 @@ from torch_impl.bandsplit import BandSplit, GLUMaskHead, MaskHead
 from torch_impl.layers import Module, named_parameters
 from torch_impl.ops import concatenate, constant, pad_axis
 from twinsep.config import BandSplitConfig, Config
+from twinsep.errors import InputError
 from twinsep.model.stereo import MID_SIDE
+from twinsep.separation.live import Stream
 from twinsep.stft import istft, stft
 
 
@@ -34,6 +36,10 @@ class Network(Module):
     def parameter_count(self) -> int:
         """Number of scalar weights."""
         return sum(math.prod(weight.shape) for weight in named_parameters(self).values())
+
+    def stream(self) -> Stream:
+        """Return the stems of a live signal; raises :class:`InputError` unless ``config.model.causal``."""
+        raise InputError("this network reads the future of a frame: take one with model.causal, such as tiny-causal")
 
 
 class BandSplitNetwork(Network):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from typing import Annotated, Any, Literal
 
@@ -19,7 +19,6 @@ from pydantic import (
     ConfigDict,
     Field,
     SerializeAsAny,
-    SerializerFunctionWrapHandler,
     TypeAdapter,
     ValidationError,
     model_serializer,
@@ -85,6 +84,11 @@ class ModelConfig:
         return self.network
 
     @property
+    def latency(self) -> int | None:
+        """Samples that an estimate in a stream is late; None for a network that reads the whole signal."""
+        return None
+
+    @property
     def stems(self) -> tuple[str, ...]:
         """Names of the output stems, the residual last."""
         if not self.residual:
@@ -143,7 +147,7 @@ class UNetConfig(BandSplitConfig):
             raise ValueError("memory_alignment reference reads a whole chunk; a causal network needs aligned")
 
     @model_serializer(mode="wrap")
-    def _without_unused(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+    def _without_unused(self, dump: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
         # A network that is not causal keeps the hash that its configuration had before there were causal ones.
         values = dump(self)
         return values if self.causal else {k: v for k, v in values.items() if k not in ("causal", "attention_window")}
@@ -160,7 +164,7 @@ class UNetConfig(BandSplitConfig):
 
     @property
     def latency(self) -> int | None:
-        """Samples between an input sample and its estimate in a stream, at most: a window. None unless causal."""
+        """Samples that an estimate in a stream is late, at most: one window, as no frame waits. None unless causal."""
         return self.n_fft if self.causal else None
 
 
