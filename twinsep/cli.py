@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from twinsep.config import PRESETS, ClipMode, Config, Framework, Precision
+from twinsep.config import PRESETS, ClipMode, Config, Framework, Precision, SampleFormat
 from twinsep.errors import INTERRUPTED, InputError, Interrupted, TwinsepError, guarded
 from twinsep.separation.overlap_add import Chunking
 
@@ -192,6 +192,30 @@ def separate(
         remux=remux,
     )
     separate_files(songs, options)
+
+
+@app.command()
+def listen(
+    checkpoint: Annotated[
+        Path, typer.Option("--checkpoint", "-n", help="Weights of a causal network, such as of the preset tiny-causal.")
+    ],
+    stem: Annotated[str, typer.Option(metavar="STEM", help="The stem to hear.")] = "instrumental",
+    raw: Annotated[
+        SampleFormat | None, typer.Option(help="Raw samples of this format at the model's rate; WAV by default.")
+    ] = None,
+    channels: Annotated[int, typer.Option(help="Channels of raw samples, 1 or 2.")] = 2,
+    live: Annotated[bool, typer.Option("--live", help="From and to sound devices, until Ctrl-C.")] = False,
+    source: Annotated[str | None, typer.Option("--input", help="Sound device to listen to, by name or number.")] = None,
+    sink: Annotated[str | None, typer.Option("--output", help="Sound device to play on.")] = None,
+    framework: FrameworkOption = "torch",
+    device: Device = "cpu",
+) -> None:
+    """Separate a live signal: from the standard input to the standard output, or from and to sound devices."""
+    from twinsep.separation.listen import ListenOptions
+    from twinsep.separation.listen import listen as start
+
+    device = _choose_device(framework, device)
+    start(ListenOptions(checkpoint, stem, raw, channels, live, source, sink, framework, device))
 
 
 @app.command()

@@ -10,6 +10,7 @@ from twinsep.config.choices import (
     ClipMode,
     Framework,
     Precision,
+    SampleFormat,
 )
 from twinsep.config.presets import PRESETS, preset
 from twinsep.config.schema import (
@@ -45,6 +46,7 @@ __all__ = [
     "ModelConfig",
     "PackageConfig",
     "Precision",
+    "SampleFormat",
     "TrainingConfig",
     "UNetConfig",
     "from_dict",

@@ -14,6 +14,9 @@ Precision = Literal["float32", "bfloat16", "float16"]
 ClipMode = Literal["clamp", "rescale", "none"]
 CLIP_MODES: tuple[ClipMode, ...] = get_args(ClipMode)
 
+#: Raw samples in a pipe, by FFmpeg's names: 16-bit integers, 32-bit floating point.
+SampleFormat = Literal["s16le", "f32le"]
+
 #: The levels of the U-Net, in the order they are computed, and the layers of a flat network.
 Stage = Literal["enc1", "enc2", "enc3", "bottleneck", "dec3", "dec2", "dec1", "layers"]
 STAGES: tuple[Stage, ...] = get_args(Stage)

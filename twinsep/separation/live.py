@@ -37,6 +37,11 @@ class Stream:
         return self._model.n_fft
 
     @property
+    def hop(self) -> int:
+        """Samples after which the network computes again."""
+        return self._model.hop
+
+    @property
     def stems(self) -> tuple[str, ...]:
         """Names of the stems along the first axis of the output."""
         return self._model.stems
