@@ -27,7 +27,7 @@ from jax_impl.unet import BandSplitUNet
 from twinsep.config import Config, UNetConfig
 from twinsep.model.running_memory import rates
 from twinsep.model.stereo import MID_SIDE
-from twinsep.separation.live import Stream
+from twinsep.model.stream import Stream
 from twinsep.stft import causal_envelope, causal_istft, causal_stft, frame_spectra, windowed_frames
 
 #: Frames of level 1 in a frame of levels 1, 2, 3 and of the bottleneck.

@@ -16,7 +16,7 @@ from torch_impl.ops import concatenate, constant, pad_axis
 from twinsep.config import BandSplitConfig, Config
 from twinsep.errors import InputError
 from twinsep.model.stereo import MID_SIDE
-from twinsep.separation.live import Stream
+from twinsep.model.stream import Stream
 from twinsep.stft import istft, stft
 
 

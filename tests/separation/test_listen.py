@@ -145,7 +145,7 @@ class Devices:
         self.x, self.error, self.played, self.opened = x, error, [], {}
 
     @contextlib.contextmanager
-    def Stream(self, **options):  # noqa: N802
+    def Stream(self, **options):
         if self.error:
             raise self.error
         self.opened = options

@@ -86,7 +86,8 @@ def in_torch(model):
 
 
 def test_every_mixer_has_a_causal_form():
-    assert list(torch_impl.mixers.CAUSAL_MIXERS) == list(MIXERS) == list(KINDS)
+    for twin in (torch_impl, jax_impl):
+        assert set(KINDS) <= set(twin.mixers.CAUSAL_MIXERS) <= set(MIXERS)
 
 
 def test_a_mixer_without_a_causal_form_is_refused(monkeypatch):

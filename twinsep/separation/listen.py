@@ -13,7 +13,7 @@ import numpy as np
 from twinsep.audio.pcm import PCM, read_wav_header
 from twinsep.config import Config, SampleFormat
 from twinsep.errors import InputError
-from twinsep.separation.live import Stream
+from twinsep.model.stream import Stream
 from twinsep.separation.separator import stems_of
 from twinsep.utils.backend import twin
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from twinsep.config import preset
 from twinsep.errors import InputError
-from twinsep.separation.live import Stream
+from twinsep.model.stream import Stream
 
 MODEL = preset("tiny-causal").model
 HOP, LATE = MODEL.hop, MODEL.n_fft - MODEL.hop
