@@ -397,7 +397,7 @@ def convert(
 def bench(
     benchmarks: Annotated[
         list[str] | None,
-        typer.Argument(help="scan, block, step, separate, growth, memory, length, feeding; all by default."),
+        typer.Argument(help="scan, block, step, separate, growth, memory, length, feeding, stream; all by default."),
     ] = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for <benchmark>.json.")] = Path("results/bench"),
     config: ConfigFile = None,

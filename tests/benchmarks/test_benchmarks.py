@@ -4,12 +4,13 @@ import json
 import os
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from twinsep import cli
-from twinsep.benchmarks import block, feeding, growth, length, memory, scan, separate, step, suite, workloads
+from twinsep.benchmarks import block, feeding, growth, length, memory, scan, separate, step, stream, suite, workloads
 from twinsep.benchmarks.process import MIB, WorkerProcess
 from twinsep.benchmarks.records import BenchmarkOptions
 from twinsep.benchmarks.worker import MemoryWatch, Worker
@@ -66,6 +67,19 @@ class Scripted(WorkerProcess):
         return float(len(self.asked))
 
 
+def streamed(framework):
+    """What a process that streamed would print."""
+    block = {
+        "samples": 1024,
+        "count": 10_000,
+        "median": 0.2,
+        "p999": 0.5 if framework == "torch" else 0.9,
+        "worst": 1.5,
+    }
+    found = {"blocks": [block], "memory_mib": {"60": 100.0, "3600": 100.5}}
+    return found | ({"drift": {"60": 1e-6, "3600": 2e-5}} if framework == "torch" else {})
+
+
 @pytest.fixture
 def asked(monkeypatch):
     """The requests sent to scripted workers."""
@@ -76,6 +90,7 @@ def asked(monkeypatch):
     monkeypatch.setattr(growth, "SONGS", (1,))
     monkeypatch.setattr(length, "BARS", {(2, 1): 1.5})
     monkeypatch.setattr(length, "separate_in_process", lambda *_: {"wall_s": 2.0, "peak_mib": 100.0})
+    monkeypatch.setattr(stream, "_in_process", streamed)
     for name, value in {"SONGS": 1, "SECONDS": 1, "EXAMPLES": 2}.items():
         monkeypatch.setattr(feeding, name, value)
     return Scripted.asked
@@ -154,7 +169,7 @@ def test_the_command_writes_and_prints_a_record_per_benchmark(call, tmp_path):
     status, printed, said = call("--repetitions", 2, "--set", "training.segment_seconds=0.5")
     assert status == 0, said
     written = {path.stem: json.loads(path.read_text()) for path in (tmp_path / "work/results/bench").iterdir()}
-    named = {"scan", "block", "step", "separate", "growth", "memory", "length", "feeding"}
+    named = {"scan", "block", "step", "separate", "growth", "memory", "length", "feeding", "stream"}
     assert written.keys() == suite.BENCHMARKS.keys() == named
     for name, record in written.items():
         assert {"load_average_at_start", "cores", "command", "commit", "device", "versions"} <= record.keys()
@@ -538,3 +553,31 @@ def test_packages_that_cannot_be_imported_are_missing(monkeypatch):
     assert packages.missing() == [name for name in packages.PACKAGES if name != "spleeter-2stems"]
     monkeypatch.setattr(packages, "_installed", lambda module: module != "demucs")
     assert packages.missing() == ["htdemucs", "htdemucs_ft", "htdemucs_6s", "mdx_extra"]
+
+
+def test_the_faster_stream_has_the_stricter_bound(monkeypatch):
+    monkeypatch.setattr(stream, "_in_process", streamed)
+    record = stream.measure(BenchmarkOptions({}, 0, 1), lambda *_: None)
+    reached = {(f["framework"], f["what"].partition(" ")[0]): f["reached"] for f in record["figures"]}
+    # PyTorch 0.5 of 0.7, JAX 0.9 of 1; memory 1.005 of 1.01; the drift of 2e-5 is twice its bound.
+    assert reached == {
+        **{(name, what): True for name in ("torch", "jax") for what in ("latency", "99.9th", "memory,")},
+        ("torch", "distance"): False,
+    }
+    assert ("blocks of 1024 samples: time ÷ length, worst of 10,000", {"torch": 1.5, "jax": 1.5}) in stream.rows(record)
+
+
+def test_a_stream_is_measured(monkeypatch, capsys):
+    small = preset("tiny-causal").override({"model": {"d_model": 8, "bands": "vocal18", "memory_tokens": [2, 2, 2, 2]}})
+    monkeypatch.setattr(stream, "preset", lambda _: small)
+    monkeypatch.setattr(stream, "BLOCKS", {1: 20})
+    monkeypatch.setattr(stream, "SECONDS", (0.5, 1))
+    network = twin("torch").networks.build(small)
+    twin("torch", "layers").initialise(network, 0)
+    monkeypatch.setattr(stream, "twin", lambda _: SimpleNamespace(load=lambda _: network))
+    stream.main("torch")
+    found = json.loads(capsys.readouterr().out)
+    assert found["blocks"][0]["samples"] == 1024
+    assert 0 < found["blocks"][0]["median"] <= found["blocks"][0]["worst"]
+    assert found["memory_mib"].keys() == found["drift"].keys() == {"0.5", "1"}
+    assert 0 < found["drift"]["1"] < 1e-5

@@ -69,7 +69,7 @@ def relative(found, wanted):
 def streamed(push, state, mixture, model):
     """The stems of a mixture (1, 2, s) pushed in blocks of a hop, without the latency."""
     hop, late = model.hop, model.n_fft - model.hop
-    padded = np.pad(mixture, ((0, 0), (0, 0), (0, late + -mixture.shape[-1] % hop)))
+    padded = np.pad(mixture, ((0, 0), (0, 0), (0, late + -(mixture.shape[-1] + late) % hop)))
     out = []
     for block in np.split(padded, padded.shape[-1] // hop, axis=-1):
         y, state = push(block, state)
