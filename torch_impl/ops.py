@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Iterator, Sequence
 from functools import wraps
 from typing import Any
@@ -11,9 +10,10 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Complex, Float
 from torch import Tensor
+from torch.utils._pytree import tree_map
 from torch.utils.checkpoint import checkpoint
 
-from torch_impl.kernels import cpu_kernels, published
+from torch_impl.kernels import cpu_kernels, published, standard_operations_only
 
 #: Number of bands and width in bins of each group of equally wide bands.
 Groups = Sequence[tuple[int, int]]
@@ -35,8 +35,6 @@ split = torch.split
 stack = torch.stack
 tanh = torch.tanh
 zeros_like = torch.zeros_like
-#: The opposite of a flag, see :func:`choose`.
-negate = operator.not_
 
 
 def constant(array, like: Tensor) -> Tensor:
@@ -59,9 +57,21 @@ def flag(value: bool) -> bool:
     return value
 
 
-def choose(condition: bool, if_true: Callable, if_false: Callable, *inputs):
-    """Call ``if_true(*inputs)`` or ``if_false(*inputs)``; both return trees of the same shapes."""
-    return if_true(*inputs) if condition else if_false(*inputs)
+def negate(value: bool | Tensor) -> bool | Tensor:
+    """The opposite of a flag."""
+    return value.logical_not() if isinstance(value, Tensor) else not value
+
+
+def choose(condition: bool | Tensor, if_true: Callable, if_false: Callable, *inputs):
+    """Call ``if_true(*inputs)`` or ``if_false(*inputs)``; both return trees of the same shapes.
+
+    A condition that the host does not know, in an exported program, selects from the results of both.
+    """
+    if not isinstance(condition, Tensor):
+        return if_true(*inputs) if condition else if_false(*inputs)
+    return tree_map(
+        lambda x, y: torch.where(condition, x, y) if isinstance(x, Tensor) else x, if_true(*inputs), if_false(*inputs)
+    )
 
 
 def rematerialised(function, *inputs):
@@ -103,7 +113,7 @@ class _Softplus(torch.autograd.Function):
 
 def softplus(x: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
     """log(1 + exp(x)), with only the output saved for the backward pass."""
-    return _Softplus.apply(x)
+    return F.softplus(x) if standard_operations_only() else _Softplus.apply(x)
 
 
 def rms_norm(x: Float[Tensor, "... d"], weight: Float[Tensor, "*w d"], eps: float = EPS) -> Float[Tensor, "... d"]:
@@ -218,7 +228,22 @@ def band_outputs(
     hidden: Float[Tensor, "k n d"], weight: Float[Tensor, "o d"], bias: Float[Tensor, " o"], groups: Groups, stems: int
 ) -> Float[Tensor, "s r f n"]:
     """One Linear from each band's features to r numbers per stem and bin; rows are packed by band, stem, bin and r."""
+    if standard_operations_only():
+        return _standard_band_outputs(hidden, weight, bias, groups, stems)
     return _BandOutputs.apply(*_in_compute_type(hidden, weight, bias), groups, stems)
+
+
+def _standard_band_outputs(hidden: Tensor, weight: Tensor, bias: Tensor, groups: Groups, stems: int) -> Tensor:
+    parts, band, row = [], 0, 0
+    outputs = len(weight) // sum(bands * width for bands, width in groups)
+    for bands, width in groups:
+        rows = slice(row, row + outputs * bands * width)
+        w, b = weight[rows].unflatten(0, (bands, -1)), bias[rows].view(bands, -1)
+        y = batched_linear(hidden[band : band + bands], w, b)  # (k, n, s·w·r)
+        y = y.unflatten(2, (stems, width, -1)).permute(2, 4, 0, 3, 1)  # (s, r, k, w, n)
+        parts.append(y.flatten(2, 3))
+        band, row = band + bands, rows.stop
+    return torch.cat(parts, 2)
 
 
 def _in_compute_type(*tensors: Tensor) -> Sequence[Tensor]:
