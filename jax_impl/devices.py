@@ -44,7 +44,7 @@ def stream_on_numpy(model: Any) -> Callable[[], Callable[[np.ndarray], np.ndarra
         def advance(block: np.ndarray) -> np.ndarray:
             nonlocal state
             y, state = compiled(weights, jax.device_put(block[None], device), state)
-            return np.asarray(y[0])
+            return np.asarray(y)[0]
 
         return advance
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from twinsep.config import PRESETS, ClipMode, Config, Framework, Precision, SampleFormat
+from twinsep.config import PRESETS, ClipMode, Config, ExportFormat, Framework, Precision, SampleFormat
 from twinsep.errors import INTERRUPTED, InputError, Interrupted, TwinsepError, guarded
 from twinsep.separation.overlap_add import Chunking
 
@@ -391,6 +391,22 @@ def convert(
     from twinsep.checkpoints import reference
 
     reference.convert(source, out, overwrite=overwrite)
+
+
+@app.command()
+def export(
+    checkpoint: Annotated[Path, typer.Argument(help="Trained weights.")],
+    to: Annotated[ExportFormat, typer.Option("--to", help="Format: onnx, stablehlo (JAX) or torch (torch.export).")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the programs.")],
+    frames: Annotated[
+        int | None, typer.Option(help="STFT frames of a spectrum; those of a training example by default.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing files.")] = False,
+) -> None:
+    """Write a network, without its STFT, as programs for others; of a causal one also the step of a stream."""
+    from twinsep.checkpoints.export import export as write
+
+    write(checkpoint, to, out, frames=frames, overwrite=overwrite)
 
 
 @app.command()

@@ -17,6 +17,9 @@ CLIP_MODES: tuple[ClipMode, ...] = get_args(ClipMode)
 #: Raw samples in a pipe, by FFmpeg's names: 16-bit integers, 32-bit floating point.
 SampleFormat = Literal["s16le", "f32le"]
 
+#: Programs that a network can be exported to.
+ExportFormat = Literal["onnx", "stablehlo", "torch"]
+
 #: The levels of the U-Net, in the order they are computed, and the layers of a flat network.
 Stage = Literal["enc1", "enc2", "enc3", "bottleneck", "dec3", "dec2", "dec1", "layers"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
