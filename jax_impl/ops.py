@@ -299,8 +299,8 @@ def attention(
 
 
 def masked_attention(
-    q: Float[Array, "b h l e"], k: Float[Array, "b h m e"], v: Float[Array, "b h m e"], bias: Float[Array, "*b l m"]
-) -> Float[Array, "b h l e"]:
+    q: Float[Array, "*b l e"], k: Float[Array, "*b m e"], v: Float[Array, "*b m e"], bias: Float[Array, "*c _ m"]
+) -> Float[Array, "*b l e"]:
     """Attention softmax(q kᵀ / √e + bias) v; every query must have a key with a finite bias, which broadcasts."""
     dtype = q.dtype
     q, k, v = _in_compute_type(q / q.shape[-1] ** 0.5, k, v)

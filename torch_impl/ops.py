@@ -288,8 +288,8 @@ def attention(
 
 
 def masked_attention(
-    q: Float[Tensor, "b h l e"], k: Float[Tensor, "b h m e"], v: Float[Tensor, "b h m e"], bias: Float[Tensor, "*b l m"]
-) -> Float[Tensor, "b h l e"]:
+    q: Float[Tensor, "*b l e"], k: Float[Tensor, "*b m e"], v: Float[Tensor, "*b m e"], bias: Float[Tensor, "*c _ m"]
+) -> Float[Tensor, "*b l e"]:
     """Attention softmax(q kᵀ / √e + bias) v; every query must have a key with a finite bias, which broadcasts."""
     return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
 
