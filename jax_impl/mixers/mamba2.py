@@ -10,7 +10,19 @@ from jax import Array
 from jaxtyping import Float
 
 from jax_impl.layers import DepthwiseConvSiLU1d, Linear, Module, RMSNorm, parameter
-from jax_impl.ops import concatenate, constant, cumsum, exp, full_precision, pad_axis, silu, softplus, split, zeros_like
+from jax_impl.ops import (
+    concatenate,
+    constant,
+    cumsum,
+    exp,
+    full_precision,
+    pad_axis,
+    silu,
+    softplus,
+    split,
+    zeros,
+    zeros_like,
+)
 from twinsep.config import BandSplitConfig, mixers
 from twinsep.model import initializers
 
