@@ -30,7 +30,7 @@ class CausalSequenceBlock(Module):
     def __init__(self, model: UNetConfig):
         super().__init__()
         self.norm = RMSNorm(model.d_model)
-        self.mixer = mixers.build_causal(model)
+        self.mixer: Any = mixers.build_causal(model)
 
     def forward(self, x: Float[Tensor, "b l d"]) -> Float[Tensor, "b l d"]:
         """Apply the block to sequences (b, l, d)."""
@@ -199,14 +199,15 @@ def memory_tokens(state: MemoryState) -> Float[Tensor, "b k n d"]:
 
 
 def memory_at(
-    levels: Sequence[Float[Tensor, "b k _ _ d"]], strides: Sequence[int], frames: int, stride: int
+    memory: Sequence[tuple[Float[Tensor, "b k _ _ d"], int]], frames: int, stride: int
 ) -> Float[Tensor, "b k t m d"]:
     """Tokens that the frames of a decoder's level read: those of every level's last frame that is complete, or zeros.
 
-    A frame of a level lasts as many frames of level 1 as its stride says; ``stride`` and ``frames`` are the decoder's.
+    ``memory`` has the tokens and the stride of each level, the frames of level 1 in one of its frames; ``frames``
+    and ``stride`` are the decoder's.
     """
     read = []
-    for tokens, each in zip(levels, strides, strict=True):
+    for tokens, each in memory:
         known = concatenate([zeros_like(tokens[:, :, :1]), tokens], 2)  # number of complete frames -> tokens
         read.append(take(known, last_complete(frames, stride, each), 2))
     return concatenate(read, 3)

@@ -34,15 +34,22 @@ from twinsep.stft import causal_envelope, causal_istft, causal_stft, frame_spect
 STRIDES = (1, 2, 4, 8)
 
 
+class DeepestState(NamedTuple):
+    """The deepest level between two of its frames: the states of its blocks, and its part of the memory."""
+
+    blocks: tuple[Any, ...]
+    memory: MemoryState | None
+
+
 class LevelState(NamedTuple):
-    """One level between two of its frames; of the bottleneck only ``blocks`` and ``memory``."""
+    """Another level between two of its frames."""
 
     blocks: tuple[Any, ...]  # states of the encoder's blocks
     memory: MemoryState | None
-    held: Tensor | None = None  # the last frame (b, k, d), the first of a pair if ``odd``
-    upsampled: Tensor | None = None  # what comes up for the next frame unless it completes a pair, (b, k, d)
-    odd: Any = None  # True if the next frame completes a pair
-    deeper: Any = None  # state of the next level
+    held: Tensor  # the last frame (b, k, d), the first of a pair if ``odd``
+    upsampled: Tensor  # what comes up for the next frame unless it completes a pair, (b, k, d)
+    odd: Any  # true if the next frame completes a pair
+    deeper: LevelState | DeepestState
 
 
 class StreamState(NamedTuple):
@@ -50,7 +57,7 @@ class StreamState(NamedTuple):
 
     samples: Tensor  # the last samples of the mixture (b, 2, o)
     overlap: Tensor  # the sum of windowed frames for the next samples of the stems (b, targets, 2, o)
-    levels: LevelState | None  # of the U-Net
+    levels: LevelState | DeepestState | None  # of the U-Net
 
 
 class CausalBandSplitUNet(BandSplitUNet):
@@ -63,7 +70,9 @@ class CausalBandSplitUNet(BandSplitUNet):
     (:mod:`twinsep.model.running_memory`): the tokens of every level's last complete frame.
     """
 
-    encoder_block, dual_path, global_attention = CausalEncoderBlock, CausalDualPath, CausalGlobalAttention
+    encoder_block = CausalEncoderBlock
+    dual_path = CausalDualPath
+    global_attention = CausalGlobalAttention
     decoder_block = CausalDecoderBlock
 
     def __init__(self, config: Config):
@@ -110,7 +119,7 @@ class CausalBandSplitUNet(BandSplitUNet):
         """Apply the decoder of a level to the features ``y`` of the next level, given its ``skip`` (b, k, t, d)."""
         frames = skip.shape[2]
         y = delayed(getattr(self, f"up{level}")(y, 2 * y.shape[2]), frames)
-        read = None if memory is None else memory_at(*zip(*memory, strict=True), frames, STRIDES[level - 1])
+        read = None if memory is None else memory_at(memory, frames, STRIDES[level - 1])
         return self.stage(f"dec{level}", y, read, skip)
 
     def stream(self) -> Stream:
@@ -128,7 +137,7 @@ class CausalBandSplitUNet(BandSplitUNet):
         assert isinstance(model, UNetConfig)
         return StreamState(samples, overlap, self.start_level(1, batch) if model.levels else None)
 
-    def start_level(self, level: int, batch: int) -> LevelState:
+    def start_level(self, level: int, batch: int) -> LevelState | DeepestState:
         """The state of a level, and of those below, before their first frames; level 4 is the bottleneck."""
         model = self.model
         assert isinstance(model, UNetConfig)
@@ -136,7 +145,7 @@ class CausalBandSplitUNet(BandSplitUNet):
         blocks = tuple(block.start(batch, k) for block in self.blocks_of(level))
         memory = start_memory(batch, k, model.memory_tokens[level - 1], like) if model.has_memory else None
         if level == 4 or model.levels == 1:
-            return LevelState(blocks, memory)
+            return DeepestState(blocks, memory)
         held = zeros((batch, k, model.d_model), like)
         return LevelState(blocks, memory, held, held, flag(False), self.start_level(level + 1, batch))
 
@@ -166,8 +175,8 @@ class CausalBandSplitUNet(BandSplitUNet):
         return y, StreamState(frame[..., model.hop :], added[..., model.hop :], levels)
 
     def step(
-        self, level: int, x: Float[Tensor, "b k d"], state: LevelState, shallower: list[Tensor]
-    ) -> tuple[Float[Tensor, "b k d"], LevelState]:
+        self, level: int, x: Float[Tensor, "b k d"], state: LevelState | DeepestState, shallower: list[Tensor]
+    ) -> tuple[Float[Tensor, "b k d"], LevelState | DeepestState]:
         """Compute one frame of a level and, if it completes a pair, one of the level below.
 
         ``shallower`` are the tokens of the levels above. Returns the decoder's frame, or the bottleneck's.
@@ -180,16 +189,16 @@ class CausalBandSplitUNet(BandSplitUNet):
         if memory is not None:
             memory = update_memory(x, memory, self.rates[level - 1])
             tokens = [*shallower, memory_tokens(memory)]
-        if state.deeper is None:
-            return x, LevelState(tuple(blocks), memory)
+        if isinstance(state, DeepestState):
+            return x, DeepestState(tuple(blocks), memory)
 
-        def pair(deeper: LevelState) -> tuple[Tensor, Tensor, LevelState]:
+        def pair(deeper: Any) -> tuple[Tensor, Tensor, Any]:
             coarse = getattr(self, f"down{level}")(stack([state.held, x], 2))[:, :, 0]
             y, deeper = self.step(level + 1, coarse, deeper, tokens)
             now, later = (getattr(self, f"up{level}")(y[:, :, None], 2)[:, :, i] for i in (0, 1))
             return now, later, deeper
 
-        def half(deeper: LevelState) -> tuple[Tensor, Tensor, LevelState]:
+        def half(deeper: Any) -> tuple[Tensor, Tensor, Any]:
             return state.upsampled, state.upsampled, deeper
 
         y, later, deeper = choose(state.odd, pair, half, state.deeper)
@@ -199,6 +208,8 @@ class CausalBandSplitUNet(BandSplitUNet):
         return y, LevelState(tuple(blocks), memory, x, later, negate(state.odd), deeper)
 
 
-def tokens_below(state: LevelState | None) -> list[Tensor]:
+def tokens_below(state: LevelState | DeepestState) -> list[Tensor]:
     """The tokens (b, k, n, d) of a level and of those below, at their last frames."""
-    return [] if state is None else [memory_tokens(state.memory), *tokens_below(state.deeper)]
+    assert state.memory is not None
+    tokens = [memory_tokens(state.memory)]
+    return tokens if isinstance(state, DeepestState) else [*tokens, *tokens_below(state.deeper)]

@@ -245,12 +245,13 @@ def test_the_time_constants_reach_from_one_frame_to_eight_seconds():
 def test_a_decoder_reads_the_last_complete_frame_of_every_level():
     count = 21  # frames of level 1
     levels = [torch.arange(count // stride, dtype=torch.float64)[None, None, :, None, None] for stride in STRIDES]
+    memory = list(zip(levels, STRIDES, strict=True))
     for stride in STRIDES[:3]:
-        found = memory_at(levels, STRIDES, count // stride, stride)[0, 0, :, :, 0]
+        found = memory_at(memory, count // stride, stride)[0, 0, :, :, 0]
         for t, row in enumerate(found):
             # Before the first frame of a level is complete, its tokens are 0, as those of frame 0 are here.
             assert row.tolist() == [max(0, (t + 1) * stride // each - 1) for each in STRIDES]
-    early = memory_at([x + 1 for x in levels], STRIDES, 3, 1)[0, 0, :, :, 0]
+    early = memory_at([(x + 1, each) for x, each in memory], 3, 1)[0, 0, :, :, 0]
     assert early.tolist() == [[1, 0, 0, 0], [2, 1, 0, 0], [3, 1, 0, 0]]
 
 
