@@ -42,6 +42,7 @@ def stream_on_numpy(model: Any) -> Callable[[], Callable[[np.ndarray], np.ndarra
         state = silence
 
         def advance(block: np.ndarray) -> np.ndarray:
+            """Return the stems of the next block."""
             nonlocal state
             y, state = compiled(weights, jax.device_put(block[None], device), state)
             return np.asarray(y)[0]

@@ -43,6 +43,7 @@ def stream_on_numpy(model: Any) -> Callable[[], Callable[[np.ndarray], np.ndarra
 
         @torch.inference_mode()
         def advance(block: np.ndarray) -> np.ndarray:
+            """Return the stems of the next block."""
             nonlocal state
             y, state = model.push(torch.from_numpy(block)[None].to(device), state)
             return y[0].cpu().numpy()
