@@ -52,7 +52,9 @@ class Step(Module):
         self.model = model
         leaves, self.tree = tree_flatten(model.start().levels)
         #: Arrays of the state, flags included, before the first frame.
-        self.first = [torch.tensor(leaf) if isinstance(leaf, bool) else leaf for leaf in leaves if leaf is not None]
+        # Cloned: the tracer takes two inputs that are one tensor for one input.
+        known = [leaf for leaf in leaves if leaf is not None]
+        self.first = [torch.tensor(leaf) if isinstance(leaf, bool) else leaf.clone() for leaf in known]
         self.missing = [leaf is None for leaf in leaves]
 
     def forward(self, frame: Float[Tensor, "b 2 f 2"], *state: Tensor) -> tuple[Tensor, ...]:
@@ -131,12 +133,14 @@ def _to_onnx(module: Module, inputs: list[Tensor], names: list[str]) -> bytes:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Keep warnings and progress of the exporters from the screen."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

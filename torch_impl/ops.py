@@ -291,6 +291,8 @@ def masked_attention(
     q: Float[Tensor, "*b l e"], k: Float[Tensor, "*b m e"], v: Float[Tensor, "*b m e"], bias: Float[Tensor, "*c _ m"]
 ) -> Float[Tensor, "*b l e"]:
     """Attention softmax(q kᵀ / √e + bias) v; every query must have a key with a finite bias, which broadcasts."""
+    if standard_operations_only():  # the exporter to ONNX knows the operator in four dimensions only
+        return torch.softmax(q @ k.mT / q.shape[-1] ** 0.5 + bias, -1) @ v
     return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
 
 
