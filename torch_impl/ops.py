@@ -69,9 +69,14 @@ def choose(condition: bool | Tensor, if_true: Callable, if_false: Callable, *inp
     """
     if not isinstance(condition, Tensor):
         return if_true(*inputs) if condition else if_false(*inputs)
-    return tree_map(
-        lambda x, y: torch.where(condition, x, y) if isinstance(x, Tensor) else x, if_true(*inputs), if_false(*inputs)
-    )
+
+    def select(x, y):
+        if not isinstance(x, Tensor):
+            return x
+        # onnxruntime's Where takes no flags.
+        return condition & x | ~condition & y if x.dtype == torch.bool else torch.where(condition, x, y)
+
+    return tree_map(select, if_true(*inputs), if_false(*inputs))
 
 
 def rematerialised(function, *inputs):
