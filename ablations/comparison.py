@@ -101,7 +101,7 @@ _OTHERS: dict[str, dict[str, Any]] = {
         "bands": "bsroformer62",
         "init": "identity",
     },
-    "mamba; causal; level features; identity start": {
+    "mamba; causal; level features and identity start": {
         "mixer": {"kind": "mamba", "d_state": 4},
         "causal": True,
         "features": "complex+level",

@@ -118,7 +118,8 @@ def _times(stream: Any, noise: np.ndarray, samples: int, count: int) -> Record:
 
 def _memory(stream: Any, noise: np.ndarray, rate: int) -> dict[str, float]:
     """Peak resident MiB of the process after each of :data:`SECONDS`."""
-    found, pushed = {}, 0
+    found: dict[str, float] = {}
+    pushed = 0
     for seconds in SECONDS:
         while pushed < seconds * rate:
             stream.push(noise)

@@ -57,7 +57,7 @@ def write_programs(programs: dict[str, Program], to: ExportFormat, out: Path, mo
             path.write_bytes(program.content)
         if name == "step":
             state = io.BytesIO()
-            np.savez(state, **{key: x for key, x in program.inputs.items() if key != "spectrum"})
+            np.savez(state, allow_pickle=False, **{key: x for key, x in program.inputs.items() if key != "spectrum"})
             with atomic_path(out / "step.npz") as path:
                 path.write_bytes(state.getvalue())
     inputs = {

@@ -11,7 +11,7 @@ import numpy as np
 class Blocks(NamedTuple):
     """A sequence cut into blocks of frames, whose queries read the keys of their own block and the one before."""
 
-    count: int  # blocks
+    blocks: int
     size: int  # frames of a block
     before: int  # frames of the block before: 0 for a single block, else the size
 
