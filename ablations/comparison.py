@@ -21,7 +21,7 @@ import jax_impl
 import torch_impl
 from jax_impl.kernels import own_operations
 from twinsep import losses
-from twinsep.config import Config, FlatConfig, UNetConfig, preset
+from twinsep.config import Config, FlatConfig, SpectrogramUNetConfig, UNetConfig, preset
 from twinsep.config.mixers import MIXERS
 from twinsep.model import initializers
 
@@ -121,6 +121,13 @@ _OTHERS: dict[str, dict[str, Any]] = {
         "memory_tokens": [0, 3, 0, 1],
     },
 }
+_OTHERS["spectrogram U-Net"] = {
+    "network": "spectrogram-unet",
+    "init": "default",
+    "widths": [4, 8, 8],
+    "max_frequency": 8000.0,
+    "targets": ["vocals", "bass"],
+}
 #: The modules of a U-Net without the deeper levels, by ``model.levels``.
 _SHALLOW = {0: {"BandSplit", "MaskHead"}, 1: {"BandSplit", "LocalConv", "EncoderBlock", "MaskHead"}}
 
@@ -205,6 +212,13 @@ _FLAT: dict[str, Module] = {
 }
 
 
+#: The modules of a U-Net over magnitudes.
+_SPECTROGRAM: dict[str, Module] = {
+    "ConvBlock": ("encoder.1", lambda m: [(2, m.widths[0], 8, 6)]),
+    "DecoderStage": ("decoder.0", lambda m: [(2, m.widths[-1], 4, 3), (2, m.widths[-2], 8, 6)]),
+}
+
+
 def distance(found: Mapping[str, Any], wanted: Mapping[str, Any], prefix: str = "") -> float:
     """‖found − wanted‖ / ‖wanted‖ over arrays whose name starts with ``prefix``; infinite if names or shapes differ."""
     if found.keys() != wanted.keys():
@@ -234,14 +248,19 @@ def noise(*shape: int, seed: int = 0, rms: float = 0.1) -> np.ndarray:
 
 
 def weights_of(config: Config, seed: int = 0) -> Arrays:
-    """Initial weights with a little noise, so that no bias is zero and no norm one."""
+    """Initial weights with a little noise, so that no bias is zero and no norm one, and drawn running statistics."""
     with torch.device("meta"):
-        own = torch_impl.layers.named_parameters(torch_impl.networks.build(config))
+        network = torch_impl.networks.build(config)
+    own, statistics = torch_impl.layers.named_parameters(network), torch_impl.layers.named_statistics(network)
     start = config.model.init
     draws = {
         name: initializers.draw(name, w.shape, w.initialiser, seed, start) for name, w in own.items() if w.initialiser
     }
-    return {name: w + noise(*w.shape, seed=i, rms=0.05) for i, (name, w) in enumerate(draws.items())}
+    weights = {name: w + noise(*w.shape, seed=i, rms=0.05) for i, (name, w) in enumerate(draws.items())}
+    for i, (name, x) in enumerate(statistics.items()):
+        drawn = noise(*x.shape, seed=1000 + i, rms=0.05)
+        weights[name] = drawn if name.endswith("mean") else 0.01 + np.abs(drawn)
+    return weights
 
 
 # ---------------------------------------------------------------------------- modules
@@ -252,6 +271,8 @@ def modules(config: Config) -> dict[str, Module]:
     model = config.model
     if isinstance(model, FlatConfig):
         return _FLAT
+    if isinstance(model, SpectrogramUNetConfig):
+        return _SPECTROGRAM
     assert isinstance(model, UNetConfig)
     if model.causal:
         return _CAUSAL
@@ -276,14 +297,14 @@ def module_in_torch(name: str, config: Config, dtype: str) -> Arrays:
 def modules_in_jax(config: Config, dtype: str, names: Sequence[str] | None = None) -> dict[str, Arrays]:
     """Module → its output and gradients in JAX; all modules are compiled together."""
     model = jax_impl.networks.build(config)
-    functional = jax_impl.train.Functional(model)
+    functional, parameters = jax_impl.train.Functional(model), jax_impl.layers.named_parameters(model)
     weights = {name: jnp.asarray(w, dtype) for name, w in weights_of(config).items()}
     set_up = {name: _set_up(name, config, dtype) for name in names or modules(config)}
 
     def everything(weights: Any, inputs: Any) -> Any:
         out = {}
         for name, (path, _, extra) in set_up.items():
-            own = {n: w for n, w in weights.items() if path and n.startswith(f"{path}.")}
+            own = {n: weights[n] for n in parameters if path and n.startswith(f"{path}.")}
 
             def forward(own: Any, arrays: Any, name=name, path=path, extra=extra) -> Any:
                 merged = functional.model(weights | own)
@@ -303,8 +324,10 @@ def _set_up(name: str, config: Config, dtype: str) -> tuple[str, list[np.ndarray
     model: Any = config.model
     asked = shapes(model)
     arrays = [noise(*s, seed=i).astype(dtype) for i, s in enumerate(asked) if isinstance(s, tuple) and 0 not in s]
-    mixer = "forwards" if model.mixer.passes == 2 and not getattr(model, "causal", False) else "mixer"
-    return path.format(mixer=mixer), arrays, [s for s in asked if isinstance(s, int)]
+    if "{mixer}" in path:
+        both = model.mixer.passes == 2 and not getattr(model, "causal", False)
+        path = path.format(mixer="forwards" if both else "mixer")
+    return path, arrays, [s for s in asked if isinstance(s, int)]
 
 
 def _call(twin: Any, name: str, model: Any, config: Config, path: str, arrays: Any, extra: Any, xp: Any) -> Any:
@@ -337,7 +360,7 @@ def _named(found: Sequence[Any], own: Mapping[str, Any]) -> Arrays:
 
 def torch_separator(config: Config, dtype: str) -> Any:
     """A network with the weights of :func:`weights_of`."""
-    model = torch_impl.networks.build(config).to(getattr(torch, dtype))
+    model = torch_impl.networks.build(config).to(getattr(torch, dtype)).eval()
     torch_impl.train.load_weights(model, {n: w.astype(dtype) for n, w in weights_of(config).items()}, "parity")
     return model
 
@@ -372,7 +395,8 @@ def network_in_jax(config: Config, dtype: str, draws: Draws = ((QUIET, 0),), *, 
 
     Without ``kernels`` it computes by JAX's own operations, not by the CPU kernels that both twins share.
     """
-    functional = jax_impl.train.Functional(jax_impl.networks.build(config))
+    model = jax_impl.networks.build(config)
+    functional, own = jax_impl.train.Functional(model), jax_impl.layers.named_parameters(model)
     weights = {name: jnp.asarray(w, dtype) for name, w in weights_of(config).items()}
 
     @jax.jit
@@ -389,5 +413,5 @@ def network_in_jax(config: Config, dtype: str, draws: Draws = ((QUIET, 0),), *, 
         mixture, target = (jnp.asarray(x) for x in signals(config, dtype, rms=rms, seed=seed))
         with contextlib.nullcontext() if kernels else own_operations():
             (total, estimate), (gradients, dx) = jax.device_get(derivative(weights, mixture, target))
-        out.append({"y": estimate, "loss": total, "d input": dx} | {f"d {name}": g for name, g in gradients.items()})
+        out.append({"y": estimate, "loss": total, "d input": dx} | {f"d {name}": gradients[name] for name in own})
     return out

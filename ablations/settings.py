@@ -241,5 +241,7 @@ def stage_inputs(address: str) -> dict[str, str]:
 
 
 def _stage(name: str) -> dict[str, Any]:
-    entry = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"][name]
+    """The entry of a stage; the name of one in another file than the root's starts with ``<file>:``, as DVC's do."""
+    file, _, stage = name.rpartition(":")
+    entry = yaml.safe_load((ROOT / (file or "dvc.yaml")).read_text())["stages"][stage]
     return entry.get("do", entry)

@@ -1,8 +1,10 @@
-"""The JAX implementation. Its public interface is :func:`load`."""
+"""The JAX implementation. Its public interface is :func:`load` and :func:`create`."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 from flax import nnx
@@ -13,8 +15,21 @@ from jax_impl.network import Network
 from jax_impl.networks import build
 from jax_impl.train import load_weights
 from twinsep import checkpoints
+from twinsep.config import preset
 
-__all__ = ["load"]
+__all__ = ["create", "load"]
+
+
+def create(name: str, changes: Mapping[str, Any] | None = None, *, seed: int = 0) -> Network:
+    """Create the network of the preset ``name`` with weights drawn from ``seed``, in evaluation mode.
+
+    ``changes`` are nested values of the configuration, such as ``{"model": {"targets": ["drums", "vocals"]}}``. Raises
+    :class:`twinsep.errors.InputError` for an unknown preset, an unknown key or a value out of range.
+    """
+    config = preset(name).override(changes or {})
+    model = build(config)
+    initialise(model, seed, config.model.init)
+    return model
 
 
 def load(path_or_preset: str | Path, *, weights: str = "ema", seed: int = 0, device: str = "cpu") -> Network:

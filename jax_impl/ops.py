@@ -24,6 +24,8 @@ jax.config.update("jax_default_matmul_precision", "highest")
 Groups = Sequence[tuple[int, int]]
 
 EPS = 1e-6
+#: Batch norm: weight of a batch in the running statistics, and what is added to the variance.
+MOMENTUM, BATCH_NORM_EPS = 0.1, 1e-5
 #: Widest attention head, in features, for which our CPU kernel is used, as in PyTorch.
 NARROW = 32
 #: Widest Mamba layer, in features, that our CPU kernel computes as one operation; its channels are whole vectors.
@@ -33,6 +35,7 @@ concatenate = jnp.concatenate
 cumsum = jnp.cumsum
 exp = jnp.exp
 flip = jnp.flip
+relu = jax.nn.relu
 sigmoid = jax.nn.sigmoid
 silu = jax.nn.silu
 stack = jnp.stack
@@ -218,6 +221,47 @@ def _taps_silu_backward(left: int, saved: tuple[Array, Array, Array], dy: Array)
 
 
 _taps_silu.defvjp(lambda *inputs: (_taps_silu(*inputs), inputs[:3]), _taps_silu_backward)
+
+
+def conv2d(
+    x: Float[Array, "b i h w"], weight: Float[Array, "o i k k"], bias: Float[Array, " o"]
+) -> Float[Array, "b o h w"]:
+    """Convolution along two axes with an odd kernel k, zero-padded to their lengths, in the compute type."""
+    x, weight, bias = _in_compute_type(x, weight, bias)
+    axes = ("NCHW", "OIHW", "NCHW")
+    return jax.lax.conv_general_dilated(x, weight, (1, 1), "SAME", dimension_numbers=axes) + bias[:, None, None]
+
+
+@full_precision
+def batch_norm(
+    x: Float[Array, "b c h w"],
+    weight: Float[Array, " c"],
+    bias: Float[Array, " c"],
+    mean: Float[Array, " c"],
+    variance: Float[Array, " c"],
+    training: bool,
+) -> tuple[Float[Array, "b c h w"], Float[Array, " c"], Float[Array, " c"]]:
+    """Batch norm by the statistics of the batch in ``training``, else by the running ones; and the new running ones."""
+    used = mean, variance
+    if training:
+        used = x.mean((0, 2, 3)), x.var((0, 2, 3))
+        count = x.size // x.shape[1]
+        mean = mean + MOMENTUM * (jax.lax.stop_gradient(used[0]) - mean)
+        variance = variance + MOMENTUM * (jax.lax.stop_gradient(used[1]) * (count / (count - 1)) - variance)
+    scale = weight * jax.lax.rsqrt(used[1] + BATCH_NORM_EPS)
+    y = (x - used[0][:, None, None]) * scale[:, None, None] + bias[:, None, None]
+    return y, mean, variance
+
+
+def max_pool2d(x: Float[Array, "b c h w"]) -> Float[Array, "b c h2 w2"]:
+    """Maximum over blocks of 2 × 2, h and w even; of equal maxima the first gets the gradient."""
+
+    def larger(a: Array, b: Array) -> Array:
+        # The gradient of ``jnp.maximum`` compares with the maximum, which XLA may compute again and round otherwise.
+        return jnp.where(a >= b, a, b)
+
+    columns = larger(x[..., ::2], x[..., 1::2])
+    return larger(columns[..., ::2, :], columns[..., 1::2, :])
 
 
 def fused_mamba(x: Float[Array, "b l d"], weights: Sequence[Array]) -> Float[Array, "b l d"] | None:

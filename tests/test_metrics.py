@@ -25,6 +25,53 @@ def single(xp, *signals, dtype=np.float64):
     return tuple(xp[1](np.asarray(x, dtype)) for x in signals)
 
 
+def test_mel_filters_are_triangles_of_area_one_between_slaneys_edges():
+    filters = metrics.mel_filters(40, 4096, 44_100)
+    hz = np.arange(2049) * 44_100 / 4096
+    # 1 kHz is mel 15, and 6.4 kHz is mel 42; with 40 bands neighbouring centres are equally far apart in mel.
+    top = 15 + 27 * math.log(22.05) / math.log(6.4)
+    centre = 20 * top / 41
+    expected = 1000 * 6.4 ** ((centre - 15) / 27)
+    assert hz[filters[19].argmax()] == pytest.approx(expected, abs=44_100 / 4096)
+    np.testing.assert_allclose(filters.sum(1) * 44_100 / 4096, 1, atol=0.02)
+    assert (np.diff((filters[19] > 0).nonzero()[0]) == 1).all()
+
+
+def test_bleedless_and_fullness_of_a_known_gain(xp):
+    x = 0.1 * np.random.default_rng(0).standard_normal((2, 2, 20_000))
+    (reference,) = single(xp, x)
+    for gain, bleedless, fullness in ((2.0, 100 / (1 + 20 * math.log10(2)), 100), (0.5, 100, 100 / (1 + 6.0206))):
+        found = metrics.bleedless_fullness(gain * reference, reference, sample_rate=44_100)
+        np.testing.assert_allclose(np.asarray(found[0]), bleedless, rtol=1e-3)
+        np.testing.assert_allclose(np.asarray(found[1]), fullness, rtol=1e-3)
+
+
+def test_bleedless_falls_with_what_is_added_and_fullness_with_what_is_removed():
+    rng = np.random.default_rng(0)
+    x = 0.1 * rng.standard_normal((2, 1_200_000 // 2))  # several parts
+    bleeding = metrics.bleedless_fullness(x + 0.1 * rng.standard_normal(x.shape), x, sample_rate=44_100)
+    quieter = metrics.bleedless_fullness(x / 4, x, sample_rate=44_100)
+    assert bleeding[0] < 50 < quieter[0]
+    assert quieter[1] < 10 < bleeding[1]
+    assert all(np.isnan(metrics.bleedless_fullness(x, 0 * x, sample_rate=44_100)))
+
+
+def test_bleedless_and_fullness_agree_with_librosas_log_mel_spectra():
+    librosa = pytest.importorskip("librosa")
+    rng = np.random.default_rng(0)
+    reference = 0.1 * rng.standard_normal((2, 50_000))
+    estimate = 0.7 * np.roll(reference, 3, -1) + 0.03 * rng.standard_normal(reference.shape)
+    options = {"sr": 44_100, "n_fft": 4096, "hop_length": 1024, "n_mels": 512, "power": 1.0, "pad_mode": "constant"}
+    levels = [
+        librosa.power_to_db(librosa.feature.melspectrogram(y=y, **options) ** 2, ref=1.0, amin=1e-20, top_db=80)
+        for y in (estimate, reference)
+    ]
+    difference = levels[0] - levels[1]
+    wanted = 100 / (1 + difference[difference > 0].mean()), 100 / (1 - difference[difference < 0].mean())
+    found = metrics.bleedless_fullness(estimate, reference, sample_rate=44_100)
+    np.testing.assert_allclose(found, wanted, rtol=1e-4)
+
+
 # ---------------------------------------------------------------- definitions
 
 

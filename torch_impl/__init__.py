@@ -1,18 +1,33 @@
-"""The PyTorch implementation. Its public interface is :func:`load`."""
+"""The PyTorch implementation. Its public interface is :func:`load` and :func:`create`."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from torch_impl.devices import find_device
-from torch_impl.layers import initialise
+from torch_impl.layers import initialise, set_training
 from torch_impl.network import Network
 from torch_impl.networks import build
 from torch_impl.train import load_weights
 from twinsep import checkpoints
-from twinsep.config import PackageConfig
+from twinsep.config import PackageConfig, preset
 
-__all__ = ["load"]
+__all__ = ["create", "load"]
+
+
+def create(name: str, changes: Mapping[str, Any] | None = None, *, seed: int = 0) -> Network:
+    """Create the network of the preset ``name`` with weights drawn from ``seed``, in evaluation mode.
+
+    ``changes`` are nested values of the configuration, such as ``{"model": {"targets": ["drums", "vocals"]}}``. Raises
+    :class:`twinsep.errors.InputError` for an unknown preset, an unknown key or a value out of range.
+    """
+    config = preset(name).override(changes or {})
+    model = build(config)
+    initialise(model, seed, config.model.init)
+    set_training(model, False)
+    return model
 
 
 def load(path_or_preset: str | Path, *, weights: str = "ema", seed: int = 0, device: str = "cpu") -> Network:
@@ -30,4 +45,5 @@ def load(path_or_preset: str | Path, *, weights: str = "ema", seed: int = 0, dev
             model.load_pretrained()  # type: ignore[operator]
     else:
         load_weights(model, tensors, str(path_or_preset))
-    return model.to(find_device(device)).eval()
+    set_training(model, False)
+    return model.to(find_device(device))

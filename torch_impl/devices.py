@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from torch_impl.kernels import cpu_kernels, guard, own_operations, published
-from torch_impl.layers import initialise
+from torch_impl.layers import initialise, set_training
 from torch_impl.unet import BandSplitUNet
 from twinsep.config import preset
 from twinsep.errors import InputError
@@ -20,6 +20,7 @@ from twinsep.utils import provenance
 
 def on_numpy(model: nn.Module, device: torch.device) -> Callable[[np.ndarray], np.ndarray]:
     """Wrap ``model`` as a function from NumPy arrays to NumPy arrays, without gradients."""
+    set_training(model, False)
 
     @torch.inference_mode()
     def function(x: np.ndarray) -> np.ndarray:

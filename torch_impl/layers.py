@@ -13,7 +13,21 @@ from einops import einsum, rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from torch_impl.ops import EPS, attention, concatenate, depthwise, depthwise_silu, linear, rms_norm, silu, zeros
+from torch_impl.ops import (
+    EPS,
+    attention,
+    batch_norm,
+    concatenate,
+    conv2d,
+    depthwise,
+    depthwise_silu,
+    linear,
+    relu,
+    rms_norm,
+    silu,
+    zeros,
+)
+from twinsep.checkpoints.native import STATISTICS
 from twinsep.model import initializers
 
 Module = nn.Module
@@ -40,6 +54,22 @@ def parameter(shape: tuple[int, ...], initialiser: initializers.Initialiser, *, 
 def named_parameters(module: Module) -> dict[str, Parameter]:
     """Return the weights of ``module`` by canonical (PyTorch) name."""
     return dict(module.named_parameters())  # type: ignore[arg-type]
+
+
+def named_statistics(module: Module) -> dict[str, Tensor]:
+    """Return the running statistics of the batch norms of ``module`` by canonical (PyTorch) name."""
+    # Without the counters of batches, which nothing reads.
+    return {name: x for name, x in module.named_buffers() if name.endswith(STATISTICS)}
+
+
+def named_weights(module: Module) -> dict[str, Tensor]:
+    """Return all that a checkpoint keeps of ``module``: weights and running statistics by canonical name."""
+    return {**named_parameters(module), **named_statistics(module)}
+
+
+def set_training(module: Module, training: bool) -> None:
+    """Let the batch norms of ``module`` use the statistics of the batch, or the running ones."""
+    module.train(training)
 
 
 @torch.no_grad()
@@ -150,6 +180,68 @@ class DoublingConv1d(Module):
         # Output frame 2t + j is W_jᵀ x_t: the weight (in, out, kernel) becomes (kernel·out, in).
         pairs = linear(x, self.weight.permute(2, 1, 0).reshape(2 * d, d))  # (b, l, 2d)
         return pairs.reshape(b, 2 * l, d) + self.bias
+
+
+class Conv2d(Module):
+    """Convolution with an odd kernel along two axes, zero-padded to their lengths: (b, i, h, w) -> (b, o, h, w)."""
+
+    def __init__(self, d_in: int, d_out: int, kernel: int):
+        super().__init__()
+        self.weight = parameter((d_out, d_in, kernel, kernel), initializers.uniform(d_in * kernel**2), decay=True)
+        self.bias = parameter((d_out,), initializers.uniform(d_in * kernel**2))
+
+    def forward(self, x: Float[Tensor, "b i h w"]) -> Float[Tensor, "b o h w"]:
+        """Convolve along the last two axes."""
+        return conv2d(x, self.weight, self.bias)
+
+
+class DoublingConv2d(Module):
+    """Transposed convolution of kernel 2 and stride 2 along two axes: (b, i, h, w) -> (b, o, 2h, 2w)."""
+
+    def __init__(self, d_in: int, d_out: int):
+        super().__init__()
+        self.weight = parameter((d_in, d_out, 2, 2), initializers.uniform(4 * d_out), decay=True)
+        self.bias = parameter((d_out,), initializers.uniform(4 * d_out))
+
+    def forward(self, x: Float[Tensor, "b i h w"]) -> Float[Tensor, "b o h2 w2"]:
+        """Return twice the rows and columns."""
+        # The windows do not overlap: output (2h + y, 2w + x) is W_yxᵀ applied to input (h, w).
+        weight = rearrange(self.weight, "i o y x -> (o y x) i")
+        y = linear(rearrange(x, "b i h w -> b h w i"), weight)
+        return rearrange(y, "b h w (o y x) -> b o (h y) (w x)", y=2, x=2) + self.bias[:, None, None]
+
+
+class BatchNorm2d(Module):
+    """(x − μ) / sqrt(σ² + 1e-5) · w + b for each channel of (b, c, h, w) (Ioffe and Szegedy 2015, arXiv 1502.03167).
+
+    In training μ and σ² are those of the batch, and the running statistics move a tenth of the way towards them, the
+    variance without bias; otherwise μ and σ² are the running statistics.
+    """
+
+    def __init__(self, d: int):
+        super().__init__()
+        self.weight = parameter((d,), initializers.ones)
+        self.bias = parameter((d,), initializers.zeros)
+        self.register_buffer("running_mean", torch.zeros(d))
+        self.register_buffer("running_var", torch.ones(d))
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        """Normalise every channel; the type of ``x`` is kept."""
+        mean, variance = self.get_buffer("running_mean"), self.get_buffer("running_var")
+        return batch_norm(x, self.weight, self.bias, mean, variance, self.training).to(x.dtype)
+
+
+class ConvNormReLU2d(Module):
+    """Convolution of kernel 3, batch norm and ReLU: (b, i, h, w) -> (b, o, h, w)."""
+
+    def __init__(self, d_in: int, d_out: int):
+        super().__init__()
+        self.conv = Conv2d(d_in, d_out, 3)
+        self.norm = BatchNorm2d(d_out)
+
+    def forward(self, x: Float[Tensor, "b i h w"]) -> Float[Tensor, "b o h w"]:
+        """Apply the three layers."""
+        return relu(self.norm(self.conv(x)))
 
 
 class MultiHeadAttention(Module):

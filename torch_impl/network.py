@@ -1,4 +1,4 @@
-"""Base classes of the networks: STFT, band split, mask head and inverse STFT."""
+"""Base classes of the networks: STFT, mask and inverse STFT; band split and mask head."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from abc import abstractmethod
 from typing import Literal, overload
 
 from einops import einsum
-from jaxtyping import Complex, Float
+from jaxtyping import Complex, Float, Shaped
 from torch import Tensor
 
 from torch_impl.bandsplit import BandSplit, GLUMaskHead, MaskHead
@@ -42,19 +42,14 @@ class Network(Module):
         raise InputError("this network reads the future of a frame: take one with model.causal, such as tiny-causal")
 
 
-class BandSplitNetwork(Network):
-    """A network between band split and mask head.
+class MaskingNetwork(Network):
+    """A network that multiplies the mixture's spectrum by masks.
 
-    A subclass defines :meth:`network`, from band features to band features.
+    A subclass defines :meth:`mask`, from spectrum to masks.
     """
 
-    def __init__(self, config: Config):
-        super().__init__(config)
-        model = config.model
-        assert isinstance(model, BandSplitConfig)
-        self.model: BandSplitConfig = model
-        self.band_split = BandSplit(model)
-        self.mask_head = MaskHead(model) if model.mask == "polar" else GLUMaskHead(model)
+    #: Whether the spectrum is that of mid and side.
+    mid_side = False
 
     @overload
     def forward(self, mixture: Tensor, *, return_auxiliary_outputs: Literal[False] = False) -> Tensor: ...
@@ -69,36 +64,60 @@ class BandSplitNetwork(Network):
     ) -> Float[Tensor, "b stems 2 s"] | tuple[Float[Tensor, "b stems 2 s"], dict[str, Tensor]]:
         """Separate the mixture into stems.
 
-        With ``return_auxiliary_outputs``, also return the complex "mask" (b, targets, c, f, t) and the "spectrum" of
+        With ``return_auxiliary_outputs``, also return the "mask" (b, targets, c, f, t) and the "spectrum" of
         the mixture (b, c, f, t), both of mid and side for a model with ``mid_side``.
         """
         samples = mixture.shape[-1]
-        x = pad_axis(mixture, -1, max(0, self.model.min_samples - samples))
-        if self.model.mid_side:
+        x = pad_axis(mixture, -1, max(0, self.config.model.min_samples - samples))
+        if self.mid_side:
             x = einsum(constant(MID_SIDE, x), x, "m c, b c s -> b m s")
         spectrum = self.spectrum(x)  # (b, c, f, t)
-        mask = self.mask_head(self.network(self.band_split(spectrum)))  # (b, targets, c, f, t)
+        mask = self.mask(spectrum)  # (b, targets, c, f, t)
         masked = mask * spectrum[:, None]
         y = self.to_stems(self.signal(masked, x.shape[-1])[..., :samples], mixture)
         return (y, {"mask": mask, "spectrum": spectrum}) if return_auxiliary_outputs else y
 
-    def spectrum(self, x: Float[Tensor, "b 2 s"]) -> Complex[Tensor, "b 2 f t"]:
+    def spectrum(self, x: Float[Tensor, "b 2 s"]) -> Complex[Tensor, "b c f t"]:
         """Transform a signal to a spectrum."""
-        return stft(x, n_fft=self.model.n_fft, hop=self.model.hop)
+        return stft(x, n_fft=self.config.model.n_fft, hop=self.config.model.hop)
 
-    def signal(self, spectra: Complex[Tensor, "b stems 2 f t"], samples: int) -> Float[Tensor, "b stems 2 s"]:
+    def signal(self, spectra: Complex[Tensor, "b stems c f t"], samples: int) -> Float[Tensor, "b stems 2 s"]:
         """Transform spectra to signals of ``samples``."""
-        return istft(spectra, n_fft=self.model.n_fft, hop=self.model.hop, length=samples)
+        return istft(spectra, n_fft=self.config.model.n_fft, hop=self.config.model.hop, length=samples)
 
     def to_stems(
         self, y: Float[Tensor, "b targets 2 s"], mixture: Float[Tensor, "b 2 s"]
     ) -> Float[Tensor, "b stems 2 s"]:
         """Convert estimates of mid and side to left and right, and append the residual, as the configuration says."""
-        if self.model.mid_side:
+        if self.mid_side:
             y = einsum(constant(2 * MID_SIDE, y), y, "m c, b stems m s -> b stems c s")
-        if self.model.residual:
+        if self.config.model.residual:
             y = concatenate([y, (mixture - y.sum(1))[:, None]], 1)
         return y
+
+    @abstractmethod
+    def mask(self, spectrum: Complex[Tensor, "b c f t"]) -> Shaped[Tensor, "b n c f t"]:
+        """Return the mask of every target, channel and bin, real or complex."""
+
+
+class BandSplitNetwork(MaskingNetwork):
+    """A network between band split and mask head.
+
+    A subclass defines :meth:`network`, from band features to band features.
+    """
+
+    def __init__(self, config: Config):
+        super().__init__(config)
+        model = config.model
+        assert isinstance(model, BandSplitConfig)
+        self.model: BandSplitConfig = model
+        self.mid_side = model.mid_side
+        self.band_split = BandSplit(model)
+        self.mask_head = MaskHead(model) if model.mask == "polar" else GLUMaskHead(model)
+
+    def mask(self, spectrum: Complex[Tensor, "b c f t"]) -> Complex[Tensor, "b n c f t"]:
+        """Return the mask of every target, channel and bin."""
+        return self.mask_head(self.network(self.band_split(spectrum)))
 
     @abstractmethod
     def network(self, x: Float[Tensor, "b k t d"]) -> Float[Tensor, "b k t d"]:

@@ -3,10 +3,15 @@
 from torch_impl.causal_unet import CausalBandSplitUNet
 from torch_impl.flat import BandSplitFlat
 from torch_impl.network import Network
+from torch_impl.spectrogram_unet import SpectrogramUNet
 from torch_impl.unet import BandSplitUNet
 from twinsep.config import Config, UNetConfig
 
-NETWORKS: dict[str, type[Network]] = {"unet": BandSplitUNet, "flat": BandSplitFlat}
+NETWORKS: dict[str, type[Network]] = {
+    "unet": BandSplitUNet,
+    "flat": BandSplitFlat,
+    "spectrogram-unet": SpectrogramUNet,
+}
 
 
 def build(config: Config) -> Network:

@@ -19,6 +19,8 @@ from torch_impl.kernels import cpu_kernels, published, standard_operations_only
 Groups = Sequence[tuple[int, int]]
 
 EPS = 1e-6
+#: Batch norm: weight of a batch in the running statistics, and what is added to the variance.
+MOMENTUM, BATCH_NORM_EPS = 0.1, 1e-5
 #: Widest attention head, in features, for which our CPU kernel is used; at 64 features PyTorch's is faster.
 NARROW = 32
 #: Widest Mamba layer, in features, that our CPU kernel computes as one operation; its channels are whole vectors.
@@ -29,6 +31,7 @@ cumsum = torch.cumsum
 exp = torch.exp
 flip = torch.flip
 linear = F.linear
+relu = F.relu
 sigmoid = torch.sigmoid
 silu = F.silu
 split = torch.split
@@ -166,6 +169,31 @@ def _depthwise_silu(x: Tensor, weight: Tensor, bias: Tensor, left: int) -> Tenso
     if kernels is not None:
         return kernels.depthwise_silu(x, weight, bias, left)
     return silu(depthwise(x, weight, bias, left))
+
+
+def conv2d(
+    x: Float[Tensor, "b i h w"], weight: Float[Tensor, "o i k k"], bias: Float[Tensor, " o"]
+) -> Float[Tensor, "b o h w"]:
+    """Convolution along two axes with an odd kernel k, zero-padded to their lengths, in the compute type."""
+    return F.conv2d(x, weight, bias, padding=weight.shape[-1] // 2)
+
+
+@full_precision
+def batch_norm(
+    x: Float[Tensor, "b c h w"],
+    weight: Float[Tensor, " c"],
+    bias: Float[Tensor, " c"],
+    mean: Float[Tensor, " c"],
+    variance: Float[Tensor, " c"],
+    training: bool,
+) -> Float[Tensor, "b c h w"]:
+    """Batch norm by the statistics of the batch in ``training``, which updates the running ones, else by these."""
+    return F.batch_norm(x, mean, variance, weight, bias, training, MOMENTUM, BATCH_NORM_EPS)
+
+
+def max_pool2d(x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h2 w2"]:
+    """Maximum over blocks of 2 × 2, h and w even; of equal maxima the first gets the gradient."""
+    return F.max_pool2d(x, 2)
 
 
 def fused_mamba(x: Float[Tensor, "b l d"], weights: Sequence[Tensor]) -> Float[Tensor, "b l d"] | None:

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 
 import numpy as np
 import torch
 
-from torch_impl.devices import find_device, on_numpy
+from torch_impl.devices import on_numpy
+from torch_impl.distributed import Workers
 from torch_impl.kernels import cpu_kernels
-from torch_impl.layers import Parameter, initialise, named_parameters
-from torch_impl.network import Network
+from torch_impl.layers import (
+    Module,
+    Parameter,
+    initialise,
+    named_parameters,
+    named_statistics,
+    named_weights,
+    set_training,
+)
 from torch_impl.networks import build
 from twinsep import losses
 from twinsep.checkpoints import Tensors, check_names, strip
@@ -25,16 +34,17 @@ COMPUTE_TYPES = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.f
 class Trainer:
     """A model, the EMA of its weights and its optimiser on one device; :mod:`twinsep.training` does everything else."""
 
-    def __init__(self, config: Config, device: str = "cpu"):
-        self.config, self.device = config, find_device(device)
+    def __init__(self, config: Config, device: str = "cpu", devices: int = 1):
+        self.config, self.workers = config, Workers(device, devices)
+        self.device = self.workers.device
         self.model = build(config)
-        if any(name.endswith("running_mean") for name, _ in self.model.named_buffers()):
-            raise InputError(
-                "this system cannot be trained here: checkpoints do not keep the running statistics of its batch norms"
-            )
+        if self.workers.size > 1 and named_statistics(self.model):
+            raise InputError("a system with batch norms is trained by one worker: its statistics are those of a batch")
         initialise(self.model, config.training.seed, config.model.init)
-        self.model.to(self.device).train()
-        self.average = build(config).to(self.device).eval().requires_grad_(False)
+        set_training(self.model.to(self.device), True)
+        #: The model; with several workers its backward pass averages the gradients over them.
+        self.parallel = self.workers.parallel(self.model)
+        self.average = build(config).to(self.device).requires_grad_(False)
         self.average.load_state_dict(self.model.state_dict())
         #: The model with averaged weights, NumPy (b, 2, s) -> (b, stems, 2, s).
         self.estimate = on_numpy(self.average, self.device)
@@ -59,19 +69,24 @@ class Trainer:
         """Update the weights once, with the gradient averaged over ``batches``.
 
         Returns the "loss", its terms, the "gradient_norm" before clipping and, in float16, the "loss_scale". If the
-        loss or the norm is not finite, weights and optimiser stay as they are, and only the loss scale changes.
+        loss or the norm is not finite, weights, statistics and optimiser stay as they are; only the loss scale changes.
         """
         # No module here draws random numbers; a module added by a user then draws the same ones after a resume.
         torch.manual_seed(np.random.SeedSequence([self.config.training.seed, self.steps]).generate_state(1).item())
         self.steps += 1
         self.optimiser.zero_grad(set_to_none=True)
         scale = self.scale.scale if self.scale else 1.0
+        statistics = named_statistics(self.model)
+        before = {name: x.clone() for name, x in statistics.items()}
         report: dict[str, float] = {}
-        for batch in batches:
-            total, terms = self.loss(self.model, batch)
-            (total * (scale / len(batches))).backward()
+        for number, batch in enumerate(batches, 1):
+            # Gradients are averaged over workers once, after the last batch.
+            adding = getattr(self.parallel, "no_sync", nullcontext)
+            with adding() if number < len(batches) else nullcontext():
+                total, terms = self.loss(self.parallel, batch)
+                (total * (scale / len(batches))).backward()
             for name, value in {"loss": total, **terms}.items():
-                report[name] = report.get(name, 0.0) + value.item() / len(batches)
+                report[name] = report.get(name, 0.0) + self.workers.mean(value).item() / len(batches)
         gradients = [w.grad for w in self.model.parameters() if w.grad is not None]
         norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients))).item() / scale
         report["gradient_norm"] = norm
@@ -80,6 +95,8 @@ class Trainer:
             report["loss_scale"] = scale
             self.scale = self.scale.after(finite)
         if not finite:
+            for name, x in statistics.items():
+                x.copy_(before[name])
             return report
         # g · min(1, c/‖g‖): PyTorch and optax each add an epsilon of their own.
         torch._foreach_mul_(gradients, min(1.0, self.config.training.clip_norm / max(norm, 1e-30)) / scale)
@@ -87,9 +104,11 @@ class Trainer:
             group["lr"] = learning_rate
         self.optimiser.step()
         torch._foreach_lerp_(list(self.average.parameters()), list(self.model.parameters()), 1 - ema_decay)
+        for name, x in named_statistics(self.average).items():
+            x.lerp_(statistics[name], 1 - ema_decay)
         return report
 
-    def loss(self, model: Network, batch: Mapping[str, np.ndarray]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    def loss(self, model: Module, batch: Mapping[str, np.ndarray]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Return the configured loss on one batch and its terms.
 
         The network runs in the compute type, but its norms, scan states, softmax and STFT in float32; the losses in
@@ -103,13 +122,14 @@ class Trainer:
         stems = len(self.config.model.targets)  # a residual stem is derived, not trained
         kernels = cpu_kernels() if self.device.type == "cpu" else None
         estimate = estimate[:, :stems].to(target.dtype)
-        return losses.mix(estimate, target, mixture=mixture, config=self.config, kernels=kernels)
+        mean = self.workers.mean
+        return losses.mix(estimate, target, mixture=mixture, config=self.config, kernels=kernels, mean=mean)
 
     @torch.no_grad()
     def state(self) -> Tensors:
         """Return everything needed to resume, as NumPy arrays named as in a checkpoint."""
-        out = {f"model/{name}": w for name, w in self.model.named_parameters()}
-        out |= {f"ema/{name}": w for name, w in self.average.named_parameters()}
+        out = {f"model/{name}": w for name, w in named_weights(self.model).items()}
+        out |= {f"ema/{name}": w for name, w in named_weights(self.average).items()}
         out |= {f"adam_m/{name}": m["exp_avg"] for name, m in self.moments.items()}
         out |= {f"adam_v/{name}": m["exp_avg_sq"] for name, m in self.moments.items()}
         arrays = {name: tensor.detach().cpu().numpy().copy() for name, tensor in out.items()}
@@ -142,9 +162,9 @@ def make_deterministic() -> None:
 
 
 @torch.no_grad()
-def load_weights(model: Network, weights: Mapping[str, np.ndarray], where: str) -> None:
+def load_weights(model: Module, weights: Mapping[str, np.ndarray], where: str) -> None:
     """Copy ``weights`` into ``model``; raises InputError, naming ``where``, if names or shapes differ."""
-    own = named_parameters(model)
+    own = named_weights(model)
     check_names(weights, {name: tuple(w.shape) for name, w in own.items()}, where)
     for name, weight in own.items():
         weight.copy_(torch.from_numpy(weights[name]))

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from twinsep.config import PRESETS, ClipMode, Config, ExportFormat, Framework, Precision, SampleFormat
+from twinsep.config import PRESETS, ClipMode, Config, Executor, ExportFormat, Framework, Precision, SampleFormat
 from twinsep.errors import INTERRUPTED, InputError, Interrupted, TwinsepError, guarded
 from twinsep.separation.overlap_add import Chunking
 
@@ -158,6 +158,9 @@ def separate(
     framework: FrameworkOption = "torch",
     device: Device = "auto",
     threads: Annotated[int | None, typer.Option(help="CPU cores to use; all by default.")] = None,
+    executor: Annotated[
+        Executor, typer.Option(help="local: one song after the other; ray: side by side on a Ray cluster.")
+    ] = "local",
     as_json: Annotated[bool, typer.Option("--json", help="Report progress as lines of JSON.")] = False,
 ) -> None:
     """Remove the vocals from songs: stems of the same length, rate and channels that add up to the song."""
@@ -190,6 +193,7 @@ def separate(
         skip_existing=skip_existing,
         excerpt=Excerpt(start, length),
         remux=remux,
+        executor=executor,
     )
     separate_files(songs, options)
 
@@ -275,6 +279,9 @@ def train(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a finished or different run.")] = False,
     framework: Annotated[Framework | None, typer.Option(help="Framework that computes; torch by default.")] = None,
     device: Annotated[str | None, typer.Option(help="auto (default), cpu, cuda, cuda:1, mps …")] = None,
+    devices: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Devices of this machine that share every batch, in JAX.")
+    ] = 1,
     deterministic: Annotated[
         bool, typer.Option("--deterministic", help="Use algorithms that repeat to the bit on an accelerator too.")
     ] = False,
@@ -311,7 +318,7 @@ def train(
     from twinsep.training import loop
 
     deterministic = deterministic or recorded.get("deterministic", False)
-    options = loop.RunOptions(framework, device, overwrite, deterministic, tensorboard=tensorboard, init=init)
+    options = loop.RunOptions(framework, device, devices, overwrite, deterministic, tensorboard=tensorboard, init=init)
     loop.train(chosen, out, options)
 
 

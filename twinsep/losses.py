@@ -272,14 +272,17 @@ def mix(
     mixture: Any,  # noqa: ARG001
     config: Config,
     kernels: Any = None,
+    mean: Callable[[Any], Any] = lambda x: x,
 ) -> tuple[Any, dict[str, Any]]:
     """Return the training loss Σ weight·term and the unweighted terms by name, all scalars.
 
     ``estimate`` and ``target`` are (B, C, S) or (B, stems, C, S), ``mixture`` (B, C, S). The weights are
     ``config.loss.weights``; terms of weight 0 are not computed. With ``loudness_weighting`` the sum is multiplied by
     :func:`loudness_weight` of the target and clipped to at most 20. ``kernels`` are a twin's CPU kernels: with
-    PyTorch's, loops compute ``magnitude`` and ``band``, which agree with the functions here to rounding. Raises
-    :class:`InputError` for shapes that do not match.
+    PyTorch's, loops compute ``magnitude`` and ``band``, which agree with the functions here to rounding. Where several
+    workers have equal parts of a batch, ``mean`` is the mean of a scalar over the workers: loudness and clipping are
+    those of the whole batch, so that the mean of the workers' gradients is its gradient. Raises :class:`InputError` for
+    shapes that do not match.
     """
     weights = {name: weight for name, weight in config.loss.weights.items() if weight}
 
@@ -288,8 +291,8 @@ def mix(
         terms = [_TERMS[name](signals) for name in weights]
         total = sum(weight * term for weight, term in zip(weights.values(), terms, strict=True))
         if config.loss.loudness_weighting:
-            total = total * loudness_weight(signals.target, signals.xp)
-            total = signals.xp.where(total > 20, 20.0, total)  # NaN passes, so that the training loop can detect it
+            total = total * loudness_weight(signals.target, signals.xp, mean)
+            total = signals.xp.where(mean(total) > 20, 20.0, total)  # NaN passes: the training loop detects it
         return [total, *terms]
 
     total, *terms = _in_double(function, estimate, target)
@@ -333,10 +336,10 @@ def _in_double_in_jax(function: Callable[..., list[Any]]) -> Callable[..., list[
     return rounded
 
 
-def loudness_weight(target: Any, xp: Any) -> Any:
-    """1 + 2·clip(r, 0, 0.5), r = sqrt(Σ_c mean(x_c²)), the mean over batch and time of x (B, C, S).
+def loudness_weight(target: Any, xp: Any, mean: Callable[[Any], Any] = lambda x: x) -> Any:
+    """1 + 2·clip(r, 0, 0.5), r = sqrt(Σ_c mean(x_c²)), the mean over batch and time of x (B, C, S), and over workers.
 
     As in the reference, r is √C times the rms; loud batches weigh up to twice as much.
     """
-    loudness = xp.sqrt(xp.sum(xp.mean(target**2, axis=(0, 2))))
+    loudness = xp.sqrt(mean(xp.sum(xp.mean(target**2, axis=(0, 2)))))
     return 1 + 2 * _clip(loudness, 0.0, 0.5, xp)

@@ -110,8 +110,8 @@ def trainers(config: Config, dtype: str) -> tuple[Any, Any]:
         ours.model.double(), ours.average.double()
         for moments in ours.moments.values():
             moments.update({key: moments[key].double() for key in ("exp_avg", "exp_avg_sq")})
-        wide = jax.tree.map(lambda w: w.astype(jnp.float64), (theirs.weights, theirs.average))
-        theirs.weights, theirs.average = wide
+        own = theirs.weights, theirs.average, theirs.statistics
+        theirs.weights, theirs.average, theirs.statistics = jax.tree.map(lambda w: w.astype(jnp.float64), own)
         # Like the weights, moments must start on the device, or the first step is compiled twice.
         theirs.moments = jax.device_put(theirs.adam.init(theirs.weights), theirs.device)
     return ours, theirs

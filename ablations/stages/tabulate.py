@@ -249,14 +249,19 @@ def _training(run: dict[str, Any]) -> str:
 def _write(axis: str, table: pd.DataFrame, caption: str) -> None:
     last = ["verdict"] if axis == "base" else ["difference", "low", "high", "p", "verdict", "seeds needed"]
     table = table.reindex(columns=[*(heading for heading in table if heading not in last), *last])
-    table = table.astype({"parameters": "Int64", "seeds": "Int64"})
-    write_atomically(TABLES / f"{axis}.csv", table.to_csv(index=False, float_format="%.4f").encode())
+    write_table(TABLES / axis, table, caption)
+
+
+def write_table(path: Path, table: pd.DataFrame, caption: str) -> None:
+    """Write ``table`` as ``path`` with the endings .csv, .md and .tex."""
+    table = table.astype({name: "Int64" for name in ("parameters", "seeds", "steps") if name in table})
+    write_atomically(path.with_suffix(".csv"), table.to_csv(index=False, float_format="%.4f").encode())
     shown = _shown(table)
     markdown = shown.to_markdown(index=False, disable_numparse=True)
-    write_atomically(TABLES / f"{axis}.md", f"{caption}\n\n{markdown}\n".encode())
+    write_atomically(path.with_suffix(".md"), f"{caption}\n\n{markdown}\n".encode())
     align = "ll" + "r" * (shown.shape[1] - 2)
-    tex = shown.to_latex(index=False, escape=True, caption=caption, label=f"tab:{axis}", column_format=align)
-    write_atomically(TABLES / f"{axis}.tex", tex.encode())
+    tex = shown.to_latex(index=False, escape=True, caption=caption, label=f"tab:{path.name}", column_format=align)
+    write_atomically(path.with_suffix(".tex"), tex.encode())
 
 
 def _shown(table: pd.DataFrame) -> pd.DataFrame:
@@ -265,8 +270,9 @@ def _shown(table: pd.DataFrame) -> pd.DataFrame:
     if "difference" in table:
         shown["difference"] = [_interval(*row) for row in table[["difference", "low", "high"]].itertuples(index=False)]
         shown["p"] = ["< 0.001" if p < 0.001 else _cell(p, digits=3) for p in table["p"]]
-        needed = table["seeds needed"].astype(float)
-        shown["seeds needed"] = ["more songs" if np.isinf(n) else _cell(n, digits=0) for n in needed]
+        if "seeds needed" in table:
+            needed = table["seeds needed"].astype(float)
+            shown["seeds needed"] = ["more songs" if np.isinf(n) else _cell(n, digits=0) for n in needed]
         shown = shown.drop(columns=["low", "high"])
     return shown
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from twinsep.config import PRESETS, FlatConfig, PackageConfig, TrainingConfig, UNetConfig, from_dict, mixers, preset
+from twinsep.config import PRESETS, BandSplitConfig, FlatConfig, TrainingConfig, UNetConfig, from_dict, mixers, preset
 from twinsep.errors import InputError
 from twinsep.model import initializers
 from twinsep.training import schedule
@@ -22,7 +22,7 @@ def test_presets_survive_a_json_round_trip(name):
 
 def test_reference_presets_have_the_references_faults_and_no_other_does():
     for name, chosen in PRESETS.items():
-        if isinstance(chosen.model, PackageConfig):
+        if not isinstance(chosen.model, BandSplitConfig):
             continue
         faulty = name.startswith("reference")
         assert (chosen.model.bands == "reference68") == faulty
@@ -39,7 +39,7 @@ def test_default_loss_is_the_papers_mix():
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"model": {"network": "rnn"}}, "model.network: 'rnn' is not one of unet, flat, package"),
+        ({"model": {"network": "rnn"}}, "model.network: 'rnn' is not one of unet, flat, spectrogram-unet, package"),
         ({"model": {"network": "flat"}}, "model.n_layers: missing; set it to a whole number of at least 1"),
         ({"model": {"n_layers": 2}}, "model.n_layers: no such field; known: network, sample_rate, n_fft"),
         (

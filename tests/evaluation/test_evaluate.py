@@ -25,7 +25,7 @@ def test_floors_lie_below_the_ceiling(micro, songs):
         system = systems.baseline_system(name, micro.model, str(songs))
         records = evaluate.score_songs(system, micro.model, str(songs), ["test", "real"])
         scores[name] = values(records, "usdr")[0]
-        assert len(records) == 2 * 2 * 4  # splits, stems, metrics
+        assert len(records) == 2 * 2 * 6  # splits, stems, metrics
     assert scores["mixture"] < scores["band_gain"] < scores["level_regression"] < scores["ideal_mask"]
     assert scores["level_regression"] < scores["weighted_regression"] < scores["ideal_mask"]
 
@@ -147,7 +147,8 @@ def test_a_checkpoint_is_scored_with_museval(micro, tmp_path):
     records = json.loads((tmp_path / "out" / "metrics.json").read_text())
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert {r["metric"] for r in records} == {
-        "csdr", "usdr", "si_sdr", "leakage", "museval_sdr", "museval_sir", "museval_sar", "museval_isr",
+        *("bleedless", "fullness", "csdr", "usdr", "si_sdr", "leakage"),
+        *("museval_sdr", "museval_sir", "museval_sar", "museval_isr"),
     }  # fmt: skip
     assert values(records, "museval_sdr") == pytest.approx(values(records, "csdr"), abs=1e-3)
     assert summary["test"]["instrumental"]["usdr"] == {

@@ -14,9 +14,10 @@ import torch_impl
 
 TWINS = ("torch_impl", "jax_impl")
 #: Files in which the frameworks may differ, each with helpers that the other twin does not need.
-FRAMEWORK = {"devices.py", "export.py", "ops.py", "scan.py", "train.py"}
+FRAMEWORK = {"devices.py", "distributed.py", "export.py", "ops.py", "scan.py", "train.py"}
 EXPECTED = {
     "devices.py": {"on_numpy", "stream_on_numpy", "find_device", "describe_machine"},
+    "distributed.py": {"Workers"},
     "export.py": {"Masks", "Step", "features", "masks", "export"},
     "ops.py": {
         *("constant", "rematerialised", "full_precision", "softplus", "rms_norm", "silu_gate", "depthwise"),

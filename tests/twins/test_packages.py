@@ -95,14 +95,30 @@ def test_a_system_can_be_trained():
     assert all(map(torch.equal, restored.model.parameters(), trainer.model.parameters()))
 
 
-def test_a_system_with_batch_norms_is_not_trained(monkeypatch):
-    monkeypatch.setitem(
-        sys.modules,
-        "moises_light",
-        SimpleNamespace(MoisesLight=lambda **_: nn.BatchNorm1d(2), configs={"paper_small": {}}),
-    )
-    with pytest.raises(InputError, match="cannot be trained here: checkpoints do not keep the running statistics"):
-        torch_impl.train.Trainer(preset("moises-light/paper_small"))
+class Normalised(Scaled):
+    """Scaled, behind a batch norm."""
+
+    def __init__(self, sources, **_):
+        super().__init__(sources)
+        self.norm = nn.BatchNorm1d(2)
+
+    def forward(self, x):
+        return super().forward(self.norm(x))
+
+
+def test_checkpoints_keep_the_statistics_of_a_package(monkeypatch):
+    module = SimpleNamespace(MoisesLight=Normalised, configs={"paper_small": {}})
+    monkeypatch.setitem(sys.modules, "moises_light", module)
+    config = preset("moises-light/paper_small").override({"training": {"segment_seconds": 0.3}})
+    trainer, restored = torch_impl.train.Trainer(config), torch_impl.train.Trainer(config)
+    mixture = 0.3 + 0.1 * np.random.default_rng(0).standard_normal((1, 2, config.segment_samples)).astype(np.float32)
+    trainer.step([{"mixture": mixture, "target": mixture[:, None].repeat(4, 1)}], 0.1, 0.5)
+    state = trainer.state()
+    np.testing.assert_allclose(state["model/inner.norm.running_mean"], 0.03, atol=1e-3)
+    np.testing.assert_allclose(state["ema/inner.norm.running_mean"], 0.015, atol=1e-3)
+    assert not any("num_batches_tracked" in name for name in state)
+    restored.restore(state, 1)
+    assert {name: x.tolist() for name, x in restored.state().items()} == {name: x.tolist() for name, x in state.items()}
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "spleeter-2stems"])

@@ -11,7 +11,7 @@ import importlib.util
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, overload
 
 import torch
 from jaxtyping import Float
@@ -173,8 +173,21 @@ class PackageNetwork(Network):
             self.inner = self.package.pretrained(self.inner)
             _adopt(self.inner)
 
-    def forward(self, mixture: Float[Tensor, "b 2 s"]) -> Float[Tensor, "b stems 2 s"]:
-        """Separate the mixture into stems."""
+    @overload
+    def forward(self, mixture: Tensor, *, return_auxiliary_outputs: Literal[False] = False) -> Tensor: ...
+
+    @overload
+    def forward(
+        self, mixture: Tensor, *, return_auxiliary_outputs: Literal[True]
+    ) -> tuple[Tensor, dict[str, Tensor]]: ...
+
+    def forward(
+        self, mixture: Float[Tensor, "b 2 s"], *, return_auxiliary_outputs: bool = False
+    ) -> Float[Tensor, "b stems 2 s"] | tuple[Float[Tensor, "b stems 2 s"], dict[str, Tensor]]:
+        """Separate the mixture into stems; with ``return_auxiliary_outputs`` also return an empty dictionary.
+
+        No package returns more.
+        """
         samples = mixture.shape[-1]
         x = nn.functional.pad(mixture, (0, max(0, self.model.min_samples - samples)))
         with warnings.catch_warnings(action="ignore"):  # deprecation warnings of the packages themselves
@@ -184,7 +197,8 @@ class PackageNetwork(Network):
         stems = [self.stem(found, target) for target in self.model.targets]
         if self.model.residual:
             stems.append(mixture - sum(stems))
-        return torch.stack(stems, 1)
+        y = torch.stack(stems, 1)
+        return (y, {}) if return_auxiliary_outputs else y
 
     @staticmethod
     def stem(found: dict[str, Tensor], target: str) -> Tensor:

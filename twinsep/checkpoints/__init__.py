@@ -5,11 +5,21 @@ from __future__ import annotations
 from pathlib import Path
 
 from twinsep.checkpoints import hub
-from twinsep.checkpoints.native import RECORD, Checkpoint, Tensors, check_names, read_file, strip, write
+from twinsep.checkpoints.native import RECORD, STATISTICS, Checkpoint, Tensors, check_names, read_file, strip, write
 from twinsep.config import PRESETS, Config, preset
 from twinsep.errors import InputError
 
-__all__ = ["RECORD", "Checkpoint", "Tensors", "check_names", "config_and_weights", "read", "strip", "write"]
+__all__ = [
+    "RECORD",
+    "STATISTICS",
+    "Checkpoint",
+    "Tensors",
+    "check_names",
+    "config_and_weights",
+    "read",
+    "strip",
+    "write",
+]
 
 
 def read(path: str | Path, *, prefixes: tuple[str, ...] | None = None) -> Checkpoint:

@@ -18,7 +18,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from twinsep.checkpoints.native import RECORD, Checkpoint, Tensors
+from twinsep.checkpoints.native import RECORD, STATISTICS, Checkpoint, Tensors
 from twinsep.config import from_dict
 from twinsep.errors import InputError
 from twinsep.utils.files import display_path, os_error_reason
@@ -194,6 +194,6 @@ def _new_card(name: str, checkpoint: Checkpoint, weights: Tensors) -> bytes:
         targets=", ".join(model.targets),
         rate=model.sample_rate,
         mixer=model.mixer_kind,
-        parameters=sum(w.size for w in weights.values()),
+        parameters=sum(w.size for name, w in weights.items() if not name.endswith(STATISTICS)),
         origin=origin,
     ).encode()

@@ -25,6 +25,8 @@ from twinsep.utils.files import write_atomically
 FORMAT = 1
 #: Name of the file beside a run's checkpoints that records their provenance.
 RECORD = "run.json"
+#: Ends of the names of batch norms' running statistics, which are saved with the weights and are no parameters.
+STATISTICS = (".running_mean", ".running_var")
 Tensors = dict[str, np.ndarray]
 
 

@@ -20,6 +20,9 @@ SampleFormat = Literal["s16le", "f32le"]
 #: Programs that a network can be exported to.
 ExportFormat = Literal["onnx", "stablehlo", "torch"]
 
+#: Where independent items, such as songs, are computed: in this process, or on a Ray cluster.
+Executor = Literal["local", "ray"]
+
 #: The levels of the U-Net, in the order they are computed, and the layers of a flat network.
 Stage = Literal["enc1", "enc2", "enc3", "bottleneck", "dec3", "dec2", "dec1", "layers"]
 STAGES: tuple[Stage, ...] = get_args(Stage)

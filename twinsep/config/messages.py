@@ -17,7 +17,7 @@ from twinsep.config import mixers
 #: The network of a configuration that names none.
 DEFAULT_NETWORK = "unet"
 #: The networks, by which pydantic distinguishes the classes of ``model``.
-TAGS = ("unet", "flat", "package")
+TAGS = ("unet", "flat", "spectrogram-unet", "package")
 _NOUNS = {int: "a whole number", float: "a finite number", bool: "true or false", str: "text"}
 _LIMITS = {"ge": "of at least", "gt": "above", "le": "at most", "lt": "below"}
 

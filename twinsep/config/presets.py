@@ -6,7 +6,16 @@ from typing import Any
 
 from twinsep.config import mixers
 from twinsep.config.choices import SOURCES
-from twinsep.config.schema import Config, FlatConfig, LossConfig, PackageConfig, TrainingConfig, UNetConfig
+from twinsep.config.schema import (
+    Config,
+    DataConfig,
+    FlatConfig,
+    LossConfig,
+    PackageConfig,
+    SpectrogramUNetConfig,
+    TrainingConfig,
+    UNetConfig,
+)
 from twinsep.errors import InputError
 
 
@@ -27,6 +36,13 @@ def _presets() -> dict[str, Config]:
     roformer: dict[str, Any] = {"bands": "bsroformer62", "mixer": mixers.Transformer(), **flat}
     bsmamba2: dict[str, Any] = {"bands": "bsroformer62", "feed_forward": False, **flat}
     training = TrainingConfig(batch_size=5, accumulation=6, segment_seconds=8.0, ema_decay=0.999, precision="bfloat16")
+    # Music-U-Net: what its card says; batch size, STFT, sizes of masks and noise are ours, the card has none.
+    masks = DataConfig(time_mask=0.3, frequency_mask=1000.0, noise=1e-3)
+    phase = LossConfig(weights={"mixture_phase_l1": 1.0}, loudness_weighting=False)
+    adam: dict[str, Any] = {"learning_rate": 1e-4, "cosine_floor": 0.1, "warmup_steps": 0, "weight_decay": 0.0}
+    # Adam as PyTorch has it; 50 passes over 100 songs of 40 segments each, 8 at a time.
+    card = TrainingConfig(batch_size=8, steps=25_000, beta2=0.999, **adam)
+    magnitudes: dict[str, Any] = {"hop": 512, "max_frequency": 8000.0, "targets": SOURCES}
     few: dict[str, Any] = {"d_model": 16, "n_heads": 2, "n_layers": 2, "hop": 1024, **ours}
     return {
         "reference": Config(UNetConfig(**paper, **faults), reference_mix),
@@ -54,6 +70,10 @@ def _presets() -> dict[str, Config]:
             ),
             waveform,
             training,
+        ),
+        "music-unet": Config(SpectrogramUNetConfig(**magnitudes), phase, card, masks),
+        "music-unet-tiny": Config(
+            SpectrogramUNetConfig(**magnitudes | {"hop": 1024}, widths=(8, 16, 32, 64)), phase, data=masks
         ),
         "bsmamba2-tiny": Config(FlatConfig(**few, mixer=mixers.Mamba2(d_state=8, head_dim=16), **bsmamba2), waveform),
     }

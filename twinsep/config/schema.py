@@ -178,8 +178,28 @@ class FlatConfig(BandSplitConfig):
 
 
 @dataclass(frozen=True, config=_STRICT, kw_only=True)
+class SpectrogramUNetConfig(ModelConfig):
+    """A U-Net of 2-D convolutions over the magnitudes of each channel, as an image."""
+
+    network: Literal["spectrogram-unet"] = "spectrogram-unet"
+    widths: tuple[Positive, ...] = (32, 64, 128, 256, 512)  # channels of each level, the finest first
+    max_frequency: Annotated[float, Field(gt=0)] = 22_050.0  # Hz; the stems are silent above
+    init: Literal["default"] = "default"  # initial weights: PyTorch's
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.widths:
+            raise ValueError("widths must name the channels of at least one level")
+
+    @property
+    def used_bins(self) -> int:
+        """Number of STFT bins up to ``max_frequency``."""
+        return min(self.n_bins, int(self.max_frequency * self.n_fft / self.sample_rate) + 1)
+
+
+@dataclass(frozen=True, config=_STRICT, kw_only=True)
 class PackageConfig(ModelConfig):
-    """A published system that its own package computes, in PyTorch."""
+    """A published system that its own package computes, in PyTorch; Moises-Light runs in JAX too."""
 
     network: Literal["package"] = "package"
     system: str  # its name in torch_impl/baselines/packages.py
@@ -194,7 +214,12 @@ class PackageConfig(ModelConfig):
 
 
 #: Network -> its configuration class.
-NETWORKS: dict[str, type[ModelConfig]] = {"unet": UNetConfig, "flat": FlatConfig, "package": PackageConfig}
+NETWORKS: dict[str, type[ModelConfig]] = {
+    "unet": UNetConfig,
+    "flat": FlatConfig,
+    "spectrogram-unet": SpectrogramUNetConfig,
+    "package": PackageConfig,
+}
 
 
 def _with_network(value: Any) -> Any:
@@ -256,6 +281,9 @@ class DataConfig:
     polarity: Probability = 0.5  # of inverting the polarity, for each source
     silent_target: Probability = 0.05  # of silencing a target
     low_pass: Probability = 0.5  # of a low-pass on the whole example
+    time_mask: NonNegative = 0.0  # longest span that is silenced in the mixture alone, s
+    frequency_mask: NonNegative = 0.0  # widest range that is silenced in the mixture alone, Hz
+    noise: NonNegative = 0.0  # rms of the Gaussian noise that is added to the mixture alone
     workers: Annotated[int, Field(ge=0)] = 0  # processes that read songs; 0: two threads of the training process
     exclude: tuple[str, ...] = ()  # names of songs to leave out of training and validation
     skip_unreadable: bool = False  # leave out songs that cannot be read, with a warning, instead of stopping
@@ -266,7 +294,9 @@ class Config:
     """One experiment: model, loss, training and data."""
 
     model: Annotated[
-        UNetConfig | FlatConfig | PackageConfig, Field(discriminator="network"), BeforeValidator(_with_network)
+        UNetConfig | FlatConfig | SpectrogramUNetConfig | PackageConfig,
+        Field(discriminator="network"),
+        BeforeValidator(_with_network),
     ]
     loss: LossConfig = LossConfig()
     training: TrainingConfig = TrainingConfig()

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from types import TracebackType
-from typing import Any, TypedDict
+from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 from jaxtyping import Float32
@@ -20,6 +20,7 @@ from twinsep.config import Config
 from twinsep.data import augment
 from twinsep.data.dataset import Track, check_kinds, open_track, sources_of, track_folders
 from twinsep.errors import InputError
+from twinsep.training.processes import Process
 from twinsep.utils.files import display_path
 
 #: Number of examples in the stream; a year at a million per second uses 2^45.
@@ -65,7 +66,8 @@ class Examples:
     come from one. Songs are drawn in proportion to their length, so that every second of music is equally likely; a
     song shorter than the segment is zero-padded at its end. Each source then gets a gain uniform in ±``gain_db`` dB, a
     random swap of its channels and a random sign. Finally, for all sources together: a silenced target
-    (:func:`twinsep.data.augment.silent_target`), a low-pass, dither.
+    (:func:`twinsep.data.augment.silent_target`), a low-pass, dither. Spans, ranges and noise of
+    :func:`twinsep.data.augment.corrupt` change the mixture alone.
 
     If ``data.skip_unreadable`` is set and a file cannot be read, everything is drawn again from the other songs by a
     new generator, so that an example still depends on its number alone. ``unopened`` holds one sentence for each song
@@ -121,9 +123,10 @@ class Examples:
         stems[self._indices(silent) if silent else []] = 0
         stems = augment.random_low_pass(stems, data, model.sample_rate, rng)
         stems += augment.dither(stems.shape, rng)
+        # In this order, so that mixture = instrumental + vocals to the bit.
+        mixture = self._sum(stems, "instrumental") + self._sum(stems, "vocals")
         return {
-            # In this order, so that mixture = instrumental + vocals to the bit.
-            "mixture": self._sum(stems, "instrumental") + self._sum(stems, "vocals"),
+            "mixture": augment.corrupt(mixture, data, model.sample_rate, rng),
             "target": np.stack([self._sum(stems, target) for target in model.targets]),
         }
 
@@ -176,25 +179,30 @@ class TrainingBatches:
 
 
 class BatchIterator(Iterator[Batch]):
-    """Position in the stream of batches. :meth:`close`, or leaving a ``with``, ends its threads or processes."""
+    """Position in the stream of batches. :meth:`close`, or leaving a ``with``, ends its threads or processes.
+
+    ``process`` says which of several processes this one is: each reads its part of every batch, and all together read
+    the batches of one process.
+    """
 
     def __init__(self, example: Examples):
         self._example = example
         self._next = 0
         self._source: Any = None
+        self.process = Process()
 
     def __next__(self) -> Batch:
         """Return the next batch. Raises :class:`InputError` if one of its files cannot be read."""
         if self._source is None:
-            self._source = _stream(self._example, self._next)
+            self._source = _stream(self._example, self._next, self.process)
         batch: Batch = next(self._source)
-        self._next += len(batch["index"])
+        self._next += len(batch["index"]) * self.process.size
         # Workers hand over shared memory, which disappears with them.
         batch["mixture"], batch["target"] = np.array(batch["mixture"]), np.array(batch["target"])
         return batch
 
     def get_state(self) -> dict[str, int]:
-        """Return the position in JSON types; it does not depend on the batch size, the threads or the workers."""
+        """Return the position in JSON types, the same in every process, whatever the batch size and their number."""
         return {"next_example": self._next}
 
     def set_state(self, state: dict[str, int]) -> None:
@@ -217,15 +225,17 @@ class BatchIterator(Iterator[Batch]):
         self.close()
 
 
-def _stream(example: Examples, first: int) -> Any:
-    """Grain's iterator over the batches from example ``first`` on."""
+def _stream(example: Examples, first: int, process: Process) -> Any:
+    """Grain's iterator over the batches from example ``first`` on, or over the part of ``process`` of each."""
     try:
         import grain  # here because it takes seconds, and imports JAX where that is installed
     except ImportError as error:  # also one built for other libraries
         raise InputError(f"training needs the package grain, which cannot be imported here ({error})") from error
 
     size, workers = example.config.training.batch_size, example.config.data.workers
-    batches = grain.MapDataset.range(first, _END).map(example).batch(size, batch_fn=_stack)
+    part = size // process.size
+    numbered = _Numbered(example, first, size, part, process)
+    batches = grain.MapDataset.range(_END).map(numbered).batch(part, batch_fn=_stack)
     # Grain's default of 500 batches ahead would take gigabytes.
     stream = batches.to_iter_dataset(grain.ReadOptions(num_threads=1 if workers else 2, prefetch_buffer_size=2))
     if workers:
@@ -235,6 +245,21 @@ def _stream(example: Examples, first: int) -> Any:
             flags.FLAGS.mark_as_parsed()  # Grain's processes read a flag that only absl programs parse
         stream = stream.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2))
     return iter(stream)
+
+
+class _Numbered(NamedTuple):
+    """Map from the number of an example in a process to the example: the parts of all processes make up each batch."""
+
+    example: Examples
+    first: int
+    size: int
+    part: int
+    process: Process
+
+    def __call__(self, index: int) -> Example:
+        """Return the example with the number ``index`` in this process."""
+        batch, position = divmod(index, self.part)
+        return self.example(self.first + batch * self.size + self.process.rank * self.part + position)
 
 
 def _stack(examples: Sequence[Example]) -> Batch:

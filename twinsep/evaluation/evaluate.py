@@ -33,7 +33,7 @@ from twinsep.utils.files import write_json
 from twinsep.utils.progress import ProgressCallback, progress_bar
 
 Record = dict[str, Any]
-UNITS = {"leakage": "dB re mixture"}
+UNITS = {"leakage": "dB re mixture", "bleedless": "0 to 100", "fullness": "0 to 100"}
 #: What an evaluation writes: every record, and the summary over tracks.
 _FILES = ("metrics.json", "summary.json")
 #: The stems that data sets have.
@@ -87,9 +87,12 @@ def score_songs(
 
 
 def score_stem(estimate: np.ndarray, truth: np.ndarray, mixture: np.ndarray, sample_rate: int) -> dict[str, float]:
-    """cSDR, uSDR, SI-SDR and leakage in dB of one stem (2, S), computed in float64."""
+    """cSDR, uSDR, SI-SDR and leakage in dB, bleedless and fullness of one stem (2, S), computed in float64."""
     estimate, truth, mixture = (x.astype(np.float64) for x in (estimate, truth, mixture))
+    bleedless, fullness = metrics.bleedless_fullness(estimate, truth, sample_rate=sample_rate)
     return {
+        "bleedless": float(bleedless),
+        "fullness": float(fullness),
         "csdr": float(metrics.csdr(estimate, truth, sample_rate=sample_rate)),
         "usdr": float(metrics.usdr(estimate, truth)),
         "si_sdr": float(metrics.si_sdr(estimate, truth)),

@@ -23,6 +23,12 @@ def reals_per_bin(features: str) -> int:
     return {"complex": REALS, "complex+level": REALS + LEVELS}[features]
 
 
+def magnitudes(spectrum: Complex[Any, "*s"]) -> Float[Any, "*s"]:
+    """|X|, with gradient 0 at exact zeros."""
+    xp = array_namespace(spectrum)
+    return xp.sqrt(xp.real(spectrum) ** 2 + xp.imag(spectrum) ** 2 + _TINY)
+
+
 def log_levels(spectrum: Complex[Any, "b 2 f t"]) -> Float[Any, "b 4 f t"]:
     """log(|·| + 1e-3)/2 of both channels of a spectrum, of their half sum and of their half difference.
 
@@ -32,8 +38,7 @@ def log_levels(spectrum: Complex[Any, "b 2 f t"]) -> Float[Any, "b 4 f t"]:
     xp = array_namespace(spectrum)
     left, right = spectrum[:, :1], spectrum[:, 1:]
     signals = xp.concat([spectrum, 0.5 * (left + right), 0.5 * (left - right)], axis=1)
-    magnitude = xp.sqrt(xp.real(signals) ** 2 + xp.imag(signals) ** 2 + _TINY)
-    return 0.5 * xp.log(magnitude + _FLOOR)
+    return 0.5 * xp.log(magnitudes(signals) + _FLOOR)
 
 
 def log_levels_of_reals(spectrum: Float[Any, "b 2 f t 2"]) -> Float[Any, "b 4 f t"]:

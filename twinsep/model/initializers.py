@@ -70,6 +70,11 @@ def ones(_: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
     return np.ones(shape)
 
 
+def zeros(_: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    """Zeros: biases of batch norms."""
+    return np.zeros(shape)
+
+
 def normal(std: float) -> Initialiser:
     """Normal distribution N(0, std²)."""
     return lambda rng, shape: std * rng.standard_normal(shape)

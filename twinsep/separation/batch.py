@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
+from functools import lru_cache, partial
 from pathlib import Path
 
 import twinsep
@@ -11,14 +12,15 @@ from twinsep import audio
 from twinsep.audio import remux, spectrogram
 from twinsep.audio.reading import MAX_CHANNELS
 from twinsep.audio.writing import supports
-from twinsep.config import PRESETS, Config
+from twinsep.config import PRESETS, Config, Executor
 from twinsep.errors import InputError, Interrupted, TwinsepError
 from twinsep.separation.file import Encoding, Excerpt, SeparationResult, separate_file
 from twinsep.separation.overlap_add import Chunking
 from twinsep.separation.paths import ALL_STEMS, FILM, SPECTROGRAMS, STEM_MP4, FilenameTemplate, SongFile, find_songs
 from twinsep.separation.places import Outputs, Places, find_places
-from twinsep.separation.reporters import Reporter, open_reporter
+from twinsep.separation.reporters import Reporter, SilentReporter, open_reporter
 from twinsep.separation.separator import Separator, read_config, stems_of, with_complement
+from twinsep.utils import cluster
 from twinsep.utils.backend import AUTO, choose_device
 from twinsep.utils.files import display_path
 from twinsep.utils.progress import ProgressCallback
@@ -62,6 +64,8 @@ class SeparationOptions:
     excerpt: Excerpt = field(default_factory=Excerpt)
     #: Write the film of a song too, with each stem as its sound.
     remux: bool = False
+    #: Where songs are separated: one after the other in this process, or side by side on a Ray cluster.
+    executor: Executor = "local"
 
 
 def separate_files(paths: list[Path], options: SeparationOptions) -> None:
@@ -89,16 +93,18 @@ def separate_files(paths: list[Path], options: SeparationOptions) -> None:
         places = find_places(songs, lambda song: output_paths(song, options, template, stems))
         for message in places.messages:
             reporter.message(message)
-        _Batch(songs, places, stems, options, model, reporter).run()
+        batch = _Batch if options.executor == "local" else _ClusterBatch
+        batch(songs, places, stems, options, model, reporter).run()
 
 
 class _Model:
-    """The model of a batch; with ``skip_existing`` it is loaded only once a song needs it."""
+    """The model of a batch; with ``skip_existing``, and on a cluster, it is loaded only once a song needs it."""
 
     def __init__(self, options: SeparationOptions, reporter: Reporter):
         self._options, self._reporter = options, reporter
         self._loaded: Separator | None = None
-        config = _read_config(options) if options.skip_existing else self.separator.config
+        lazy = options.skip_existing or options.executor != "local"
+        config = _read_config(options) if lazy else self.separator.config
         #: Stems that can be written, and those that the model estimates.
         self.stems, self.estimated = stems_of(config), config.model.stems
 
@@ -155,11 +161,22 @@ class _Batch:
             else:
                 self.finished.append(song)
                 self.reporter.on_written(song.path, result)
+        self._end()
+
+    def _end(self) -> None:
+        total = len(self.songs)
         self.reporter.on_end(len(self.finished), len(self.skipped), total)
         if self.failed and total == 1:
             raise next(iter(self.failed.values()))
         if self.failed:
             raise InputError(f"{len(self.failed)} of {total} songs failed, see above: {_list_names([*self.failed])}")
+
+    def finish(self, song: SongFile) -> SeparationResult:
+        """Check and separate one song; raises :class:`TwinsepError` for its faults."""
+        paths = self._missing(self.places.outputs.get(song, {}))
+        reading, separating = self.reporter.on_start(song.path, 1, 1)
+        info = self._check(song, paths, reading)
+        return self._separate(song, paths, self.model.separator, info, separating)
 
     def _missing(self, paths: Outputs) -> Outputs:
         """The files to write."""
@@ -228,6 +245,49 @@ class _Batch:
         names = f" ({_list_names(self.finished)})" if self.finished else ""
         self.reporter.on_interrupted(len(self.finished), len(self.songs))
         return Interrupted(f"interrupted: {done}{names}; no half-written stem is left")
+
+
+class _ClusterBatch(_Batch):
+    """The songs of a call, side by side on a Ray cluster; a worker that dies costs the song it was at."""
+
+    def run(self) -> None:
+        """Separate the songs; raises as :func:`separate_files` does."""
+        total, wanted = len(self.songs), []
+        for song in self.songs:
+            if song in self.places.outputs and not self._missing(self.places.outputs[song]):
+                self.skipped.append(song)
+                self.reporter.on_skipped(song.path)
+            else:
+                wanted.append(song)
+        gpus = 1 if self.options.device.startswith(("cuda", "gpu")) else 0
+        choose_checkpoint(self.options.checkpoint, self.reporter)  # says which
+        work = partial(
+            _separate_on_worker, places=self.places, stems=self.stems, options=self.options, folder=Path.cwd()
+        )
+        try:
+            for number, (song, result, error) in enumerate(cluster.run(work, wanted, gpus=gpus), 1):
+                self.reporter.on_start(song.path, number, total)
+                if error is not None:
+                    self._fail(song, error)
+                else:
+                    self.finished.append(song)
+                    self.reporter.on_written(song.path, result)
+        except KeyboardInterrupt as error:
+            raise self._interrupted() from error
+        self._end()
+
+
+def _separate_on_worker(
+    song: SongFile, places: Places, stems: tuple[str, ...], options: SeparationOptions, folder: Path
+) -> SeparationResult:
+    """Separate one song in a worker of a cluster, which loads the model once; paths are relative to ``folder``."""
+    os.chdir(folder)
+    return _Batch([song], places, stems, options, _worker_model(options), SilentReporter()).finish(song)
+
+
+@lru_cache(maxsize=1)
+def _worker_model(options: SeparationOptions) -> _Model:
+    return _Model(options, SilentReporter())
 
 
 def _exists(path: Path) -> bool:

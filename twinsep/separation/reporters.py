@@ -41,6 +41,32 @@ class Reporter(Protocol):
         """The batch is done: of ``total`` songs some are separated and some were before."""
 
 
+class SilentReporter:
+    """Shows nothing."""
+
+    def message(self, sentence: str) -> None:
+        """Show nothing."""
+
+    def on_start(self, song: Path, number: int, total: int) -> tuple[ProgressCallback, ProgressCallback]:  # noqa: ARG002
+        """Return callbacks that show nothing."""
+        return lambda _done, _of: None, lambda _done, _of: None
+
+    def on_written(self, song: Path, result: SeparationResult) -> None:
+        """Show nothing."""
+
+    def on_skipped(self, song: Path) -> None:
+        """Show nothing."""
+
+    def on_failed(self, song: Path, sentence: str) -> None:
+        """Show nothing."""
+
+    def on_interrupted(self, finished: int, total: int) -> None:
+        """Show nothing."""
+
+    def on_end(self, finished: int, skipped: int, total: int) -> None:
+        """Show nothing."""
+
+
 class ProgressReporter:
     """Bars: one for the current song and, for several songs, one for the batch; messages above them."""
 

@@ -159,7 +159,7 @@ def load(
     layers, devices = twin(framework, "layers"), twin(framework, "devices")
 
     def saved() -> Checkpoint:
-        weights = {f"model/{name}": _as_numpy(w[...]) for name, w in layers.named_parameters(model).items()}
+        weights = {f"model/{name}": _as_numpy(w[...]) for name, w in layers.named_weights(model).items()}
         return replace(found, tensors=weights)
 
     function = devices.on_numpy(model, devices.find_device(device))

@@ -25,8 +25,8 @@ from twinsep.checkpoints.initial import describe_initial_weights, read_initial_w
 from twinsep.config import Config
 from twinsep.data.loader import Batch, BatchIterator, TrainingBatches
 from twinsep.data.validation import ValidationSegment, validation_segments
-from twinsep.errors import Interrupted, NonFiniteLossError, OutOfMemoryError, TwinsepError, is_out_of_memory
-from twinsep.training import logger, run_dir, schedule
+from twinsep.errors import InputError, Interrupted, NonFiniteLossError, OutOfMemoryError, TwinsepError, is_out_of_memory
+from twinsep.training import logger, processes, run_dir, schedule
 from twinsep.training.run_dir import BEST, FINAL, LAST, RECORD
 from twinsep.utils import provenance
 from twinsep.utils.backend import choose_device, make_deterministic, twin
@@ -58,14 +58,17 @@ class RunState:
 class RunOptions:
     """Options of a run that do not belong to its configuration, which alone decides the trained weights.
 
-    ``deterministic`` selects algorithms that repeat to the bit, on an accelerator too. ``tensorboard`` adds
-    TensorBoard's event files to DVCLive's. ``basis`` identifies what the run depends on beside its configuration, such
-    as its code; if it is given, an unfinished run with another basis starts again. ``init`` names the weights to start
-    from, see :mod:`twinsep.checkpoints.initial`; without it they are drawn from the seed.
+    With JAX, ``devices`` of the kind ``device`` share every batch; processes that share it are found by their
+    environment (:mod:`twinsep.training.processes`). ``deterministic`` selects algorithms that repeat to the bit, on an
+    accelerator too. ``tensorboard`` adds TensorBoard's event files to DVCLive's. ``basis`` identifies what the run
+    depends on beside its configuration, such as its code; if it is given, an unfinished run with another basis starts
+    again. ``init`` names the weights to start from, see :mod:`twinsep.checkpoints.initial`; without it they are drawn
+    from the seed.
     """
 
     framework: str = "torch"
     device: str = "cpu"
+    devices: int = 1
     overwrite: bool = False
     deterministic: bool = False
     tensorboard: bool = False
@@ -83,7 +86,8 @@ def train(config: Config, folder: Path, options: RunOptions | None = None) -> di
     """
     options = options or RunOptions()
     provenance.commit()  # the record names the code that runs now
-    console = Console(stderr=True)
+    process = processes.current()
+    console = Console(stderr=True, quiet=not process.is_main)
     print_line = _line_printer(console)
     started_from = describe_initial_weights(options.init) if options.init else {}
     previous = run_dir.find_resumable(
@@ -96,13 +100,15 @@ def train(config: Config, folder: Path, options: RunOptions | None = None) -> di
     )
     segments = validation_segments(config)
     stream = iter(TrainingBatches(config))
+    stream.process = process
     if options.deterministic:
         make_deterministic(options.framework)
     # After that, because it starts the framework.
     options = replace(options, device=choose_device(options.framework, options.device, print_line))
     run = RunState()
     if previous:
-        remove_temporary_files(folder)
+        if process.is_main:
+            remove_temporary_files(folder)
         run = RunState(**previous.provenance["progression"])
         print_line(f"resuming {folder} at step {run.step} of {config.training.steps}")
     loop = _TrainingLoop(config, folder, options, segments, run, console)
@@ -112,19 +118,24 @@ def train(config: Config, folder: Path, options: RunOptions | None = None) -> di
             loop.open(previous)
         if previous:
             stream.set_state(dict(previous.data))
-        else:  # only now that everything the new run needs is there
+        elif process.is_main:  # only now that everything the new run needs is there
             run_dir.clear_run(folder)
         log = logger.open_log(folder, resume_step=run.step, tensorboard=options.tensorboard, console=console)
-        with stream, log as write, _memory_errors(loop):
+        with stream, log if process.is_main else contextlib.nullcontext(_write_nothing) as write, _memory_errors(loop):
             loop.run_steps(stream, write)
+        loop.trainer.workers.close()
     except BaseException as error:
         resumable = any((folder / name).exists() for name in (LAST, run_dir.NEXT))
-        if not resumable:
+        if not resumable and process.is_main:
             run_dir.clear_run(folder)
         if isinstance(error, KeyboardInterrupt):
             raise Interrupted(_interruption(run.step, config.training.steps, resumable=resumable)) from error
         raise
     return loop.record
+
+
+def _write_nothing(_step: int, _values: dict[str, float]) -> None:
+    """Log of a process that is not the main one."""
 
 
 def _interruption(step: int, steps: int, *, resumable: bool) -> str:
@@ -168,6 +179,7 @@ class _TrainingLoop:
     ):
         self.config, self.folder, self.options = config, folder, options
         self.segments, self.run, self.console = segments, run, console
+        self.process = processes.current()
         self.print_line = _line_printer(console)
         self.trainer: Any = None
         self.warned: set[str] = set()
@@ -181,7 +193,12 @@ class _TrainingLoop:
 
     def open(self, previous: Checkpoint | None) -> None:
         """Make the trainer, restored from the checkpoint if there is one."""
-        self.trainer = twin(self.options.framework, "train").Trainer(self.config, self.options.device)
+        self.trainer = twin(self.options.framework, "train").Trainer(
+            self.config, self.options.device, self.options.devices
+        )
+        workers, size = self.trainer.workers.size, self.config.training.batch_size
+        if size % workers:
+            raise InputError(f"training.batch_size {size} is not divisible by {workers} workers: set it to a multiple")
         if previous:
             self.trainer.restore(previous.tensors, previous.step)
         elif self.options.init:
@@ -214,7 +231,7 @@ class _TrainingLoop:
                 report = self.step(stream)
                 run.step += 1
                 validating = run.step % t.validate_every == 0 or run.step == t.steps
-                if validating:
+                if validating and self.process.is_main:
                     self.validate()
                 run.seconds += (seconds := time.perf_counter() - started)
                 recent.append(seconds)
@@ -226,7 +243,7 @@ class _TrainingLoop:
                 }
                 # Before the checkpoint: a resumed run removes the rows after it, but could not add a missing one.
                 log(run.step, report | machine | (run.validation if validating else {}))
-                if validating:
+                if validating and self.process.is_main:
                     self.save(stream)
                     if not self.console.is_terminal:  # where no bar is drawn
                         score, minutes = run.validation["valid/usdr"], run.seconds / 60
@@ -332,10 +349,11 @@ class _TrainingLoop:
             "configuration": self.config.to_dict(),
             "hash": self.config.hash,
             "options": {"device": self.options.device, "deterministic": self.options.deterministic},
+            "workers": self.trainer.workers.size,
             **({"init": self.started_from} if self.started_from else {}),
             **provenance.describe(self.options.device),
             **({"basis": self.options.basis} if self.options.basis else {}),
-            "parameters": int(sum(t.size for name, t in state.items() if name.startswith("model/"))),
+            "parameters": int(sum(t.size for name, t in state.items() if name.startswith("adam_m/"))),
             "seconds": round(run.seconds, 1),
             "steps_per_second": round(steps / run.seconds, 3),
             "audio_seconds_per_second": round(steps * self.audio_seconds / run.seconds, 2),

@@ -1,0 +1,70 @@
+"""Training on several devices, with the gradients of one."""
+
+from __future__ import annotations
+
+import os
+from datetime import timedelta
+
+import torch
+from torch import Tensor, distributed
+from torch.nn.parallel import DistributedDataParallel
+
+from torch_impl.devices import find_device
+from torch_impl.layers import Module
+from twinsep.errors import InputError
+from twinsep.training import processes
+
+#: Longest wait for the others: a validation on all songs, by the main process alone.
+_TIMEOUT = timedelta(hours=2)
+
+
+class Workers:
+    """The workers that share every batch: the processes that torchrun started, or this one alone.
+
+    On GPUs each process has the one with its local number, and NCCL connects them; on CPUs Gloo does. ``devices`` are
+    several devices of one process, which only JAX has. Raises :class:`InputError` for that, for processes without the
+    address of the first, and for a device that cannot be used.
+    """
+
+    def __init__(self, device: str, devices: int = 1):
+        if devices > 1:
+            raise InputError(
+                "--devices is for JAX: start PyTorch with torchrun --nproc-per-node "
+                f"{devices} --no-python twinsep train …"
+            )
+        self.process = processes.current()
+        if self.process.size > 1:
+            if device == "cuda":
+                device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+                torch.cuda.set_device(device)
+            if "MASTER_ADDR" not in os.environ:
+                raise InputError(
+                    "several processes of PyTorch need MASTER_ADDR and MASTER_PORT: start them with torchrun"
+                )
+            if not distributed.is_initialized():
+                backend = "nccl" if device.startswith("cuda") else "gloo"
+                distributed.init_process_group(backend, timeout=_TIMEOUT)
+        self.device = find_device(device)
+
+    @property
+    def size(self) -> int:
+        """Number of workers."""
+        return self.process.size
+
+    def parallel(self, model: Module) -> Module:
+        """Wrap ``model`` so that a backward pass averages the gradients over the workers."""
+        return DistributedDataParallel(model, broadcast_buffers=False) if self.size > 1 else model
+
+    def mean(self, x: Tensor) -> Tensor:
+        """Mean over the workers of a tensor, without gradient; the tensor itself for one worker."""
+        if self.size == 1:
+            return x
+        total = x.detach().clone()
+        distributed.all_reduce(total)
+        return total / self.size
+
+    def close(self) -> None:
+        """Wait for the others, and leave the group."""
+        if distributed.is_initialized():
+            distributed.barrier()
+            distributed.destroy_process_group()
