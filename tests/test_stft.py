@@ -195,4 +195,4 @@ def test_the_causal_inverse_refuses_what_it_cannot_invert():
     with pytest.raises(ValueError, match="frames hold 112 samples, not 113"):
         causal_istft(spectra, n_fft=32, hop=16, length=113)
     with pytest.raises(TypeError, match="float32 or float64"):
-        causal_stft(np.zeros(100, int), n_fft=32, hop=16)
+        causal_stft(np.zeros(100, np.float16), n_fft=32, hop=16)

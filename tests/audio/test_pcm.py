@@ -1,6 +1,8 @@
 """Samples as bytes, and WAV headers read and written in a pipe."""
 
+import contextlib
 import io
+import os
 
 import numpy as np
 import pytest
@@ -17,18 +19,32 @@ def wav(samples, subtype, rate=44_100):
     return file.getvalue()
 
 
+@pytest.fixture
+def piped():
+    """A function from at most 64 KiB to a pipe that holds them, which cannot be read twice."""
+    with contextlib.ExitStack() as stack:
+
+        def fill(content):
+            source, sink = os.pipe()
+            os.write(sink, content)
+            os.close(sink)
+            return stack.enter_context(open(source, "rb"))
+
+        yield fill
+
+
 @pytest.mark.parametrize(("subtype", "name"), [("PCM_16", "s16le"), ("FLOAT", "f32le")])
 @pytest.mark.parametrize("channels", [1, 2])
-def test_a_header_of_libsndfile_is_understood(subtype, name, channels):
+def test_a_header_of_libsndfile_is_understood(piped, subtype, name, channels):
     x = np.random.default_rng(0).uniform(-1, 1, (channels, 100)).astype(np.float32)
-    file = io.BytesIO(wav(x, subtype, 48_000))
+    file = piped(wav(x, subtype, 48_000))
     pcm, left = read_wav_header(file)
     assert (pcm, left) == (PCM(48_000, channels, name), 100 * pcm.frame_bytes)
     np.testing.assert_allclose(pcm.decode(file.read(left)), x, atol=0 if name == "f32le" else 1 / 32768)
 
 
 @pytest.mark.parametrize("name", ["s16le", "f32le"])
-def test_what_is_written_is_a_wav_file(name, tmp_path):
+def test_what_is_written_is_a_wav_file(name, piped, tmp_path):
     pcm, x = PCM(44_100, 2, name), np.array([[0, 0.5, -1, 2], [0.25, -0.5, 1, -2]], np.float32)
     file = tmp_path / "pipe.wav"
     file.write_bytes(pcm.header() + pcm.encode(x))
@@ -36,14 +52,14 @@ def test_what_is_written_is_a_wav_file(name, tmp_path):
     assert rate == 44_100
     wanted = x if name == "f32le" else np.clip(x, -1, 1 - 1 / 32768)
     np.testing.assert_allclose(found.T[:, : x.shape[1]], wanted, atol=1e-7)
-    header, left = read_wav_header(io.BytesIO(file.read_bytes()))
+    header, left = read_wav_header(piped(file.read_bytes()))
     assert (header, left) == (pcm, None)
 
 
-def test_a_format_of_extended_headers_is_understood():
+def test_a_format_of_extended_headers_is_understood(piped):
     file = io.BytesIO()
     soundfile.write(file, np.zeros((10, 2)), 44_100, "FLOAT", format="WAVEX")
-    pcm, left = read_wav_header(io.BytesIO(file.getvalue()))
+    pcm, left = read_wav_header(piped(file.getvalue()))
     assert (pcm, left) == (PCM(44_100, 2, "f32le"), 80)
 
 
@@ -58,6 +74,6 @@ def test_a_format_of_extended_headers_is_understood():
         (b"RIFF" + bytes(4) + b"WAVEdata" + bytes(4), "no format before its sound"),
     ],
 )
-def test_other_content_is_refused(content, sentence):
+def test_other_content_is_refused(piped, content, sentence):
     with pytest.raises(InputError, match=sentence):
-        read_wav_header(io.BytesIO(content))
+        read_wav_header(piped(content))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -57,7 +58,8 @@ def write_programs(programs: dict[str, Program], to: ExportFormat, out: Path, mo
             path.write_bytes(program.content)
         if name == "step":
             state = io.BytesIO()
-            np.savez(state, allow_pickle=False, **{key: x for key, x in program.inputs.items() if key != "spectrum"})
+            arrays: dict[str, Any] = {key: x for key, x in program.inputs.items() if key != "spectrum"}
+            np.savez(state, **arrays)
             with atomic_path(out / "step.npz") as path:
                 path.write_bytes(state.getvalue())
     inputs = {
