@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import types
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -73,18 +74,36 @@ def test_a_wav_file_goes_through_a_pipe(checkpoint, network):
 
 
 def test_ctrl_c_is_the_end_of_the_signal(checkpoint, network):
-    pcm, x = PCM(RATE, 2, "f32le"), noise(20_000)
+    pcm, x = PCM(RATE, 2, "f32le"), noise(7 * 1024)  # which a pipe holds
     running = subprocess.Popen(
         command(checkpoint, "--raw", "f32le"), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
     running.stdin.write(pcm.encode(x))
     running.stdin.flush()
-    first = running.stdout.read(8 * 15_000)  # the pipe stays open
+    first = running.stdout.read(8 * 6 * 1024)  # all blocks were read, and the pipe stays open
     os.kill(running.pid, signal.SIGINT)
     rest, said = running.communicate(timeout=300)
     assert running.returncode == 0, said
     np.testing.assert_allclose(pcm.decode(first + rest), wanted(network, x), atol=1e-6)
-    assert b"separated 0.5 s" in said
+    assert b"separated 0.2 s" in said
+
+
+def test_ctrl_c_during_a_block_lets_it_be_finished(network):
+    pcm, x, sink = PCM(RATE, 2, "f32le"), noise(5 * 1024), io.BytesIO()
+    stem = StemStream(network.stream(), network.config, "vocals")
+    push, blocks = stem.push, []
+
+    def interrupted(samples):
+        blocks.append(samples)
+        if len(blocks) == 3:
+            signal.raise_signal(signal.SIGINT)
+        return push(samples)
+
+    stem.push = interrupted
+    before = signal.getsignal(signal.SIGINT)
+    listen_to_pipe(stem, RATE, io.BytesIO(pcm.encode(x)), sink, pcm, meter())
+    np.testing.assert_allclose(pcm.decode(sink.getvalue()), wanted(network, x[:, : 3 * 1024], "vocals"), atol=1e-6)
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def meter(hop=1024):
@@ -182,14 +201,14 @@ def test_devices_that_cannot_be_used_are_named_in_a_sentence(network, monkeypatc
     monkeypatch.setitem(sys.modules, "sounddevice", Devices(noise(0), error))
     stem = StemStream(network.stream(), network.config, "vocals")
     with pytest.raises(InputError, match=r"cannot be used \(.*\); `python -m sounddevice` lists"):
-        listen_to_devices(stem, RATE, ListenOptions("x"), meter())
+        listen_to_devices(stem, RATE, ListenOptions(Path("x")), meter())
 
 
 def test_without_the_extra_a_sentence_says_how_to_install_it(network, monkeypatch):
     monkeypatch.setitem(sys.modules, "sounddevice", None)
     stem = StemStream(network.stream(), network.config, "vocals")
     with pytest.raises(InputError, match=r"pip install 'twinsep\[live\]'"):
-        listen_to_devices(stem, RATE, ListenOptions("x"), meter())
+        listen_to_devices(stem, RATE, ListenOptions(Path("x")), meter())
 
 
 def test_the_meter_counts_late_blocks_and_shows_levels(monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import struct
 from typing import BinaryIO, NamedTuple
 
@@ -10,6 +11,8 @@ import numpy as np
 from twinsep.config import SampleFormat
 from twinsep.errors import InputError
 
+#: Bytes that come or go, such as those of a pipe.
+Bytes = BinaryIO | io.BufferedIOBase
 #: Sample formats by FFmpeg's names: NumPy's dtype and the WAV format tag (1: integers, 3: floating point).
 SAMPLE_FORMATS: dict[SampleFormat, tuple[str, int]] = {"s16le": ("<i2", 1), "f32le": ("<f4", 3)}
 #: Full scale of 16-bit samples.
@@ -57,7 +60,7 @@ class PCM(NamedTuple):
         )
 
 
-def read_wav_header(file: BinaryIO) -> tuple[PCM, int | None]:
+def read_wav_header(file: Bytes) -> tuple[PCM, int | None]:
     """Read ``file`` up to its sound; return how it is stored, and its length in bytes unless the header states none.
 
     ``file`` need not be seekable. Raises :class:`InputError` unless it is a WAV file with 16-bit or 32-bit
@@ -94,7 +97,7 @@ def _parse_format(content: bytes) -> PCM:
     )
 
 
-def _read(file: BinaryIO, count: int) -> bytes:
+def _read(file: Bytes, count: int) -> bytes:
     content = file.read(count)
     if len(content) < count:
         raise InputError("the standard input ends in the header of a WAV file: pipe in a whole one")

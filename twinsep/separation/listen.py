@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import signal
 import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, TextIO
+from typing import Any, TextIO
 
 import numpy as np
 
-from twinsep.audio.pcm import PCM, read_wav_header
+from twinsep.audio.pcm import PCM, Bytes, read_wav_header
 from twinsep.config import Config, SampleFormat
 from twinsep.errors import InputError
 from twinsep.model.stream import Stream
@@ -61,7 +64,7 @@ def listen(options: ListenOptions) -> None:
 
 
 def listen_to_pipe(
-    stem: StemStream, rate: int, source: BinaryIO, sink: BinaryIO, pcm: PCM | None, meter: Meter
+    stem: StemStream, rate: int, source: Bytes, sink: Bytes, pcm: PCM | None, meter: Meter
 ) -> None:
     """Separate raw samples, stored as ``pcm`` says, or else a WAV file; write the stem in the same form.
 
@@ -82,9 +85,8 @@ def listen_to_pipe(
 
     rest = b""
     most = stem.hop * pcm.frame_bytes
-    read = getattr(source, "read1", source.read)  # what has come, without waiting for more
-    try:
-        while data := read(most if left is None else min(left, most)):
+    with contextlib.suppress(KeyboardInterrupt), Interruptible(source) as interruptible:  # Ctrl-C ends the signal
+        while data := interruptible.read(most if left is None else min(left, most)):
             left = left if left is None else left - len(data)
             data = rest + data
             whole = len(data) - len(data) % pcm.frame_bytes
@@ -93,8 +95,6 @@ def listen_to_pipe(
                 y = stem.push(samples if pcm.channels == 2 else samples.repeat(2, 0))
             meter.played(y)
             write(y)
-    except KeyboardInterrupt:
-        pass  # the end of the signal
     write(stem.finish())
 
 
@@ -132,10 +132,44 @@ def listen_to_devices(stem: StemStream, rate: int, options: ListenOptions, meter
         ) from error
 
 
+class Interruptible:
+    """A context in which Ctrl-C interrupts the wait for bytes alone, so that what was read is separated and written.
+
+    A second Ctrl-C interrupts whatever runs.
+    """
+
+    def __init__(self, source: Bytes):
+        # What has come, without waiting for more.
+        self._read = getattr(source, "read1", source.read)
+        self._asked = self._waiting = False
+
+    def read(self, most: int) -> bytes:
+        """Return at least one and at most ``most`` bytes, or none at the end; raises KeyboardInterrupt on Ctrl-C."""
+        self._waiting = True
+        try:
+            if self._asked:
+                raise KeyboardInterrupt
+            return self._read(most)
+        finally:
+            self._waiting = False
+
+    def _interrupt(self, *_: Any) -> None:
+        if self._waiting or self._asked:
+            raise KeyboardInterrupt
+        self._asked = True
+
+    def __enter__(self) -> Interruptible:
+        self._before = signal.signal(signal.SIGINT, self._interrupt)
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        signal.signal(signal.SIGINT, self._before)
+
+
 class Meter:
     """Levels, and blocks that took longer than they last: a line on a terminal, and one sentence at the end."""
 
-    def __init__(self, rate: int, latency: int, hop: int, screen: TextIO):
+    def __init__(self, rate: int, latency: int, hop: int, screen: TextIO | io.TextIOBase):
         self.rate, self.latency, self.hop, self.screen = rate, latency, hop, screen
         self.samples = self.blocks = self.late = self.lost = 0
         self.worst = 0.0  # largest time of a block ÷ its length
