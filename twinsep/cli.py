@@ -420,7 +420,9 @@ def export(
 def bench(
     benchmarks: Annotated[
         list[str] | None,
-        typer.Argument(help="scan, block, step, separate, growth, memory, length, feeding, stream; all by default."),
+        typer.Argument(
+            help="scan, block, step, separate, growth, memory, length, feeding, stream, export; all by default."
+        ),
     ] = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for <benchmark>.json.")] = Path("results/bench"),
     config: ConfigFile = None,

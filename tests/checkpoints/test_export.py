@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
@@ -56,9 +57,16 @@ def masks_of_torch(path, x):
 
 def masks_of_jax(path, x):
     """The masks that JAX computes."""
-    model = jax_impl.load(path)
+    model, x = jax_impl.load(path), jnp.asarray(x)
     mask = model.mask_head(model.network(model.band_split(x[..., 0] + 1j * x[..., 1])))
     return np.stack([mask.real, mask.imag], -1)
+
+
+def exported(path, to, folder):
+    """Run the command, in a process of its own, because the checks of shapes in tests hinder the tracers."""
+    command = [sys.executable, "-m", "twinsep.cli", "export", str(path), "--to", to, "--out", str(folder)]
+    done = subprocess.run([*command, "--frames", str(FRAMES)], capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def stepped(run, folder, x):
@@ -81,7 +89,7 @@ def assert_close(found, path, x):
 @pytest.mark.parametrize("case", CASES)
 def test_pytorchs_format(case, tmp_path):
     path = checkpoint(case, tmp_path)
-    export.export(path, "torch", tmp_path, frames=FRAMES)
+    exported(path, "torch", tmp_path)
     x = spectrum(1025)
 
     def program(name):
@@ -94,9 +102,15 @@ def test_pytorchs_format(case, tmp_path):
         return run
 
     assert_close(program("network")(x)[0], path, x)
-    assert (tmp_path / "step.pt2").exists() == (case == "causal")
-    if case == "causal":
+    causal = case == "causal"
+    assert (tmp_path / "step.pt2").exists() == causal
+    if causal:
         assert_close(stepped(program("step"), tmp_path, x), path, x)
+    found = json.loads((tmp_path / "signature.json").read_text())
+    assert found["inputs"]["network"] == {"spectrum": {"shape": [1, 2, 1025, FRAMES, 2], "type": "float32"}}
+    assert found["inputs"].get("step", {}).get("spectrum", {}).get("shape") == ([1, 2, 1025, 2] if causal else None)
+    assert (found["format"], found["stft"]["n_fft"]) == ("torch", 2048)
+    assert found["stft"]["latency"] == (2048 if causal else None)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -105,7 +119,7 @@ def test_onnx(case, tmp_path):
     runtime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
     path = checkpoint(case, tmp_path)
-    export.export(path, "onnx", tmp_path, frames=FRAMES)
+    exported(path, "onnx", tmp_path)
     x = spectrum(1025)
 
     def program(name):
@@ -124,7 +138,7 @@ def test_onnx(case, tmp_path):
 
 #: A program for a process that has neither this package nor the twins: run network and step, write the masks.
 FRESH = """
-import sys
+import os, sys
 for name in ("twinsep", "jax_impl", "torch_impl", "torch", "flax"):
     sys.modules[name] = None
 import numpy as np
@@ -133,36 +147,30 @@ folder, frames = sys.argv[1], int(sys.argv[2])
 load = lambda name: jax.export.deserialize(bytearray(open(f"{folder}/{name}.stablehlo", "rb").read())).call
 x = np.load(f"{folder}/x.npy")
 found = {"network": load("network")(x)}
-step = jax.jit(load("step"))
-with np.load(f"{folder}/step.npz") as file:
-    state = [file[f"state_{i}"] for i in range(len(file.files))]
-out = []
-for t in range(frames):
-    mask, *state = step(x[:, :, :, t], *state)
-    out.append(mask)
-np.savez(f"{folder}/found.npz", step=np.stack(out, -2), **found)
+if os.path.exists(f"{folder}/step.npz"):
+    step, out = jax.jit(load("step")), []
+    with np.load(f"{folder}/step.npz") as file:
+        state = [file[f"state_{i}"] for i in range(len(file.files))]
+    for t in range(frames):
+        mask, *state = step(x[:, :, :, t], *state)
+        out.append(mask)
+    found["step"] = np.stack(out, -2)
+np.savez(f"{folder}/found.npz", **found)
 """
 
 
-def test_stablehlo_in_a_process_without_this_package(tmp_path):
-    path, x = checkpoint("causal", tmp_path), spectrum(1025)
-    export.export(path, "stablehlo", tmp_path, frames=FRAMES)
+@pytest.mark.parametrize("case", CASES)
+def test_stablehlo_in_a_process_without_this_package(case, tmp_path):
+    path, x = checkpoint(case, tmp_path), spectrum(1025)
+    exported(path, "stablehlo", tmp_path)
     np.save(tmp_path / "x.npy", x)
     command = [sys.executable, "-c", FRESH, str(tmp_path), str(FRAMES)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     with np.load(tmp_path / "found.npz") as found:
-        for name in ("network", "step"):
-            assert_close(found[name], path, x)
-
-
-def test_the_signature_has_the_inputs_and_the_grid(tmp_path):
-    path = checkpoint("causal", tmp_path)
-    export.export(path, "torch", tmp_path, frames=FRAMES)
-    found = json.loads((tmp_path / "signature.json").read_text())
-    assert found["inputs"]["network"] == {"spectrum": {"shape": [1, 2, 1025, FRAMES, 2], "type": "float32"}}
-    assert found["inputs"]["step"]["spectrum"]["shape"] == [1, 2, 1025, 2]
-    assert (found["format"], found["stft"]["n_fft"], found["stft"]["latency"]) == ("torch", 2048, 2048)
+        assert set(found) == ({"network", "step"} if case == "causal" else {"network"})
+        for masks in found.values():
+            assert_close(masks, path, x)
 
 
 def test_nothing_is_replaced_unless_asked(tmp_path):
@@ -173,3 +181,14 @@ def test_nothing_is_replaced_unless_asked(tmp_path):
     assert (tmp_path / "network.pt2").read_bytes() == b"mine"
     with pytest.raises(InputError, match="--frames 7: a network halves the frames"):
         export.export(path, "torch", tmp_path, frames=7, overwrite=True)
+
+
+def test_a_network_without_bands_is_refused(tmp_path):
+    config = preset("music-unet-tiny")
+    model = torch_impl.networks.build(config)
+    torch_impl.layers.initialise(model, 0)
+    own = {name: w.detach().numpy() for name, w in torch_impl.layers.named_weights(model).items()}
+    both = {f"{prefix}/{name}": w for prefix in ("model", "ema") for name, w in own.items()}
+    checkpoints.write(tmp_path / "model.safetensors", Checkpoint(config, both))
+    with pytest.raises(InputError, match="without a band split, and twinsep exports networks with one"):
+        export.export(tmp_path / "model.safetensors", "torch", tmp_path)

@@ -28,13 +28,13 @@ def export(
     """Write the network of ``checkpoint`` into the folder ``out``, as :func:`write_programs` says.
 
     It takes spectra of ``frames`` frames, by default those of a training example. Raises :class:`InputError` for a
-    system of another package, a file that exists unless ``overwrite``, and a framework or package that is missing.
+    network without a band split, a file that exists unless ``overwrite``, and a framework or package that is missing.
     """
     framework, _ = FORMATS[to]
     network = twin(framework).load(checkpoint)
     config = network.config
     if not isinstance(config.model, BandSplitConfig):
-        raise InputError(f"{checkpoint} is a system of another package, which twinsep cannot export")
+        raise InputError(f"{checkpoint} is a network without a band split, and twinsep exports networks with one")
     if frames is None:
         frames = 1 + config.segment_samples // config.model.hop
     if frames < 8:

@@ -63,9 +63,7 @@ def listen(options: ListenOptions) -> None:
         meter.finish()
 
 
-def listen_to_pipe(
-    stem: StemStream, rate: int, source: Bytes, sink: Bytes, pcm: PCM | None, meter: Meter
-) -> None:
+def listen_to_pipe(stem: StemStream, rate: int, source: Bytes, sink: Bytes, pcm: PCM | None, meter: Meter) -> None:
     """Separate raw samples, stored as ``pcm`` says, or else a WAV file; write the stem in the same form.
 
     Raises :class:`InputError` unless the WAV file has the ``rate`` of the model, in Hz.
