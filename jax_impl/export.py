@@ -5,6 +5,7 @@ What is exported computes masks of a spectrum; STFT and inverse (:mod:`twinsep.s
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import Any
 
 import jax
@@ -20,6 +21,7 @@ from jax_impl.causal_unet import CausalBandSplitUNet
 from jax_impl.kernels import own_operations
 from jax_impl.network import BandSplitNetwork
 from jax_impl.ops import concatenate, pad_axis, stack
+from twinsep.errors import InputError
 from twinsep.model.export import Program
 from twinsep.model.features import REALS, log_levels_of_reals
 
@@ -81,9 +83,11 @@ def masks(model: BandSplitNetwork, x: Float[Array, "b k t d"]) -> Float[Array, "
 def export(model: BandSplitNetwork, form: str, frames: int) -> dict[str, Program]:
     """Export a network: "network", for spectra of ``frames`` frames, and of a causal network also "step".
 
-    ``form`` is one of :data:`FORMATS`.
+    ``form`` is one of :data:`FORMATS`. Raises :class:`InputError` if a package is missing.
     """
     assert form in FORMATS
+    if find_spec("flatbuffers") is None:
+        raise InputError("--to stablehlo needs the package flatbuffers; install it with: pip install 'twinsep[export]'")
     spectrum = jnp.zeros((1, 2, model.model.n_bins, frames, 2))
     functions: dict[str, tuple[Any, list[Array]]] = {"network": (Masks(model), [spectrum])}
     if isinstance(model, CausalBandSplitUNet):

@@ -28,7 +28,7 @@ def piped():
             source, sink = os.pipe()
             os.write(sink, content)
             os.close(sink)
-            return stack.enter_context(open(source, "rb"))
+            return stack.enter_context(os.fdopen(source, "rb"))
 
         yield fill
 

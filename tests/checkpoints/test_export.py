@@ -161,6 +161,7 @@ np.savez(f"{folder}/found.npz", **found)
 
 @pytest.mark.parametrize("case", CASES)
 def test_stablehlo_in_a_process_without_this_package(case, tmp_path):
+    pytest.importorskip("flatbuffers")
     path, x = checkpoint(case, tmp_path), spectrum(1025)
     exported(path, "stablehlo", tmp_path)
     np.save(tmp_path / "x.npy", x)

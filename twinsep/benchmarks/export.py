@@ -70,12 +70,13 @@ def _in_process(framework: str, options: BenchmarkOptions) -> Record:
 def main(framework: str, warmups: int, repetitions: int) -> None:
     """Entry point of that process: print the record as JSON."""
     network, exporter = twin(framework).load(PRESET), twin(framework, "export")
+    spectrum = np.zeros((1, 2, network.config.model.n_bins, FRAMES, 2), np.float32)
+    inputs = {"network": [spectrum], "step": [spectrum[:, :, :, 0], *map(np.asarray, exporter.Step(network).first)]}
     programs: list[Record] = []
     missing: list[str] = []
     for form in exporter.FORMATS:
         try:
             exported = exporter.export(network, form, FRAMES)
-            inputs = {name: [*program.inputs.values()] for name, program in exported.items()}
             run = {name: _RUNNERS[form](program.content, [*program.inputs]) for name, program in exported.items()}
         except (InputError, ModuleNotFoundError):
             missing.append(form)
@@ -107,7 +108,7 @@ def _own_torch(network: Any, exporter: Any) -> dict[str, Callable[..., Any]]:
     levels = network.start().levels
 
     @torch.inference_mode()
-    def step(frame: np.ndarray, *_: np.ndarray) -> Any:
+    def step(frame: np.ndarray, *_state: np.ndarray) -> Any:
         # As in a stream, where the host knows which frames reach the deeper levels; a program computes them always.
         nonlocal levels
         for _ in range(PERIOD):
