@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 import jax_impl
 import torch_impl
 from ablations import comparison
+from jax_impl.causal_unet import CausalBandSplitUNet
 from torch_impl.causal import delayed, memory_at, memory_tokens, running_memory, start_memory, update_memory
 from torch_impl.causal_unet import STRIDES
 from torch_impl.layers import named_parameters
@@ -139,6 +140,36 @@ def test_no_sample_reads_one_that_is_a_window_later(kind):
     unchanged = first - model.model.latency + 1
     assert torch.equal(before[..., :unchanged], after[..., :unchanged])
     assert not torch.equal(before[..., unchanged + model.model.hop :], after[..., unchanged + model.model.hop :])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_frame_of_any_level_of_the_jax_twin_reads_a_later_frame(kind, monkeypatch):
+    config, first = configuration(kind), 21
+    functional = jax_impl.train.Functional(jax_impl.networks.build(config))
+    weights = {name: jnp.asarray(w, jnp.float32) for name, w in comparison.weights_of(config).items()}
+    seen = {}
+
+    def recorded(method):
+        return lambda self, name, *inputs: seen.setdefault(name, method(self, name, *inputs))
+
+    monkeypatch.setattr(CausalBandSplitUNet, "stage", recorded(CausalBandSplitUNet.stage))
+
+    def levels(weights, x):
+        seen.clear()
+        y = functional.model(weights).network(x)
+        return {**seen, "output": y}
+
+    x = noise(1, config.model.n_bands, 40, 8).float().numpy()
+    changed = x.copy()
+    changed[:, :, first:] += 1
+    run = jax.jit(levels)
+    before, after = run(weights, jnp.asarray(x)), run(weights, jnp.asarray(changed))
+    strides = {"enc1": 1, "dec1": 1, "output": 1, "enc2": 2, "dec2": 2, "enc3": 4, "dec3": 4, "bottleneck": 8}
+    assert before.keys() == strides.keys()
+    for name, stride in strides.items():
+        unchanged = first // stride
+        assert (before[name][:, :, :unchanged] == after[name][:, :, :unchanged]).all(), name
+        assert (before[name] != after[name]).any(), name
 
 
 def test_the_jax_twin_reads_no_later_sample():
