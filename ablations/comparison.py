@@ -101,6 +101,25 @@ _OTHERS: dict[str, dict[str, Any]] = {
         "bands": "bsroformer62",
         "init": "identity",
     },
+    "mamba; causal; level features and identity start": {
+        "mixer": {"kind": "mamba", "d_state": 4},
+        "causal": True,
+        "features": "complex+level",
+        "init": "identity",
+    },
+    "transformer; causal; window of three frames; mid/side; two stems and the rest": {
+        "mixer": {"kind": "transformer"},
+        "causal": True,
+        "attention_window": 3,
+        "mid_side": True,
+        "targets": ["drums", "bass"],
+        "residual": True,
+    },
+    "conv; causal; memory of two levels": {
+        "mixer": {"kind": "conv", "kernel": 5},
+        "causal": True,
+        "memory_tokens": [0, 3, 0, 1],
+    },
 }
 _OTHERS["spectrogram U-Net"] = {
     "network": "spectrogram-unet",
@@ -169,6 +188,20 @@ MODULES: dict[str, Module] = {
         lambda m: [_features(m), _features(m, frames=sum(m.memory_tokens)), _features(m)],
     ),
     "MaskHead": ("mask_head", lambda m: [_features(m, frames=5)]),
+}
+#: The modules of a causal network that differ from those of the others.
+_CAUSAL: dict[str, Module] = {
+    "Mixer": MODULES["Mixer"],
+    "SequenceBlock": ("enc3.0.dual_path.time", lambda m: [(3, 70, m.d_model)]),
+    "DualPath": MODULES["DualPath"],
+    "LocalConv": MODULES["LocalConv"],
+    "EncoderBlock": MODULES["EncoderBlock"],
+    "GlobalAttention": ("bottleneck.1", lambda m: [_features(m, frames=5)]),
+    "running_memory": ("", lambda m: [_features(m, frames=70)]),
+    "DecoderBlock": (
+        "dec1.0",
+        lambda m: [_features(m), (*_features(m)[:3], sum(m.memory_tokens), m.d_model), _features(m)],
+    ),
 }
 #: The modules of a flat network.
 _FLAT: dict[str, Module] = {
@@ -241,6 +274,8 @@ def modules(config: Config) -> dict[str, Module]:
     if isinstance(model, SpectrogramUNetConfig):
         return _SPECTROGRAM
     assert isinstance(model, UNetConfig)
+    if model.causal:
+        return _CAUSAL
     found = {name: module for name, module in MODULES.items() if name in _SHALLOW.get(model.levels, MODULES)}
     memory = ("memory_bank", "MemoryAttention")
     return {name: module for name, module in found.items() if model.has_memory or name not in memory}
@@ -290,7 +325,8 @@ def _set_up(name: str, config: Config, dtype: str) -> tuple[str, list[np.ndarray
     asked = shapes(model)
     arrays = [noise(*s, seed=i).astype(dtype) for i, s in enumerate(asked) if isinstance(s, tuple) and 0 not in s]
     if "{mixer}" in path:
-        path = path.format(mixer="forwards" if model.mixer.passes == 2 else "mixer")
+        both = model.mixer.passes == 2 and not getattr(model, "causal", False)
+        path = path.format(mixer="forwards" if both else "mixer")
     return path, arrays, [s for s in asked if isinstance(s, int)]
 
 
@@ -298,6 +334,8 @@ def _call(twin: Any, name: str, model: Any, config: Config, path: str, arrays: A
     options: Any = config.model
     if name == "memory_bank":
         return twin.blocks.memory_bank(arrays, options.memory_tokens)
+    if name == "running_memory":
+        return twin.causal.running_memory(arrays[0], model.rates[-1])
     module = reduce(lambda m, key: m[int(key)] if key.isdigit() else getattr(m, key), path.split("."), model)
     if name == "BandSplit":  # real arrays, because the frameworks define complex gradients differently
         arrays = [arrays[0][..., 0] + 1j * arrays[0][..., 1]]

@@ -63,6 +63,10 @@ class BandSplit(Module):
         x = rearrange(split_complex(rearrange(spectrum, "b c f t -> b t f c")), "b t f c ri -> b t f (c ri)")
         if self.reals > REALS:
             x = concatenate([x, rearrange(log_levels(spectrum), "b l f t -> b t f l")], -1)
+        return self.embed(x)
+
+    def embed(self, x: Float[Array, "b t f r"]) -> Float[Array, "b k t d"]:
+        """Return the features of every band and frame, given the real inputs of every bin and frame."""
         x = rearrange(x, "b t f r -> b t (f r)")  # a band is a range of the last axis
         columns = [self.reals * bands * width for bands, width in self.groups]
         bands = [bands for bands, _ in self.groups]
@@ -101,13 +105,16 @@ class MaskHead(Module):
 
     def __call__(self, x: Float[Array, "b k t d"]) -> Complex[Array, "b s c f t"]:
         """Return the mask of every target, channel and bin; its magnitude lies between 0 and 1."""
+        # A bin outside every band has logits 0, hence the mask sigmoid(0) · exp(0) = 0.5, as in the reference.
+        return pad_axis(polar(*self.parts(x)), -2, self.missing, 0.5)
+
+    def parts(self, x: Float[Array, "b k t d"]) -> tuple[Float[Array, "b s c f t"], Float[Array, "b s c f t"]]:
+        """Return magnitude and phase of the mask of every bin in a band."""
         n = rearrange(rms_norm(x, self.norm[:, None]), "b k t d -> k (b t) d")
         hidden = silu(batched_linear(n, self.weight1[...], self.bias1[...]))  # (k, b·t, d)
         logits = band_outputs(hidden, self.weight2[...], self.bias2[...], self.groups, self.stems)  # (s, c·two, f, b·t)
         magnitude, phase = rearrange(logits, "s (c two) f (b t) -> two b s c f t", b=x.shape[0], two=2)
-        mask = polar(sigmoid(magnitude), math.pi * tanh(phase))  # (b, s, c, f, t)
-        # A bin outside every band has logits 0, hence the mask sigmoid(0) · exp(0) = 0.5, as in the reference.
-        return pad_axis(mask, -2, self.missing, 0.5)
+        return sigmoid(magnitude), math.pi * tanh(phase)
 
 
 class GLUMaskHead(Module):
@@ -131,10 +138,14 @@ class GLUMaskHead(Module):
 
     def __call__(self, x: Float[Array, "b k t d"]) -> Complex[Array, "b s c f t"]:
         """Return the mask of every target, channel and bin."""
+        # A bin outside every band has the mask 0.5, as in the reference.
+        return pad_axis(complex_of(*self.parts(x)), -2, self.missing, 0.5)
+
+    def parts(self, x: Float[Array, "b k t d"]) -> tuple[Float[Array, "b s c f t"], Float[Array, "b s c f t"]]:
+        """Return real and imaginary part of the mask of every bin in a band."""
         n = rearrange(rms_norm(x, self.norm[:, None]), "b k t d -> k (b t) d")
         hidden = tanh(batched_linear(n, self.hidden_weight[...], self.hidden_bias[...]))  # (k, b·t, 4d)
         both = band_outputs(hidden, self.glu_weight[...], self.glu_bias[...], self.groups, self.stems)
         a, gate = rearrange(both, "s (half r) f (b t) -> half b s r f t", b=x.shape[0], half=2)
         real, imaginary = rearrange(a * sigmoid(gate), "b s (c two) f t -> two b s c f t", two=2)
-        # A bin outside every band has the mask 0.5, as in the reference.
-        return pad_axis(complex_of(real, imaginary), -2, self.missing, 0.5)
+        return real, imaginary

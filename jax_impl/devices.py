@@ -27,6 +27,31 @@ def on_numpy(model: nnx.Module, device: jax.Device) -> Callable[[np.ndarray], np
     return function
 
 
+def stream_on_numpy(model: Any) -> Callable[[], Callable[[np.ndarray], np.ndarray]]:
+    """Wrap ``push`` of a causal model, compiled once, as a function that starts streams.
+
+    A stream is a function from the next block (2, hop) to the stems (stems, 2, hop), on the device of the weights.
+    """
+    definition, weights = nnx.split(model)
+    device = next(iter(model.band_split.bias[...].devices()))
+    silence = jax.jit(lambda weights: nnx.merge(definition, weights).start())(weights)
+    compiled = jax.jit(lambda weights, block, state: nnx.merge(definition, weights).push(block, state))
+
+    def start() -> Callable[[np.ndarray], np.ndarray]:
+        """Start a stream."""
+        state = silence
+
+        def advance(block: np.ndarray) -> np.ndarray:
+            """Return the stems of the next block."""
+            nonlocal state
+            y, state = compiled(weights, jax.device_put(block[None], device), state)
+            return np.asarray(y)[0]
+
+        return advance
+
+    return start
+
+
 def choose_device() -> str:
     """Return "cuda" if JAX's default device is such a GPU, else "cpu"."""
     return "cuda" if jax.default_backend() in ("gpu", "cuda") else "cpu"

@@ -10,12 +10,25 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from einops import rearrange
+from einops import einsum, rearrange
 from flax import nnx
 from jax import Array
 from jaxtyping import Float
 
-from jax_impl.ops import EPS, attention, batch_norm, conv2d, depthwise, depthwise_silu, linear, relu, rms_norm
+from jax_impl.ops import (
+    EPS,
+    attention,
+    batch_norm,
+    concatenate,
+    conv2d,
+    depthwise,
+    depthwise_silu,
+    linear,
+    relu,
+    rms_norm,
+    silu,
+    zeros,
+)
 from twinsep.model import initializers
 
 Module = nnx.Module
@@ -105,6 +118,18 @@ class DepthwiseConv1d(Module):
         """Convolve every feature along the length; the type of ``x`` is kept."""
         return depthwise(x, self.weight[...], self.bias[...], self.left).astype(x.dtype)
 
+    def start(self, batch: int) -> Float[Array, "b j d"]:
+        """The kernel − 1 frames before the first, zeros; only a convolution that reads no later frame has steps."""
+        d, _, kernel = self.weight.shape
+        return zeros((batch, kernel - 1, d), self.weight[...])
+
+    def step(
+        self, x: Float[Array, "b d"], past: Float[Array, "b j d"]
+    ) -> tuple[Float[Array, "b d"], Float[Array, "b j d"]]:
+        """Convolve one frame, given the frames before it; return these for the next frame too."""
+        frames = concatenate([past, x[:, None]], 1)  # (b, kernel, d)
+        return einsum(frames, self.weight[...][:, 0], "b j d, d j -> b d") + self.bias[...], frames[:, 1:]
+
 
 class DepthwiseConvSiLU1d(DepthwiseConv1d):
     """Depthwise convolution followed by SiLU: (b, l, d) -> (b, l, d)."""
@@ -112,6 +137,13 @@ class DepthwiseConvSiLU1d(DepthwiseConv1d):
     def __call__(self, x: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
         """Convolve every feature along the length and apply SiLU; the type of ``x`` is kept."""
         return depthwise_silu(x, self.weight[...], self.bias[...], self.left).astype(x.dtype)
+
+    def step(
+        self, x: Float[Array, "b d"], past: Float[Array, "b j d"]
+    ) -> tuple[Float[Array, "b d"], Float[Array, "b j d"]]:
+        """Convolve one frame and apply SiLU, given the frames before it; return these for the next frame too."""
+        y, past = super().step(x, past)
+        return silu(y), past
 
 
 class HalvingConv1d(Module):

@@ -14,7 +14,9 @@ from jax_impl.bandsplit import BandSplit, GLUMaskHead, MaskHead
 from jax_impl.layers import Module, named_parameters
 from jax_impl.ops import concatenate, constant, pad_axis
 from twinsep.config import BandSplitConfig, Config
+from twinsep.errors import InputError
 from twinsep.model.stereo import MID_SIDE
+from twinsep.model.stream import Stream
 from twinsep.stft import istft, stft
 
 
@@ -33,6 +35,10 @@ class Network(Module):
     def parameter_count(self) -> int:
         """Number of scalar weights."""
         return sum(math.prod(weight.shape) for weight in named_parameters(self).values())
+
+    def stream(self) -> Stream:
+        """Return the stems of a live signal; raises :class:`InputError` unless ``config.model.causal``."""
+        raise InputError("this network reads the future of a frame: take one with model.causal, such as tiny-causal")
 
 
 class MaskingNetwork(Network):
@@ -60,19 +66,31 @@ class MaskingNetwork(Network):
         With ``return_auxiliary_outputs``, also return the "mask" (b, targets, c, f, t) and the "spectrum" of
         the mixture (b, c, f, t), both of mid and side for a model with ``mid_side``.
         """
-        model, samples = self.config.model, mixture.shape[-1]
-        x = pad_axis(mixture, -1, max(0, model.min_samples - samples))
+        samples = mixture.shape[-1]
+        x = pad_axis(mixture, -1, max(0, self.config.model.min_samples - samples))
         if self.mid_side:
             x = einsum(constant(MID_SIDE, x), x, "m c, b c s -> b m s")
-        spectrum = stft(x, n_fft=model.n_fft, hop=model.hop)  # (b, c, f, t)
+        spectrum = self.spectrum(x)  # (b, c, f, t)
         mask = self.mask(spectrum)  # (b, targets, c, f, t)
         masked = mask * spectrum[:, None]
-        y = istft(masked, n_fft=model.n_fft, hop=model.hop, length=x.shape[-1])[..., :samples]
+        y = self.to_stems(self.signal(masked, x.shape[-1])[..., :samples], mixture)
+        return (y, {"mask": mask, "spectrum": spectrum}) if return_auxiliary_outputs else y
+
+    def spectrum(self, x: Float[Array, "b 2 s"]) -> Complex[Array, "b c f t"]:
+        """Transform a signal to a spectrum."""
+        return stft(x, n_fft=self.config.model.n_fft, hop=self.config.model.hop)
+
+    def signal(self, spectra: Complex[Array, "b stems c f t"], samples: int) -> Float[Array, "b stems 2 s"]:
+        """Transform spectra to signals of ``samples``."""
+        return istft(spectra, n_fft=self.config.model.n_fft, hop=self.config.model.hop, length=samples)
+
+    def to_stems(self, y: Float[Array, "b targets 2 s"], mixture: Float[Array, "b 2 s"]) -> Float[Array, "b stems 2 s"]:
+        """Convert estimates of mid and side to left and right, and append the residual, as the configuration says."""
         if self.mid_side:
             y = einsum(constant(2 * MID_SIDE, y), y, "m c, b stems m s -> b stems c s")
-        if model.residual:
+        if self.config.model.residual:
             y = concatenate([y, (mixture - y.sum(1))[:, None]], 1)
-        return (y, {"mask": mask, "spectrum": spectrum}) if return_auxiliary_outputs else y
+        return y
 
     @abstractmethod
     def mask(self, spectrum: Complex[Array, "b c f t"]) -> Shaped[Array, "b n c f t"]:

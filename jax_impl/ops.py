@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial, wraps
@@ -38,8 +38,11 @@ flip = jnp.flip
 relu = jax.nn.relu
 sigmoid = jax.nn.sigmoid
 silu = jax.nn.silu
+stack = jnp.stack
 tanh = jnp.tanh
 zeros_like = jnp.zeros_like
+#: The opposite of a flag, see :func:`choose`.
+negate = jnp.logical_not
 
 #: The dtype of matrix products, set by :func:`autocast`; None leaves that of their inputs.
 _compute_type: ContextVar[Any] = ContextVar("compute_type", default=None)
@@ -48,6 +51,26 @@ _compute_type: ContextVar[Any] = ContextVar("compute_type", default=None)
 def constant(array, like: Array) -> Array:
     """Convert a NumPy constant to an array with the dtype of ``like``."""
     return jnp.asarray(array, dtype=like.dtype)
+
+
+def zeros(shape: Sequence[int], like: Array) -> Array:
+    """Zeros with the dtype of ``like``."""
+    return jnp.zeros(shape, like.dtype)
+
+
+def take(x: Array, indices, axis: int) -> Array:
+    """The entries of ``x`` at ``indices``, a NumPy array (n,), along an axis."""
+    return jnp.take(x, indices, axis, mode="clip")  # other modes write NaN beyond the end, in the gradient too
+
+
+def flag(value: bool) -> Array:
+    """A truth value in the state of a stream, which the compiled program keeps."""
+    return jnp.asarray(value)
+
+
+def choose(condition: Array, if_true: Callable, if_false: Callable, *inputs):
+    """Call ``if_true(*inputs)`` or ``if_false(*inputs)``; both return trees of the same shapes."""
+    return jax.lax.cond(condition, if_true, if_false, *inputs)
 
 
 def split(x: Array, sizes: Sequence[int], axis: int) -> list[Array]:
@@ -319,6 +342,19 @@ def attention(
     return y.astype(dtype)
 
 
+def masked_attention(
+    q: Float[Array, "*b l e"], k: Float[Array, "*b m e"], v: Float[Array, "*b m e"], bias: Float[Array, "*c _ m"]
+) -> Float[Array, "*b l e"]:
+    """Attention softmax(q kᵀ / √e + bias) v; every query must have a key with a finite bias, which broadcasts."""
+    dtype = q.dtype
+    q, k, v = _in_compute_type(q / q.shape[-1] ** 0.5, k, v)
+    wide = jnp.promote_types(q.dtype, jnp.float32)
+    scores = jnp.matmul(q, k.mT, preferred_element_type=wide) + bias
+    weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
+    y = jnp.matmul(weights.astype(v.dtype), v, preferred_element_type=wide) / weights.sum(-1, keepdims=True)
+    return y.astype(dtype)
+
+
 @full_precision
 def lstm(
     x: Float[Array, "b l d"],
@@ -330,12 +366,29 @@ def lstm(
     """Hidden states of a one-layer LSTM that starts from zero; weights stack the gates in the order i, f, g, o."""
 
     def frame(state: tuple[Array, Array], inputs: Array) -> tuple[tuple[Array, Array], Array]:
-        h, c = state
-        i, f, g, o = jnp.split(inputs + h @ w_hh.T, 4, -1)
-        c = sigmoid(f) * c + sigmoid(i) * tanh(g)
-        h = sigmoid(o) * tanh(c)
-        return (h, c), h
+        state = _lstm_frame(inputs, *state, w_hh)
+        return state, state[0]
 
     start = jnp.zeros((x.shape[0], w_hh.shape[1]), x.dtype)
     inputs = x @ w_ih.T + (b_ih + b_hh)
     return jax.lax.scan(frame, (start, start), inputs.swapaxes(0, 1))[1].swapaxes(0, 1)
+
+
+def _lstm_frame(inputs: Array, h: Array, c: Array, w_hh: Array) -> tuple[Array, Array]:
+    """The next h and c from the inputs of the gates, W_ih x + b."""
+    i, f, g, o = jnp.split(inputs + h @ w_hh.T, 4, -1)
+    c = sigmoid(f) * c + sigmoid(i) * tanh(g)
+    return sigmoid(o) * tanh(c), c
+
+
+def lstm_step(
+    x: Float[Array, "b d"],
+    h: Float[Array, "b h"],
+    c: Float[Array, "b h"],
+    w_ih: Float[Array, "g d"],
+    w_hh: Float[Array, "g h"],
+    b_ih: Float[Array, " g"],
+    b_hh: Float[Array, " g"],
+) -> tuple[Float[Array, "b h"], Float[Array, "b h"]]:
+    """One frame of :func:`lstm`: the next h and c."""
+    return _lstm_frame(x @ w_ih.T + (b_ih + b_hh), h, c, w_hh)

@@ -74,15 +74,29 @@ def selective_scan_sequential(
 
     def frame(h: Array, inputs: tuple[Array, ...]) -> tuple[Array, Array]:
         u_t, delta_t, B_t, C_t = inputs
-        # h_t = exp(Δ_t A) h_{t−1} + Δ_t B_t u_t
-        h = jnp.exp(delta_t[..., None] * A) * h + delta_t[..., None] * B_t[:, None, :] * u_t[..., None]
-        # y_t = C_t · h_t + D u_t
-        return h, (h * C_t[:, None, :]).sum(-1) + D * u_t
+        return selective_scan_step(h, u_t, delta_t, A, B_t, C_t, D)
 
     h = jnp.zeros((u.shape[0], *A.shape), u.dtype)
     _, y = jax.lax.scan(frame, h, tuple(x.swapaxes(0, 1) for x in (u, delta, B, C)))
     y = y.swapaxes(0, 1)
     return y if z is None else y * silu(z)
+
+
+def selective_scan_step(
+    h: Float[Array, "b e n"],
+    u: Float[Array, "b e"],
+    delta: Float[Array, "b e"],
+    A: Float[Array, "e n"],
+    B: Float[Array, "b n"],
+    C: Float[Array, "b n"],
+    D: Float[Array, " e"],
+) -> tuple[Float[Array, "b e n"], Float[Array, "b e"]]:
+    """One frame of the selective scan without gate: the state h_t after h_{t−1}, and y_t."""
+    delta = delta[..., None]
+    # h_t = exp(Δ_t A) h_{t−1} + Δ_t B_t u_t
+    h = jnp.exp(delta * A) * h + delta * B[:, None, :] * u[..., None]
+    # y_t = C_t · h_t + D u_t
+    return h, (h * C[:, None, :]).sum(-1) + D * u
 
 
 def selective_scan_chunked(

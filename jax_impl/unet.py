@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from jax import Array
 from jaxtyping import Float
 
@@ -15,12 +17,17 @@ from twinsep.config import Config, UNetConfig
 class BandSplitUNet(BandSplitNetwork):
     """The band-split U-Net with memory: mixture (b, 2, s) to stems (b, stems, 2, s)."""
 
+    encoder_block: ClassVar[type] = EncoderBlock
+    dual_path: ClassVar[type] = DualPath
+    global_attention: ClassVar[type] = GlobalAttention
+    decoder_block: ClassVar[type] = DecoderBlock
+
     def __init__(self, config: Config):
         super().__init__(config)
         model = config.model
         assert isinstance(model, UNetConfig)
         if model.levels >= 1:
-            self.enc1 = ModuleList([EncoderBlock(model, conv=True) for _ in range(model.n_enc)])
+            self.enc1 = ModuleList([self.encoder_block(model, conv=True) for _ in range(model.n_enc)])
         if model.levels == 3:
             self.add_deeper_levels(model)
 
@@ -28,18 +35,18 @@ class BandSplitUNet(BandSplitNetwork):
         """Add the encoder's levels 2 and 3, the bottleneck and the decoder."""
         enc, dec = range(model.n_enc), range(model.n_dec)
         self.down1 = Downsample(model)
-        self.enc2 = ModuleList([EncoderBlock(model, conv=True) for _ in enc])
+        self.enc2 = ModuleList([self.encoder_block(model, conv=True) for _ in enc])
         self.down2 = Downsample(model)
-        self.enc3 = ModuleList([EncoderBlock(model, conv=False) for _ in enc])
+        self.enc3 = ModuleList([self.encoder_block(model, conv=False) for _ in enc])
         self.down3 = Downsample(model)
-        pairs = range(model.n_bottleneck // 2)
-        self.bottleneck = ModuleList([block(model) for _ in pairs for block in (DualPath, GlobalAttention)])
+        pairs = [(self.dual_path, self.global_attention)] * (model.n_bottleneck // 2)
+        self.bottleneck = ModuleList([block(model) for pair in pairs for block in pair])
         self.up3 = Upsample(model)
-        self.dec3 = ModuleList([DecoderBlock(model) for _ in dec])
+        self.dec3 = ModuleList([self.decoder_block(model) for _ in dec])
         self.up2 = Upsample(model)
-        self.dec2 = ModuleList([DecoderBlock(model) for _ in dec])
+        self.dec2 = ModuleList([self.decoder_block(model) for _ in dec])
         self.up1 = Upsample(model)
-        self.dec1 = ModuleList([DecoderBlock(model) for _ in dec])
+        self.dec1 = ModuleList([self.decoder_block(model) for _ in dec])
 
     def network(self, x: Float[Array, "b k t d"]) -> Float[Array, "b k t d"]:
         """Apply the U-Net to band features, or as much of it as ``model.levels`` says."""

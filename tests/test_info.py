@@ -56,6 +56,8 @@ def test_json_holds_versions_frameworks_presets_and_checkpoints(capsys):
     }
     assert {name: found["presets"][name]["parameters"] for name in counts} == counts
     assert found["presets"]["htdemucs"]["mixer"] == "package"
+    latencies = {name: found["presets"][name]["latency_ms"] for name in ("tiny", "tiny-causal", "htdemucs")}
+    assert latencies == {"tiny": None, "tiny-causal": 46.4, "htdemucs": None}
     assert (found["presets"]["tiny"]["bands"], found["presets"]["tiny"]["mixer"]) == ("vocal72", "mamba")
     a, broken, c, released = found["checkpoints"]
     assert a["path"] == "results/weights/[a]/0.safetensors"
@@ -74,6 +76,8 @@ def test_the_tables_show_scores_and_the_package_version(capsys, monkeypatch):
     row = next(line for line in out.splitlines() if "[a]/0.safetensors" in line)
     assert [cell.strip() for cell in row.split("│")[2:-1]] == ["vocal18", "mamba", "8", "1234", "7.26", "–"]
     assert "301,044" in out
+    row = next(line for line in out.splitlines() if "tiny-causal" in line)
+    assert row.split("│")[-2].strip() == "46.4"
     assert re.search(rf"twinsep +│ {re.escape(version('twinsep'))} ", out)
     assert "Numba kernel" in out
     assert any(line.startswith("results/weights/[broken]/0.safetensors: not a whole") for line in out.splitlines())

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from twinsep.stft import istft, stft
+from twinsep.stft import causal_envelope, causal_istft, causal_stft, frame_spectra, istft, stft, windowed_frames
 
 GRIDS = [(2048, 256), (2048, 512), (1024, 147), (512, 128), (256, 100), (64, 32), (4096, 147), (2, 1)]
 LENGTHS = [1, 2, 31, 33, 128, 129, 512, 1000, 1024, 1025, 1500, 2048, 2049, 2600, 3000]
@@ -149,3 +149,50 @@ def test_invalid_arguments_are_rejected():
         istft(spectra, n_fft=256, hop=128, length=2000)
     with pytest.raises(ValueError, match="16 frames hold 2176 samples, not 2177"):
         istft(spectra, n_fft=512, hop=128, length=2177)
+
+
+@pytest.mark.parametrize(("n_fft", "hop"), [(64, 16), (64, 32), (32, 12), (16, 5)])
+def test_the_causal_grid_agrees_with_its_definition_and_is_inverted(xp, n_fft, hop):
+    _, array = xp
+    x = noise(200)
+    found = causal_stft(array(x), n_fft=n_fft, hop=hop)
+    frames = (200 - 1 + n_fft) // hop
+    padded = np.concatenate([np.zeros(n_fft - hop), x, np.zeros(n_fft)])
+    wanted = [np.fft.rfft(padded[t * hop : t * hop + n_fft] * np.hanning(n_fft + 1)[:-1]) for t in range(frames)]
+    np.testing.assert_allclose(np.asarray(found), np.stack(wanted, 1), atol=1e-12)
+    back = np.asarray(causal_istft(found, n_fft=n_fft, hop=hop, length=200))
+    np.testing.assert_allclose(back, x, atol=1e-12)
+
+
+@pytest.mark.parametrize(("n_fft", "hop"), [(64, 16), (64, 32), (32, 12)])
+def test_frames_added_one_after_another_are_the_causal_inverse(xp, n_fft, hop):
+    _, array = xp
+    x = noise(10 * hop)
+    spectra = causal_stft(array(x), n_fft=n_fft, hop=hop)
+    total, out = np.zeros(n_fft), []
+    for t in range(spectra.shape[-1]):
+        total = total + np.asarray(windowed_frames(spectra[:, t], n_fft=n_fft))
+        out.append(total[:hop] / causal_envelope(n_fft, hop))
+        total = np.concatenate([total[hop:], np.zeros(hop)])
+    np.testing.assert_allclose(np.concatenate(out)[n_fft - hop :][: len(x)], x, atol=1e-12)
+    assert causal_envelope(n_fft, hop).min() >= 0.5 - 1e-12
+    first = np.concatenate([np.zeros(n_fft - hop), x[:hop]])
+    np.testing.assert_allclose(np.asarray(frame_spectra(array(first))), np.asarray(spectra)[:, 0], atol=1e-12)
+
+
+def test_a_frame_of_the_causal_grid_reads_no_later_sample():
+    x = noise(100)
+    changed = np.concatenate([x[:48], noise(52, seed=1)])
+    before, after = (causal_stft(y, n_fft=32, hop=16) for y in (x, changed))
+    assert (before[:, :3] == after[:, :3]).all()
+    assert (before[:, 3:] != after[:, 3:]).any()
+
+
+def test_the_causal_inverse_refuses_what_it_cannot_invert():
+    spectra = causal_stft(noise(100), n_fft=32, hop=16)
+    with pytest.raises(ValueError, match="no inverse: n_fft 32 needs 17 bins and a hop of at most 16"):
+        causal_istft(spectra, n_fft=32, hop=20, length=10)
+    with pytest.raises(ValueError, match="frames hold 112 samples, not 113"):
+        causal_istft(spectra, n_fft=32, hop=16, length=113)
+    with pytest.raises(TypeError, match="float32 or float64"):
+        causal_stft(np.zeros(100, np.float16), n_fft=32, hop=16)

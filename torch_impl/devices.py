@@ -30,6 +30,30 @@ def on_numpy(model: nn.Module, device: torch.device) -> Callable[[np.ndarray], n
     return function
 
 
+def stream_on_numpy(model: Any) -> Callable[[], Callable[[np.ndarray], np.ndarray]]:
+    """Wrap ``push`` of a causal model as a function that starts streams, without gradients.
+
+    A stream is a function from the next block (2, hop) to the stems (stems, 2, hop), on the device of the weights.
+    """
+    device = model.band_split.bias.device
+
+    def start() -> Callable[[np.ndarray], np.ndarray]:
+        """Start a stream."""
+        with torch.inference_mode():
+            state = model.start()
+
+        @torch.inference_mode()
+        def advance(block: np.ndarray) -> np.ndarray:
+            """Return the stems of the next block."""
+            nonlocal state
+            y, state = model.push(torch.from_numpy(block)[None].to(device), state)
+            return y[0].cpu().numpy()
+
+        return advance
+
+    return start
+
+
 def choose_device() -> str:
     """Return "cuda" if PyTorch can use such a GPU, else "mps" if an Apple GPU computes as the CPU does, else "cpu"."""
     if torch.cuda.is_available():

@@ -9,11 +9,24 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from einops import rearrange
+from einops import einsum, rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from torch_impl.ops import EPS, attention, batch_norm, conv2d, depthwise, depthwise_silu, linear, relu, rms_norm
+from torch_impl.ops import (
+    EPS,
+    attention,
+    batch_norm,
+    concatenate,
+    conv2d,
+    depthwise,
+    depthwise_silu,
+    linear,
+    relu,
+    rms_norm,
+    silu,
+    zeros,
+)
 from twinsep.checkpoints.native import STATISTICS
 from twinsep.model import initializers
 
@@ -109,6 +122,18 @@ class DepthwiseConv1d(Module):
         """Convolve every feature along the length; the type of ``x`` is kept."""
         return depthwise(x, self.weight, self.bias, self.left).to(x.dtype)
 
+    def start(self, batch: int) -> Float[Tensor, "b j d"]:
+        """The kernel − 1 frames before the first, zeros; only a convolution that reads no later frame has steps."""
+        d, _, kernel = self.weight.shape
+        return zeros((batch, kernel - 1, d), self.weight)
+
+    def step(
+        self, x: Float[Tensor, "b d"], past: Float[Tensor, "b j d"]
+    ) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b j d"]]:
+        """Convolve one frame, given the frames before it; return these for the next frame too."""
+        frames = concatenate([past, x[:, None]], 1)  # (b, kernel, d)
+        return einsum(frames, self.weight[:, 0], "b j d, d j -> b d") + self.bias, frames[:, 1:]
+
 
 class DepthwiseConvSiLU1d(DepthwiseConv1d):
     """Depthwise convolution followed by SiLU: (b, l, d) -> (b, l, d)."""
@@ -116,6 +141,13 @@ class DepthwiseConvSiLU1d(DepthwiseConv1d):
     def forward(self, x: Float[Tensor, "b l d"]) -> Float[Tensor, "b l d"]:
         """Convolve every feature along the length and apply SiLU; the type of ``x`` is kept."""
         return depthwise_silu(x, self.weight, self.bias, self.left).to(x.dtype)
+
+    def step(
+        self, x: Float[Tensor, "b d"], past: Float[Tensor, "b j d"]
+    ) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b j d"]]:
+        """Convolve one frame and apply SiLU, given the frames before it; return these for the next frame too."""
+        y, past = super().step(x, past)
+        return silu(y), past
 
 
 class HalvingConv1d(Module):

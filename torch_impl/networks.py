@@ -1,10 +1,11 @@
 """The networks by the name in ``model.network``."""
 
+from torch_impl.causal_unet import CausalBandSplitUNet
 from torch_impl.flat import BandSplitFlat
 from torch_impl.network import Network
 from torch_impl.spectrogram_unet import SpectrogramUNet
 from torch_impl.unet import BandSplitUNet
-from twinsep.config import Config
+from twinsep.config import Config, UNetConfig
 
 NETWORKS: dict[str, type[Network]] = {
     "unet": BandSplitUNet,
@@ -19,4 +20,6 @@ def build(config: Config) -> Network:
         from torch_impl.baselines.packages import PackageNetwork
 
         return PackageNetwork(config)
+    if isinstance(config.model, UNetConfig) and config.model.causal:
+        return CausalBandSplitUNet(config)
     return NETWORKS[config.model.network](config)

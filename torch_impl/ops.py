@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import wraps
 from typing import Any
 
@@ -10,9 +10,10 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Complex, Float
 from torch import Tensor
+from torch.utils._pytree import tree_map
 from torch.utils.checkpoint import checkpoint
 
-from torch_impl.kernels import cpu_kernels, published
+from torch_impl.kernels import cpu_kernels, published, standard_operations_only
 from twinsep import stft
 
 #: Number of bands and width in bins of each group of equally wide bands.
@@ -35,13 +36,53 @@ relu = F.relu
 sigmoid = torch.sigmoid
 silu = F.silu
 split = torch.split
+stack = torch.stack
 tanh = torch.tanh
 zeros_like = torch.zeros_like
 
 
 def constant(array, like: Tensor) -> Tensor:
     """Convert a NumPy constant to a tensor with the dtype and device of ``like``."""
-    return stft.constant(array, like, torch)
+    if like.device.type != "cpu":
+        return stft.constant(array, like, torch)  # kept on the device
+    return torch.as_tensor(array.copy(), dtype=like.dtype)
+
+
+def zeros(shape: Sequence[int], like: Tensor) -> Tensor:
+    """Zeros with the dtype and device of ``like``."""
+    return like.new_zeros(shape)
+
+
+def take(x: Tensor, indices, axis: int) -> Tensor:
+    """The entries of ``x`` at ``indices``, a NumPy array (n,), along an axis."""
+    return torch.index_select(x, axis, torch.as_tensor(indices.copy(), device=x.device))
+
+
+def flag(value: bool) -> bool:
+    """A truth value in the state of a stream; here the host knows it."""
+    return value
+
+
+def negate(value: bool | Tensor) -> bool | Tensor:
+    """The opposite of a flag."""
+    return value.logical_not() if isinstance(value, Tensor) else not value
+
+
+def choose(condition: bool | Tensor, if_true: Callable, if_false: Callable, *inputs):
+    """Call ``if_true(*inputs)`` or ``if_false(*inputs)``; both return trees of the same shapes.
+
+    A condition that the host does not know, in an exported program, selects from the results of both.
+    """
+    if not isinstance(condition, Tensor):
+        return if_true(*inputs) if condition else if_false(*inputs)
+
+    def select(x, y):
+        if not isinstance(x, Tensor):
+            return x
+        # onnxruntime's Where takes no flags.
+        return condition & x | ~condition & y if x.dtype == torch.bool else torch.where(condition, x, y)
+
+    return tree_map(select, if_true(*inputs), if_false(*inputs))
 
 
 def rematerialised(function, *inputs):
@@ -83,7 +124,7 @@ class _Softplus(torch.autograd.Function):
 
 def softplus(x: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
     """log(1 + exp(x)), with only the output saved for the backward pass."""
-    return _Softplus.apply(x)
+    return F.softplus(x) if standard_operations_only() else _Softplus.apply(x)
 
 
 def rms_norm(x: Float[Tensor, "... d"], weight: Float[Tensor, "*w d"], eps: float = EPS) -> Float[Tensor, "... d"]:
@@ -223,7 +264,22 @@ def band_outputs(
     hidden: Float[Tensor, "k n d"], weight: Float[Tensor, "o d"], bias: Float[Tensor, " o"], groups: Groups, stems: int
 ) -> Float[Tensor, "s r f n"]:
     """One Linear from each band's features to r numbers per stem and bin; rows are packed by band, stem, bin and r."""
+    if standard_operations_only():
+        return _standard_band_outputs(hidden, weight, bias, groups, stems)
     return _BandOutputs.apply(*_in_compute_type(hidden, weight, bias), groups, stems)
+
+
+def _standard_band_outputs(hidden: Tensor, weight: Tensor, bias: Tensor, groups: Groups, stems: int) -> Tensor:
+    parts, band, row = [], 0, 0
+    outputs = len(weight) // sum(bands * width for bands, width in groups)
+    for bands, width in groups:
+        rows = slice(row, row + outputs * bands * width)
+        w, b = weight[rows].unflatten(0, (bands, -1)), bias[rows].view(bands, -1)
+        y = batched_linear(hidden[band : band + bands], w, b)  # (k, n, s·w·r)
+        y = y.unflatten(2, (stems, width, -1)).permute(2, 4, 0, 3, 1)  # (s, r, k, w, n)
+        parts.append(y.flatten(2, 3))
+        band, row = band + bands, rows.stop
+    return torch.cat(parts, 2)
 
 
 def _in_compute_type(*tensors: Tensor) -> Sequence[Tensor]:
@@ -267,6 +323,15 @@ def attention(
     return F.scaled_dot_product_attention(q, k, v)
 
 
+def masked_attention(
+    q: Float[Tensor, "*b l e"], k: Float[Tensor, "*b m e"], v: Float[Tensor, "*b m e"], bias: Float[Tensor, "*c _ m"]
+) -> Float[Tensor, "*b l e"]:
+    """Attention softmax(q kᵀ / √e + bias) v; every query must have a key with a finite bias, which broadcasts."""
+    if standard_operations_only():  # the exporter to ONNX knows the operator in four dimensions only
+        return torch.softmax(q @ k.mT / q.shape[-1] ** 0.5 + bias, -1) @ v
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+
+
 @full_precision
 def lstm(
     x: Float[Tensor, "b l d"],
@@ -279,3 +344,16 @@ def lstm(
     start = x.new_zeros(1, x.shape[0], w_hh.shape[1])
     # has_biases, num_layers, dropout, train (required by cuDNN's backward pass), bidirectional, batch_first
     return torch.lstm(x, (start, start), (w_ih, w_hh, b_ih, b_hh), True, 1, 0.0, True, False, True)[0]
+
+
+def lstm_step(
+    x: Float[Tensor, "b d"],
+    h: Float[Tensor, "b h"],
+    c: Float[Tensor, "b h"],
+    w_ih: Float[Tensor, "g d"],
+    w_hh: Float[Tensor, "g h"],
+    b_ih: Float[Tensor, " g"],
+    b_hh: Float[Tensor, " g"],
+) -> tuple[Float[Tensor, "b h"], Float[Tensor, "b h"]]:
+    """One frame of :func:`lstm`: the next h and c."""
+    return torch.lstm_cell(x, (h, c), w_ih, w_hh, b_ih, b_hh)

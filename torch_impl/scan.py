@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import silu, softplus
 
-from torch_impl.kernels import cpu_kernels, guard, published
+from torch_impl.kernels import cpu_kernels, guard, published, standard_operations_only
 from twinsep.model.scan_inputs import check_scan_inputs
 
 CHUNK = 32  # frames per chunk of the chunked form
@@ -41,6 +41,8 @@ def selective_scan(
     Raises ValueError if shapes, devices or dtypes do not match.
     """
     _check_inputs(u, delta, A, B, C, D, z)
+    if standard_operations_only():
+        return selective_scan_loop(u, delta, A, B, C, D, z)
     dtype = torch.float64 if u.dtype == torch.float64 else torch.float32
     # Without autocast: a state that decays over thousands of frames loses too much in half precision.
     with torch.autocast(u.device.type, enabled=False):
@@ -72,13 +74,27 @@ def selective_scan_sequential(
     h = (u * delta)[:, :0].sum(1)[..., None] * A  # zeros (b, e, n)
     frames = []
     for t in range(u.shape[1]):
-        delta_t = delta[:, t, :, None]
-        # h_t = exp(Δ_t A) h_{t−1} + Δ_t B_t u_t
-        h = torch.exp(delta_t * A) * h + delta_t * B[:, t, None, :] * u[:, t, :, None]
-        # y_t = C_t · h_t + D u_t
-        frames.append((h * C[:, t, None, :]).sum(-1) + D * u[:, t])
+        h, y_t = selective_scan_step(h, u[:, t], delta[:, t], A, B[:, t], C[:, t], D)
+        frames.append(y_t)
     y = torch.stack(frames, 1) if frames else D * u
     return y if z is None else y * silu(z)
+
+
+def selective_scan_step(
+    h: Float[Tensor, "b e n"],
+    u: Float[Tensor, "b e"],
+    delta: Float[Tensor, "b e"],
+    A: Float[Tensor, "e n"],
+    B: Float[Tensor, "b n"],
+    C: Float[Tensor, "b n"],
+    D: Float[Tensor, " e"],
+) -> tuple[Float[Tensor, "b e n"], Float[Tensor, "b e"]]:
+    """One frame of the selective scan without gate: the state h_t after h_{t−1}, and y_t."""
+    delta = delta[..., None]
+    # h_t = exp(Δ_t A) h_{t−1} + Δ_t B_t u_t
+    h = torch.exp(delta * A) * h + delta * B[:, None, :] * u[..., None]
+    # y_t = C_t · h_t + D u_t
+    return h, (h * C[:, None, :]).sum(-1) + D * u
 
 
 def selective_scan_chunked(
@@ -97,6 +113,29 @@ def selective_scan_chunked(
     """
     _check_inputs(u, delta, A, B, C, D, z)
     y = _ChunkedScan.apply(u, delta, A, B, C) + D * u
+    return y if z is None else y * silu(z)
+
+
+def selective_scan_loop(
+    u: Float[Tensor, "b l e"],
+    delta: Float[Tensor, "b l e"],
+    A: Float[Tensor, "e n"],
+    B: Float[Tensor, "b l n"],
+    C: Float[Tensor, "b l n"],
+    D: Float[Tensor, " e"],
+    z: Float[Tensor, "b l e"] | None = None,
+) -> Float[Tensor, "b l e"]:
+    """Selective scan by its definition as one loop operator, which exporters know (ONNX: Scan); without gradients."""
+    from torch._higher_order_ops.scan import scan  # here, because it imports PyTorch's compiler
+
+    def frame(h: Tensor, inputs: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+        u_t, delta_t, B_t, C_t = inputs
+        h, y = selective_scan_step(h, u_t, delta_t, A, B_t, C_t, D)
+        return h, y
+
+    start = u.new_zeros(u.shape[0], *A.shape)
+    _, y = scan(frame, start, (u.movedim(1, 0), delta.movedim(1, 0), B.movedim(1, 0), C.movedim(1, 0)))
+    y = y.movedim(0, 1)
     return y if z is None else y * silu(z)
 
 

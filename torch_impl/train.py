@@ -8,7 +8,6 @@ from contextlib import nullcontext
 import numpy as np
 import torch
 
-from torch_impl.cuda_graph import ReplayedNetwork
 from torch_impl.devices import on_numpy
 from torch_impl.distributed import Workers
 from torch_impl.kernels import cpu_kernels
@@ -45,8 +44,6 @@ class Trainer:
         set_training(self.model.to(self.device), True)
         #: The model; with several workers its backward pass averages the gradients over them.
         self.parallel = self.workers.parallel(self.model)
-        if self.device.type == "cuda" and self.workers.size == 1 and _can_replay(config):
-            self.parallel = ReplayedNetwork(self.model)
         self.average = build(config).to(self.device).requires_grad_(False)
         self.average.load_state_dict(self.model.state_dict())
         #: The model with averaged weights, NumPy (b, 2, s) -> (b, stems, 2, s).
@@ -156,11 +153,6 @@ class Trainer:
             for name, value in strip(tensors, prefix).items():
                 self.moments[name][key].copy_(torch.from_numpy(value))
                 self.moments[name]["step"].fill_(updates)
-
-
-def _can_replay(config: Config) -> bool:
-    """True if both passes can be recorded: nothing is recomputed, and a step adds no gradients of several batches."""
-    return config.training.accumulation == 1 and not config.training.rematerialise
 
 
 def make_deterministic() -> None:

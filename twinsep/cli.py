@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from twinsep.config import PRESETS, ClipMode, Config, Executor, Framework, Precision
+from twinsep.config import PRESETS, ClipMode, Config, Executor, ExportFormat, Framework, Precision, SampleFormat
 from twinsep.errors import INTERRUPTED, InputError, Interrupted, TwinsepError, guarded
 from twinsep.separation.overlap_add import Chunking
 
@@ -203,6 +203,30 @@ def separate(
 
 
 @app.command()
+def listen(
+    checkpoint: Annotated[
+        Path, typer.Option("--checkpoint", "-n", help="Weights of a causal network, such as of the preset tiny-causal.")
+    ],
+    stem: Annotated[str, typer.Option(metavar="STEM", help="The stem to hear.")] = "instrumental",
+    raw: Annotated[
+        SampleFormat | None, typer.Option(help="Raw samples of this format at the model's rate; WAV by default.")
+    ] = None,
+    channels: Annotated[int, typer.Option(help="Channels of raw samples, 1 or 2.")] = 2,
+    live: Annotated[bool, typer.Option("--live", help="From and to sound devices, until Ctrl-C.")] = False,
+    source: Annotated[str | None, typer.Option("--input", help="Sound device to listen to, by name or number.")] = None,
+    sink: Annotated[str | None, typer.Option("--output", help="Sound device to play on.")] = None,
+    framework: FrameworkOption = "torch",
+    device: Device = "cpu",
+) -> None:
+    """Separate a live signal: from the standard input to the standard output, or from and to sound devices."""
+    from twinsep.separation.listen import ListenOptions
+    from twinsep.separation.listen import listen as start
+
+    device = _choose_device(framework, device)
+    start(ListenOptions(checkpoint, stem, raw, channels, live, source, sink, framework, device))
+
+
+@app.command()
 def info(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
     """Print versions, devices, kernels, presets and checkpoints."""
     from twinsep.info import print_info
@@ -382,10 +406,28 @@ def convert(
 
 
 @app.command()
+def export(
+    checkpoint: Annotated[Path, typer.Argument(help="Trained weights.")],
+    to: Annotated[ExportFormat, typer.Option("--to", help="Format: onnx, stablehlo (JAX) or torch (torch.export).")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the programs.")],
+    frames: Annotated[
+        int | None, typer.Option(help="STFT frames of a spectrum; those of a training example by default.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing files.")] = False,
+) -> None:
+    """Write a network, without its STFT, as programs for others; of a causal one also the step of a stream."""
+    from twinsep.checkpoints.export import export as write
+
+    write(checkpoint, to, out, frames=frames, overwrite=overwrite)
+
+
+@app.command()
 def bench(
     benchmarks: Annotated[
         list[str] | None,
-        typer.Argument(help="scan, block, step, separate, growth, memory, length, feeding; all by default."),
+        typer.Argument(
+            help="scan, block, step, separate, growth, memory, length, feeding, stream, export; all by default."
+        ),
     ] = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for <benchmark>.json.")] = Path("results/bench"),
     config: ConfigFile = None,

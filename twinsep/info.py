@@ -68,7 +68,14 @@ def _preset(name: str) -> Record:
 
 def _describe(model: ModelConfig) -> Record:
     width = model.d_model if isinstance(model, BandSplitConfig) else None
-    return {"bands": model.bands, "mixer": model.mixer_kind, "d_model": width, "targets": list(model.targets)}
+    latency = None if model.latency is None else round(1000 * model.latency / model.sample_rate, 1)
+    return {
+        "bands": model.bands,
+        "mixer": model.mixer_kind,
+        "d_model": width,
+        "targets": list(model.targets),
+        "latency_ms": latency,
+    }
 
 
 def _parameters(name: str) -> int | None:
@@ -144,10 +151,13 @@ def _frameworks(found: Record) -> Table:
 
 
 def _presets(found: Record) -> Table:
-    table = Table("preset", "parameters", "bands", "mixer", "width", title="Presets", title_justify="left")
+    columns = ("preset", "parameters", "bands", "mixer", "width", "latency (ms)")
+    table = Table(*columns, title="Presets", title_justify="left")
     for name, preset in found["presets"].items():
-        count = "–" if preset["parameters"] is None else f"{preset['parameters']:,}"
-        table.add_row(name, count, preset["bands"], preset["mixer"], str(preset["d_model"]))
+        count, latency = (
+            "–" if value is None else f"{value:,}" for value in (preset["parameters"], preset["latency_ms"])
+        )
+        table.add_row(name, count, preset["bands"], preset["mixer"], str(preset["d_model"]), latency)
     return table
 
 

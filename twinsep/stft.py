@@ -65,6 +65,69 @@ def istft(spectra: Complex[Any, "*batch f t"], *, n_fft: int, hop: int, length: 
     return signal / constant(_envelope(n_fft, hop, frames, length), signal, xp)
 
 
+def causal_stft(x: Float[Any, "*batch s"], *, n_fft: int, hop: int) -> Complex[Any, "*batch f t"]:
+    """Transform signals (..., S) to spectra (..., F, T) whose frame t ends with sample (t + 1)·hop − 1.
+
+    Samples before the first and after the last are zeros, T = ⌊(S − 1 + n_fft)/hop⌋: every frame that a sample is in.
+    Frame t of a stream is therefore known when t + 1 blocks of ``hop`` samples have come. Window and normalisation are
+    those of :func:`stft`, and so are the errors raised.
+    """
+    xp = array_namespace(x)
+    _check(n_fft, hop)
+    if x.dtype not in (xp.float32, xp.float64):
+        raise TypeError(f"stft takes float32 or float64 signals, not {x.dtype}")
+    frames = (x.shape[-1] - 1 + n_fft) // hop
+    before, after = (_zeros(x, (*x.shape[:-1], n), xp) for n in (n_fft - hop, frames * hop - x.shape[-1]))
+    x = xp.concat([before, x, after], axis=-1)
+    return xp.matrix_transpose(frame_spectra(_cut(x, frames, n_fft, hop, xp)))
+
+
+def causal_istft(
+    spectra: Complex[Any, "*batch f t"], *, n_fft: int, hop: int, length: int
+) -> Float[Any, "*batch {length}"]:
+    """Transform spectra (..., F, T) to signals (..., length), the inverse of :func:`causal_stft`.
+
+    Every sample is in as many windows as any other, so that Σ w² has the period ``hop`` (:func:`causal_envelope`).
+    Raises ValueError as :func:`istft` does.
+    """
+    xp = array_namespace(spectra)
+    _check(n_fft, hop)
+    bins, frames = spectra.shape[-2:]
+    if hop > n_fft // 2 or bins != n_fft // 2 + 1:
+        raise ValueError(f"no inverse: n_fft {n_fft} needs {n_fft // 2 + 1} bins and a hop of at most {n_fft // 2}")
+    if not 0 <= length <= (frames + 1) * hop - n_fft:
+        raise ValueError(f"{frames} frames hold {(frames + 1) * hop - n_fft} samples, not {length}")
+    segments = windowed_frames(xp.matrix_transpose(spectra), n_fft=n_fft)  # (..., T, n_fft)
+    signal = _overlap_add(segments, hop, xp)[..., n_fft - hop : n_fft - hop + length]
+    first = (hop - n_fft) % hop  # of the period, for the first sample after n_fft − hop
+    envelope = np.resize(np.roll(causal_envelope(n_fft, hop), first), length)
+    return signal / constant(envelope, signal, xp)
+
+
+def frame_spectra(frames: Float[Any, "*batch n"]) -> Complex[Any, "*batch f"]:
+    """Spectra (..., F) of frames (..., n_fft) of a signal, windowed here."""
+    xp = array_namespace(frames)
+    windowed = frames * constant(hann(frames.shape[-1]), frames, xp)
+    return _rfft_in_torch()(windowed) if is_torch_array(windowed) else xp.fft.rfft(windowed, axis=-1)
+
+
+def windowed_frames(spectra: Complex[Any, "*batch f"], *, n_fft: int) -> Float[Any, "*batch {n_fft}"]:
+    """Frames (..., n_fft) of the spectra (..., F), windowed again, to be overlapped and added."""
+    xp = array_namespace(spectra)
+    segments = xp.fft.irfft(_real_ends(spectra, xp), n=n_fft, axis=-1)
+    return segments * constant(hann(n_fft), segments, xp)
+
+
+@lru_cache(maxsize=32)
+def causal_envelope(n_fft: int, hop: int) -> np.ndarray:
+    """Σ_i w²[j + i·hop] for j = 0 … hop − 1: (hop,) float64, read-only. At least 1/2 for a hop of at most n_fft/2."""
+    squares = np.zeros(-(-n_fft // hop) * hop)
+    squares[:n_fft] = hann(n_fft) ** 2
+    envelope = squares.reshape(-1, hop).sum(0)
+    envelope.flags.writeable = False
+    return envelope
+
+
 def constant(values: np.ndarray, like: Any, xp: Any) -> Any:
     """Convert ``values`` to an array of the namespace ``xp``, with the dtype and device of ``like``.
 
@@ -79,9 +142,9 @@ def constant(values: np.ndarray, like: Any, xp: Any) -> Any:
     return xp.asarray(np.array(values), dtype=like.dtype, device=device(like))
 
 
-@cache
+@lru_cache(maxsize=256)
 def _on_device(content: bytes, kind: str, shape: tuple[int, ...], dtype: Any, where: Any) -> Any:
-    """A tensor on a device. None is dropped, because a recorded CUDA graph holds their addresses."""
+    """A tensor on a device."""
     import torch
 
     with torch.inference_mode(False):

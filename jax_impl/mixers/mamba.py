@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from jax import Array
 from jaxtyping import Float
 
 from jax_impl.layers import DepthwiseConvSiLU1d, Linear, Module, parameter
-from jax_impl.ops import exp, fused_mamba, softplus, split
-from jax_impl.scan import selective_scan
+from jax_impl.ops import exp, fused_mamba, silu, softplus, split, zeros
+from jax_impl.scan import selective_scan, selective_scan_step
 from twinsep.config import BandSplitConfig, mixers
 from twinsep.model import initializers
+
+
+class MambaState(NamedTuple):
+    """Frames before the next one, as the convolution reads them (b, d_conv − 1, e), and the state h (b, e, n)."""
+
+    past: Array
+    h: Array
 
 
 class Mamba(Module):
@@ -51,3 +60,17 @@ class Mamba(Module):
         delta = softplus(self.dt_proj(dt))  # (b, l, e)
         A = -exp(self.A_log[...])
         return self.out_proj(selective_scan(u, delta, A, B, C, self.D[...], z))
+
+    def start(self, batch: int) -> MambaState:
+        """The state before the first frame."""
+        A_log = self.A_log[...]
+        return MambaState(self.conv1d.start(batch), zeros((batch, *A_log.shape), A_log))
+
+    def step(self, x: Float[Array, "b d"], state: MambaState) -> tuple[Float[Array, "b d"], MambaState]:
+        """Mix one frame (b, d), given the state before it; return the state for the next frame too."""
+        u, z = split(self.in_proj(x), self.halves, -1)  # (b, e) each
+        u, past = self.conv1d.step(u, state.past)
+        dt, B, C = split(self.x_proj(u), self.sizes, -1)
+        delta = softplus(self.dt_proj(dt))
+        h, y = selective_scan_step(state.h, u, delta, -exp(self.A_log[...]), B, C, self.D[...])
+        return self.out_proj(y * silu(z)), MambaState(past, h)

@@ -66,6 +66,8 @@ def test_default_loss_is_the_papers_mix():
         ),
         ({"model": {"memory_tokens": [1, "x", 3, 4]}}, "model.memory_tokens.1: 'x' is not a whole number"),
         ({"model": {"memory_alignment": "sideways"}}, "alignment: 'sideways' is not one of aligned, reference"),
+        ({"model": {"causal": True, "memory_alignment": "reference"}}, "a causal network needs aligned"),
+        ({"model": {"causal": True, "attention_window": 0}}, "attention_window: 0 is not a whole number of at least 1"),
         ({"model": {"widht": 3}}, "model.widht: no such field; known: network, sample_rate, n_fft, "),
         ({"loss": {"weights": {"magnitud": 1}}}, "unknown loss 'magnitud'"),
         ({"loss": {"weights": {"magnitude": 0}}}, "every loss has weight 0"),
@@ -115,6 +117,15 @@ def test_override_merges_except_another_mixer_and_the_loss_weights():
     assert changed.loss.weights == {"magnitude": 1}
     assert base.override({"model": {"mixer": {"kind": "transformer"}}}).model.mixer == mixers.Transformer()
     assert base.override({"model": {"mixer": {"d_state": 4}}}).model.mixer == mixers.Mamba(d_state=4)
+
+
+def test_networks_that_are_not_causal_keep_their_hash():
+    assert preset("tiny").hash == "7d6acaa65bb2ffb8"  # from before there were causal networks
+    assert not {"causal", "attention_window"} & set(preset("tiny").to_dict()["model"])
+    causal = preset("tiny").override({"model": {"causal": True, "attention_window": 4}})
+    assert (causal.model.causal, from_dict(causal.to_dict())) == (True, causal)
+    assert causal.hash != preset("tiny").hash
+    assert causal.override({"model": {"causal": False}}).hash == preset("tiny").hash
 
 
 def test_hash_tells_configurations_apart():

@@ -14,16 +14,17 @@ import torch_impl
 
 TWINS = ("torch_impl", "jax_impl")
 #: Files in which the frameworks may differ, each with helpers that the other twin does not need.
-FRAMEWORK = {"devices.py", "distributed.py", "ops.py", "scan.py", "train.py"}
+FRAMEWORK = {"devices.py", "distributed.py", "export.py", "ops.py", "scan.py", "train.py"}
 EXPECTED = {
-    "devices.py": {"on_numpy", "find_device", "describe_machine"},
+    "devices.py": {"on_numpy", "stream_on_numpy", "find_device", "describe_machine"},
     "distributed.py": {"Workers"},
+    "export.py": {"Masks", "Step", "features", "masks", "export"},
     "ops.py": {
         *("constant", "rematerialised", "full_precision", "softplus", "rms_norm", "silu_gate", "depthwise"),
         *("depthwise_silu", "fused_mamba", "batched_linear", "band_outputs", "split_complex", "polar", "pad_axis"),
-        *("attention", "lstm"),
+        *("attention", "masked_attention", "lstm", "lstm_step", "zeros", "take", "flag", "choose"),
     },
-    "scan.py": {"selective_scan", "selective_scan_sequential", "selective_scan_chunked"},
+    "scan.py": {"selective_scan", "selective_scan_sequential", "selective_scan_step", "selective_scan_chunked"},
     "train.py": {"Trainer", "load_weights"},
 }
 

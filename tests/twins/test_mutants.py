@@ -16,7 +16,7 @@ import torch_impl
 from ablations import comparison
 from ablations.comparison import TOLERANCE, configuration, distance
 from ablations.stages import parity
-from torch_impl import bandsplit, blocks, layers, train
+from torch_impl import bandsplit, blocks, causal, layers, train, window
 from torch_impl.kernels import own_operations
 from torch_impl.mixers import lstm, mamba, mamba2, transformer
 from twinsep.model import pooling
@@ -29,6 +29,7 @@ MODELS = {
     "transformer": {"mixer": {"kind": "transformer"}},
     "lstm": {"mixer": {"kind": "lstm"}},
     "levels": {"features": "complex+level", "levels": 0},
+    "causal": {**MAMBA, "causal": True, "attention_window": 3},
 }
 
 
@@ -219,6 +220,31 @@ MUTANTS = {
         "mamba2",
         "Mixer",
         replaced(layers, "rms_norm", lambda f: lambda x, w, _: f(x, w, 1e-6)),
+    ),
+    "convolution that reads three later frames": (
+        "causal",
+        "LocalConv",
+        replaced(layers, "depthwise_silu", lambda f: lambda x, w, b, left: f(x, w, b, min(left, 3))),
+    ),
+    "attention without its window": (
+        "causal",
+        "GlobalAttention",
+        replaced(window, "window_bias", lambda f: lambda *a: np.zeros_like(f(*a))),
+    ),
+    "running mean without its weight": (
+        "causal",
+        "running_memory",
+        replaced(causal, "chunks", lambda f: lambda *a: f(*a)._replace(weight=np.ones_like(f(*a).weight))),
+    ),
+    "running mean that forgets earlier chunks": (
+        "causal",
+        "running_memory",
+        replaced(causal, "chunks", lambda f: lambda *a: f(*a)._replace(carried=np.zeros_like(f(*a).carried))),
+    ),
+    "summary of the slowest tokens": (
+        "causal",
+        "DecoderBlock",
+        replaced(causal, "summary_vector", lambda f: lambda tokens: f(tokens)[::-1]),
     ),
 }
 

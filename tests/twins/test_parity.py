@@ -29,7 +29,8 @@ def module_cases():
     out, seen = [(FIRST, None)], {FIRST.split("; ")[0]}
     for name in CASES:
         mixer, *options = name.split("; ")
-        if CASES[name].get("levels") == 0 or CASES[name].get("network") == "spectrogram-unet":
+        shallow = CASES[name].get("levels") == 0 or CASES[name].get("network") == "spectrogram-unet"
+        if shallow or "causal" in options:
             out.append((name, None))
         elif mixer not in seen:
             out.append((name, OF_MIXER))

@@ -11,6 +11,7 @@ from functools import cache
 from typing import Any
 
 _allowed: ContextVar[bool] = ContextVar("allowed", default=True)
+_standard: ContextVar[bool] = ContextVar("standard", default=False)
 
 
 def cpu_kernels() -> Any:
@@ -26,6 +27,22 @@ def own_operations() -> Iterator[None]:
         yield
     finally:
         _allowed.reset(token)
+
+
+@contextmanager
+def standard_operations() -> Iterator[None]:
+    """Use operations that other programs have too: no kernels, no autograd nodes of our own; without gradients."""
+    token = _standard.set(True)
+    try:
+        with own_operations():
+            yield
+    finally:
+        _standard.reset(token)
+
+
+def standard_operations_only() -> bool:
+    """Return True in the context :func:`standard_operations`."""
+    return _standard.get()
 
 
 @cache

@@ -6,11 +6,11 @@ from collections.abc import Callable
 from functools import partial
 
 from torch_impl.layers import Module
-from torch_impl.mixers.conv import Conv
+from torch_impl.mixers.conv import CausalConv, Conv
 from torch_impl.mixers.lstm import LSTM
 from torch_impl.mixers.mamba import Mamba
 from torch_impl.mixers.mamba2 import Mamba2
-from torch_impl.mixers.transformer import Transformer
+from torch_impl.mixers.transformer import CausalTransformer, Transformer
 from twinsep.config import BandSplitConfig
 from twinsep.model.mixers import build_mixer
 
@@ -22,5 +22,16 @@ MIXERS: dict[str, Callable[[BandSplitConfig], Module]] = {
     "conv": Conv,
 }
 
+#: Mixers that read no later frame, with ``start`` and ``step``, by kind: for the time axis of a causal network.
+CAUSAL_MIXERS: dict[str, Callable[[BandSplitConfig], Module]] = {
+    "mamba": Mamba,
+    "mamba2": Mamba2,
+    "transformer": CausalTransformer,
+    "lstm": LSTM,
+    "conv": CausalConv,
+}
+
 #: build(model) -> the configured mixer, a module (b, l, d) -> (b, l, d).
 build = partial(build_mixer, MIXERS)
+#: build_causal(model) -> the configured mixer in a form that reads no later frame.
+build_causal = partial(build_mixer, CAUSAL_MIXERS)

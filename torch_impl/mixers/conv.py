@@ -22,3 +22,29 @@ class Conv(Module):
     def forward(self, x: Float[Tensor, "b l d"]) -> Float[Tensor, "b l d"]:
         """Mix a sequence (b, l, d) along its length."""
         return self.pointwise(self.depthwise(x))
+
+
+class CausalConv(Module):
+    """W depthwise(x) + b, the convolution over the frame and the ``kernel`` − 1 before it, without activation."""
+
+    def __init__(self, model: BandSplitConfig):
+        super().__init__()
+        mixer = model.mixer
+        assert isinstance(mixer, mixers.Conv)
+        self.depthwise = DepthwiseConv1d(model.d_model, mixer.kernel, left=mixer.kernel - 1)
+        self.pointwise = Linear(model.d_model, model.d_model, bias=True)
+
+    def forward(self, x: Float[Tensor, "b l d"]) -> Float[Tensor, "b l d"]:
+        """Mix a sequence (b, l, d) along its length."""
+        return self.pointwise(self.depthwise(x))
+
+    def start(self, batch: int) -> Float[Tensor, "b j d"]:
+        """The state before the first frame: the frames that the convolution reads, zeros."""
+        return self.depthwise.start(batch)
+
+    def step(
+        self, x: Float[Tensor, "b d"], past: Float[Tensor, "b j d"]
+    ) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b j d"]]:
+        """Mix one frame (b, d), given the frames before it; return these for the next frame too."""
+        y, past = self.depthwise.step(x, past)
+        return self.pointwise(y), past

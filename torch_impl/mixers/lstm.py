@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from jaxtyping import Float
 from torch import Tensor
 
 from torch_impl.layers import Module, parameter
-from torch_impl.ops import lstm
+from torch_impl.ops import lstm, lstm_step, zeros
 from twinsep.config import BandSplitConfig, mixers
 from twinsep.model import initializers
+
+
+class LSTMState(NamedTuple):
+    """Hidden state h and cell c, (b, d) each."""
+
+    h: Tensor
+    c: Tensor
 
 
 class LSTM(Module):
@@ -30,3 +39,14 @@ class LSTM(Module):
         """Mix a sequence (b, l, d) along its length, from h = c = 0; the type of ``x`` is kept."""
         weights = (self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
         return lstm(x, *weights).to(x.dtype)
+
+    def start(self, batch: int) -> LSTMState:
+        """The state before the first frame."""
+        h = zeros((batch, self.weight_hh.shape[1]), self.weight_hh)
+        return LSTMState(h, h)
+
+    def step(self, x: Float[Tensor, "b d"], state: LSTMState) -> tuple[Float[Tensor, "b d"], LSTMState]:
+        """Mix one frame (b, d), given the state before it; return the state for the next frame too."""
+        weights = (self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
+        state = LSTMState(*lstm_step(x, *state, *weights))
+        return state.h, state

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 from einops import einsum, rearrange
 from jaxtyping import Float
@@ -18,6 +20,7 @@ from torch_impl.ops import (
     silu,
     softplus,
     split,
+    zeros,
     zeros_like,
 )
 from twinsep.config import BandSplitConfig, mixers
@@ -25,6 +28,13 @@ from twinsep.model import initializers
 
 CHUNK = 64  # largest number of frames per chunk
 GATED_NORM_EPS = 1e-5  # eps of mamba_ssm's gated norm
+
+
+class Mamba2State(NamedTuple):
+    """Frames before the next one, as the convolution reads them (b, d_conv − 1, e + 2n), and the state (b, h, p, n)."""
+
+    past: Tensor
+    h: Tensor
 
 
 class Mamba2(Module):
@@ -58,6 +68,24 @@ class Mamba2(Module):
         delta = softplus(dt + self.dt_bias)
         y = dual_scan(u, delta, -exp(self.A_log), B, C) + self.D[:, None] * u
         return self.out_proj(self.norm(rearrange(y, "b l h p -> b l (h p)") * silu(z)))
+
+    def start(self, batch: int) -> Mamba2State:
+        """The state before the first frame."""
+        A_log, (e, n, _) = self.A_log, self.conv_sizes
+        return Mamba2State(self.conv1d.start(batch), zeros((batch, self.heads, e // self.heads, n), A_log))
+
+    def step(self, x: Float[Tensor, "b d"], state: Mamba2State) -> tuple[Float[Tensor, "b d"], Mamba2State]:
+        """Mix one frame (b, d), given the state before it; return the state for the next frame too."""
+        z, uBC, dt = split(self.in_proj(x), self.sizes, -1)
+        uBC, past = self.conv1d.step(uBC, state.past)
+        u, B, C = split(uBC, self.conv_sizes, -1)
+        u = rearrange(u, "b (h p) -> b h p", h=self.heads)
+        delta = softplus(dt + self.dt_bias)  # (b, h)
+        # h_t = exp(Δ_t A) h_{t−1} + Δ_t u_t B_tᵀ
+        decay = exp(delta * -exp(self.A_log))[..., None, None]
+        h = decay * state.h + (delta[..., None] * u)[..., None] * B[:, None, None]
+        y = einsum(h, C, "b h p n, b n -> b h p") + self.D[:, None] * u
+        return self.out_proj(self.norm(rearrange(y, "b h p -> b (h p)") * silu(z))), Mamba2State(past, h)
 
 
 @full_precision

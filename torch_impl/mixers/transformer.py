@@ -11,6 +11,7 @@ from torch import Tensor
 
 from torch_impl.layers import Module, MultiHeadAttention
 from torch_impl.ops import concatenate, constant
+from torch_impl.window import AttentionState, WindowAttention
 from twinsep.config import BandSplitConfig, mixers
 
 
@@ -28,10 +29,36 @@ class Transformer(Module):
         return self.attention(x, x, self.rotate)
 
 
-def rotate(x: Float[Tensor, "b h l e"], base: float) -> Float[Tensor, "b h l e"]:
-    """Rotate the pair of features (i, i + e/2) at position t by the angle t · base^(−2i/e) (RoPE, equation 34)."""
+class CausalTransformer(Module):
+    """The same attention to the frame itself and a window of the past; positions count from its first frame."""
+
+    def __init__(self, model: BandSplitConfig):
+        super().__init__()
+        assert isinstance(model.mixer, mixers.Transformer)
+        base = model.mixer.rope_base
+        self.attention = WindowAttention(model, lambda x, start: rotate(x, base, start))
+
+    def forward(self, x: Float[Tensor, "b l d"]) -> Float[Tensor, "b l d"]:
+        """Mix a sequence (b, l, d) along its length."""
+        return self.attention(x[:, :, None])[:, :, 0]
+
+    def start(self, batch: int) -> AttentionState:
+        """The state before the first frame."""
+        return self.attention.start(batch, 1)
+
+    def step(self, x: Float[Tensor, "b d"], state: AttentionState) -> tuple[Float[Tensor, "b d"], AttentionState]:
+        """Mix one frame (b, d), given the state before it; return the state for the next frame too."""
+        y, state = self.attention.step(x[:, None], state)
+        return y[:, 0], state
+
+
+def rotate(x: Float[Tensor, "*b l e"], base: float, start: int = 0) -> Float[Tensor, "*b l e"]:
+    """Rotate the pair of features (i, i + e/2) at position t by the angle t · base^(−2i/e) (RoPE, equation 34).
+
+    Positions count from ``start``.
+    """
     l, e = x.shape[-2:]
-    angle = np.outer(np.arange(l), base ** (-2 * np.arange(e // 2) / e))  # (l, e/2)
+    angle = np.outer(np.arange(start, start + l), base ** (-2 * np.arange(e // 2) / e))  # (l, e/2)
     cos, sin = constant(np.cos(angle), x), constant(np.sin(angle), x)
-    first, second = rearrange(x, "b h l (two e) -> two b h l e", two=2)
+    first, second = rearrange(x, "... l (two e) -> two ... l e", two=2)
     return concatenate([first * cos - second * sin, first * sin + second * cos], -1)

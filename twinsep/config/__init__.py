@@ -9,8 +9,10 @@ from twinsep.config.choices import (
     STEMS,
     ClipMode,
     Executor,
+    ExportFormat,
     Framework,
     Precision,
+    SampleFormat,
 )
 from twinsep.config.presets import PRESETS, preset
 from twinsep.config.schema import (
@@ -42,12 +44,14 @@ __all__ = [
     "Config",
     "DataConfig",
     "Executor",
+    "ExportFormat",
     "FlatConfig",
     "Framework",
     "LossConfig",
     "ModelConfig",
     "PackageConfig",
     "Precision",
+    "SampleFormat",
     "SpectrogramUNetConfig",
     "TrainingConfig",
     "UNetConfig",

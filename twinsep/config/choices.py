@@ -14,6 +14,12 @@ Precision = Literal["float32", "bfloat16", "float16"]
 ClipMode = Literal["clamp", "rescale", "none"]
 CLIP_MODES: tuple[ClipMode, ...] = get_args(ClipMode)
 
+#: Raw samples in a pipe, by FFmpeg's names: 16-bit integers, 32-bit floating point.
+SampleFormat = Literal["s16le", "f32le"]
+
+#: Programs that a network can be exported to.
+ExportFormat = Literal["onnx", "stablehlo", "torch"]
+
 #: Where independent items, such as songs, are computed: in this process, or on a Ray cluster.
 Executor = Literal["local", "ray"]
 

@@ -29,10 +29,11 @@ def describe_first(error: ValidationError, root: type, values: Mapping[str, Any]
         return f"model.network: {first['ctx']['tag']!r} is not one of {', '.join(TAGS)}"
     # Pydantic names the chosen network between "model" and its field.
     location: list[Any] = [*first["loc"]]
-    if location[0] == "model" and location[1:2] and location[1] in TAGS:
+    if location[:1] == ["model"] and location[1:2] and location[1] in TAGS:
         del location[1]
     if first["type"] == "value_error":
-        return f"{'.'.join(map(str, location))}: {first['ctx']['error']}"
+        # One of the whole configuration, such as a band table of the loss at the model's n_fft, has no place.
+        return ": ".join(filter(None, [".".join(map(str, location)), str(first["ctx"]["error"])]))
     kind: Any = root
     value: Any = values
     place = ""

@@ -50,6 +50,10 @@ def _presets() -> dict[str, Config]:
         "paper": Config(UNetConfig(**paper, **ours)),
         "small": Config(UNetConfig(**small, **ours, mixer=mixers.Mamba(d_state=16))),
         "tiny": Config(UNetConfig(**tiny, **tokens, **ours, mixer=mixers.Mamba(d_state=8))),
+        # As tiny, for live signals: a window of 46 ms, and 8 running means of each level as its memory.
+        "tiny-causal": Config(
+            UNetConfig(**tiny, **ours, mixer=mixers.Mamba(d_state=8), causal=True, memory_tokens=(8, 8, 8, 8))
+        ),
         # Systems of the field from our own parts. Those named -tiny have our features and start, to learn in minutes.
         "bsrnn": Config(FlatConfig(d_model=128, n_heads=4, n_layers=12, hop=512, **bsrnn), waveform),
         "bsrnn-tiny": Config(FlatConfig(**few, **bsrnn), waveform),

@@ -9,12 +9,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BeforeValidator, ConfigDict, Field, SerializeAsAny, TypeAdapter, ValidationError
+from pydantic import (
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializeAsAny,
+    TypeAdapter,
+    ValidationError,
+    model_serializer,
+)
 from pydantic.dataclasses import dataclass
 
 from twinsep import bands
@@ -76,6 +84,11 @@ class ModelConfig:
         return self.network
 
     @property
+    def latency(self) -> int | None:
+        """Samples that an estimate in a stream is late; None for a network that reads the whole signal."""
+        return None
+
+    @property
     def stems(self) -> tuple[str, ...]:
         """Names of the output stems, the residual last."""
         if not self.residual:
@@ -123,11 +136,21 @@ class UNetConfig(BandSplitConfig):
     memory_alignment: Literal["aligned", "reference"] = "aligned"  # what the decoder reads; reference: the public fault
     memory_tokens: tuple[int, int, int, int] = (64, 48, 32, 16)  # tokens pooled from levels 1, 2, 3 and the bottleneck
     levels: Literal[0, 1, 3] = 3  # of the U-Net; 1: the first encoder level alone; 0: band split and mask head alone
+    causal: bool = False  # read no frame before it has come, so that the network can run on a live signal
+    attention_window: Positive = 32  # frames that attention over time reads if causal: the present one and those before
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if min(self.memory_tokens) < 0:
             raise ValueError(f"memory_tokens {self.memory_tokens} must not be negative")
+        if self.causal and self.memory_alignment == "reference":
+            raise ValueError("memory_alignment reference reads a whole chunk; a causal network needs aligned")
+
+    @model_serializer(mode="wrap")
+    def _without_unused(self, dump: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+        # A network that is not causal keeps the hash that its configuration had before there were causal ones.
+        values = dump(self)
+        return values if self.causal else {k: v for k, v in values.items() if k not in ("causal", "attention_window")}
 
     @property
     def min_samples(self) -> int:
@@ -138,6 +161,11 @@ class UNetConfig(BandSplitConfig):
     def has_memory(self) -> bool:
         """True if the network has a decoder and a memory token count is not 0."""
         return self.levels == 3 and any(self.memory_tokens)
+
+    @property
+    def latency(self) -> int | None:
+        """Samples that an estimate in a stream is late, at most: one window, as no frame waits. None unless causal."""
+        return self.n_fft if self.causal else None
 
 
 @dataclass(frozen=True, config=_STRICT, kw_only=True)

@@ -39,3 +39,12 @@ def log_levels(spectrum: Complex[Any, "b 2 f t"]) -> Float[Any, "b 4 f t"]:
     left, right = spectrum[:, :1], spectrum[:, 1:]
     signals = xp.concat([spectrum, 0.5 * (left + right), 0.5 * (left - right)], axis=1)
     return 0.5 * xp.log(magnitudes(signals) + _FLOOR)
+
+
+def log_levels_of_reals(spectrum: Float[Any, "b 2 f t 2"]) -> Float[Any, "b 4 f t"]:
+    """Compute :func:`log_levels` of a spectrum whose real and imaginary parts are on the last axis."""
+    xp = array_namespace(spectrum)
+    left, right = spectrum[:, :1], spectrum[:, 1:]
+    signals = xp.concat([spectrum, 0.5 * (left + right), 0.5 * (left - right)], axis=1)
+    magnitude = xp.sqrt(signals[..., 0] ** 2 + signals[..., 1] ** 2 + _TINY)
+    return 0.5 * xp.log(magnitude + _FLOOR)

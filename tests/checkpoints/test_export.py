@@ -1,0 +1,195 @@
+"""``twinsep export``: the programs run without this package and give what both twins give."""
+
+import io
+import json
+import subprocess
+import sys
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+
+import jax_impl
+import torch_impl
+from twinsep import checkpoints
+from twinsep.checkpoints import Checkpoint, export
+from twinsep.config import preset
+from twinsep.errors import InputError
+from twinsep.model import initializers
+
+FRAMES = 17
+BAR = 1e-4
+SMALL = {"d_model": 8, "n_heads": 2, "bands": "vocal18", "memory_tokens": [3, 2, 2, 1]}
+CASES = {
+    "causal": ("tiny-causal", {"mixer": {"kind": "mamba", "d_state": 4}, "attention_window": 3}),
+    "not causal": (
+        "tiny",
+        {"mixer": {"kind": "mamba2", "d_state": 4, "head_dim": 8}, "mask": "glu", "init": "default"},
+    ),
+}
+
+
+def checkpoint(case, folder):
+    """A checkpoint of small weights, and its configuration."""
+    name, options = CASES[case]
+    config = preset(name).override({"model": SMALL}).override({"model": options})
+    with torch.device("meta"):
+        own = torch_impl.layers.named_parameters(torch_impl.networks.build(config))
+    drawn = {n: initializers.draw(n, w.shape, w.initialiser, 0).astype(np.float32) for n, w in own.items()}
+    both = {f"{prefix}/{name}": w for prefix in ("model", "ema") for name, w in drawn.items()}
+    checkpoints.write(folder / "model.safetensors", Checkpoint(config, both))
+    return folder / "model.safetensors"
+
+
+def spectrum(bins):
+    """A spectrum of quiet noise, (1, 2, f, t, 2)."""
+    return (10 * np.random.default_rng(0).standard_normal((1, 2, bins, FRAMES, 2))).astype(np.float32)
+
+
+def masks_of_torch(path, x):
+    """The masks that PyTorch computes from a complex spectrum."""
+    model = torch_impl.load(path)
+    with torch.inference_mode():
+        mask = model.mask_head(model.network(model.band_split(torch.view_as_complex(torch.from_numpy(x)))))
+    return torch.view_as_real(mask).numpy()
+
+
+def masks_of_jax(path, x):
+    """The masks that JAX computes."""
+    model, x = jax_impl.load(path), jnp.asarray(x)
+    mask = model.mask_head(model.network(model.band_split(x[..., 0] + 1j * x[..., 1])))
+    return np.stack([mask.real, mask.imag], -1)
+
+
+def exported(path, to, folder):
+    """Run the command, in a process of its own, because the checks of shapes in tests hinder the tracers."""
+    command = [sys.executable, "-m", "twinsep.cli", "export", str(path), "--to", to, "--out", str(folder)]
+    done = subprocess.run([*command, "--frames", str(FRAMES)], capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def stepped(run, folder, x):
+    """The masks of all frames by the program ``run`` of one frame."""
+    with np.load(folder / "step.npz") as file:
+        state = [file[f"state_{i}"] for i in range(len(file.files))]
+    out = []
+    for t in range(FRAMES):
+        mask, *state = run(np.ascontiguousarray(x[:, :, :, t]), *state)
+        out.append(mask)
+    return np.stack(out, -2)
+
+
+def assert_close(found, path, x):
+    for masks in (masks_of_torch, masks_of_jax):
+        wanted = masks(path, x)
+        assert np.abs(found - wanted).max() <= BAR * np.abs(wanted).max(), masks
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_pytorchs_format(case, tmp_path):
+    path = checkpoint(case, tmp_path)
+    exported(path, "torch", tmp_path)
+    x = spectrum(1025)
+
+    def program(name):
+        loaded = torch.export.load(io.BytesIO((tmp_path / f"{name}.pt2").read_bytes())).module()
+
+        def run(*inputs):
+            found = loaded(*(torch.from_numpy(np.array(y)) for y in inputs))
+            return [y.numpy() for y in (found if isinstance(found, tuple) else [found])]
+
+        return run
+
+    assert_close(program("network")(x)[0], path, x)
+    causal = case == "causal"
+    assert (tmp_path / "step.pt2").exists() == causal
+    if causal:
+        assert_close(stepped(program("step"), tmp_path, x), path, x)
+    found = json.loads((tmp_path / "signature.json").read_text())
+    assert found["inputs"]["network"] == {"spectrum": {"shape": [1, 2, 1025, FRAMES, 2], "type": "float32"}}
+    assert found["inputs"].get("step", {}).get("spectrum", {}).get("shape") == ([1, 2, 1025, 2] if causal else None)
+    assert (found["format"], found["stft"]["n_fft"]) == ("torch", 2048)
+    assert found["stft"]["latency"] == (2048 if causal else None)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_onnx(case, tmp_path):
+    onnx = pytest.importorskip("onnx")
+    runtime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    path = checkpoint(case, tmp_path)
+    exported(path, "onnx", tmp_path)
+    x = spectrum(1025)
+
+    def program(name):
+        session = runtime.InferenceSession(tmp_path / f"{name}.onnx")
+        names = json.loads((tmp_path / "signature.json").read_text())["inputs"][name]
+        used = {found.name for found in session.get_inputs()}
+        return lambda *inputs: session.run(None, {k: y for k, y in zip(names, inputs, strict=True) if k in used})
+
+    assert_close(program("network")(x)[0], path, x)
+    nodes = onnx.load(tmp_path / "network.onnx").graph.node
+    assert {node.domain for node in nodes} <= {"", "ai.onnx"}
+    if case == "causal":
+        assert "Scan" in {node.op_type for node in nodes}  # the selective scan
+        assert_close(stepped(program("step"), tmp_path, x), path, x)
+
+
+#: A program for a process that has neither this package nor the twins: run network and step, write the masks.
+FRESH = """
+import os, sys
+for name in ("twinsep", "jax_impl", "torch_impl", "torch", "flax"):
+    sys.modules[name] = None
+import numpy as np
+import jax
+folder, frames = sys.argv[1], int(sys.argv[2])
+load = lambda name: jax.export.deserialize(bytearray(open(f"{folder}/{name}.stablehlo", "rb").read())).call
+x = np.load(f"{folder}/x.npy")
+found = {"network": load("network")(x)}
+if os.path.exists(f"{folder}/step.npz"):
+    step, out = jax.jit(load("step")), []
+    with np.load(f"{folder}/step.npz") as file:
+        state = [file[f"state_{i}"] for i in range(len(file.files))]
+    for t in range(frames):
+        mask, *state = step(x[:, :, :, t], *state)
+        out.append(mask)
+    found["step"] = np.stack(out, -2)
+np.savez(f"{folder}/found.npz", **found)
+"""
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_stablehlo_in_a_process_without_this_package(case, tmp_path):
+    pytest.importorskip("flatbuffers")
+    path, x = checkpoint(case, tmp_path), spectrum(1025)
+    exported(path, "stablehlo", tmp_path)
+    np.save(tmp_path / "x.npy", x)
+    command = [sys.executable, "-c", FRESH, str(tmp_path), str(FRAMES)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    with np.load(tmp_path / "found.npz") as found:
+        assert set(found) == ({"network", "step"} if case == "causal" else {"network"})
+        for masks in found.values():
+            assert_close(masks, path, x)
+
+
+def test_nothing_is_replaced_unless_asked(tmp_path):
+    path = checkpoint("not causal", tmp_path)
+    (tmp_path / "network.pt2").write_bytes(b"mine")
+    with pytest.raises(InputError, match=r"network\.pt2 exists: choose another folder or --overwrite"):
+        export.export(path, "torch", tmp_path, frames=FRAMES)
+    assert (tmp_path / "network.pt2").read_bytes() == b"mine"
+    with pytest.raises(InputError, match="--frames 7: a network halves the frames"):
+        export.export(path, "torch", tmp_path, frames=7, overwrite=True)
+
+
+def test_a_network_without_bands_is_refused(tmp_path):
+    config = preset("music-unet-tiny")
+    model = torch_impl.networks.build(config)
+    torch_impl.layers.initialise(model, 0)
+    own = {name: w.detach().numpy() for name, w in torch_impl.layers.named_weights(model).items()}
+    both = {f"{prefix}/{name}": w for prefix in ("model", "ema") for name, w in own.items()}
+    checkpoints.write(tmp_path / "model.safetensors", Checkpoint(config, both))
+    with pytest.raises(InputError, match="without a band split, and twinsep exports networks with one"):
+        export.export(tmp_path / "model.safetensors", "torch", tmp_path)
