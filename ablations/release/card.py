@@ -84,7 +84,7 @@ def card(
         held_out="; ".join(f"`{name}`: {', '.join(p.test)}" for name, p in packages.items() if p.test),
         packages=scan.markdown(package_table(packages)),
         minutes=scan.markdown(minutes),
-        hours=record["seconds"] / 3600,
+        minutes_trained=record["seconds"] / 60,
         devices=", ".join(dict.fromkeys(each["device"] for each in sittings)),
         sittings=len(sittings),
         commits=", ".join(dict.fromkeys(each["commit"] for each in sittings)),

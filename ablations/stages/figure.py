@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+from pathlib import Path
+from typing import Any
 
 import matplotlib
 
@@ -32,23 +34,32 @@ def main() -> None:
         "vocals, true": song.read("vocals"),
     }
     run = json.loads(settings.run_path(settings.BASE_GROUP, 0).read_text())
+    draw(shown, f"{song.name}\n{describe(run, run['device'])}", song.sample_rate, OUT)
+
+
+def describe(run: dict[str, Any], device: str) -> str:
+    """Size, steps and device of a run, in three lines."""
+    steps = run["configuration"]["training"]["steps"]
+    return f"{run['parameters']:,} parameters,\n{steps:,} steps on\n{device}"
+
+
+def draw(shown: dict[str, np.ndarray], note: str, sample_rate: int, out: Path) -> None:
+    """Draw spectrograms of five waveforms (2, S), the mixture first, on one scale, and a note; write a PNG."""
     figure, grid = plt.subplots(2, 3, figsize=(10, 5), sharex=True, sharey=True, layout="constrained")
     places = (grid[0, 0], grid[0, 1], grid[0, 2], grid[1, 1], grid[1, 2])
     loudest = np.abs(_spectrum(shown["mixture"])).max()
-    seconds, hertz = shown["mixture"].shape[-1] / song.sample_rate, song.sample_rate / 2
+    seconds, hertz = shown["mixture"].shape[-1] / sample_rate, sample_rate / 2
     for axes, (title, waveform) in zip(places, shown.items(), strict=True):
         image = figures.draw_spectrogram(axes, figures.decibels(_spectrum(waveform), loudest), seconds, hertz)
         axes.set_title(title, fontsize=10)
     grid[1, 0].axis("off")
-    steps = run["configuration"]["training"]["steps"]
-    note = f"{song.name}\n{run['parameters']:,} parameters,\n{steps} steps on\n{run['device']}"
     grid[1, 0].text(0, 0.5, note, fontsize=9, va="center")
     figure.supxlabel("s", fontsize=9)
     figure.supylabel("kHz", fontsize=9)
     figure.colorbar(image, ax=grid, label="dB")
     buffer = io.BytesIO()
     figure.savefig(buffer, dpi=110, metadata={"Software": None})
-    write_atomically(OUT, buffer.getvalue())
+    write_atomically(out, buffer.getvalue())
 
 
 def _spectrum(waveform: np.ndarray) -> np.ndarray:

@@ -14,6 +14,7 @@ from twinsep.benchmarks import (
     block,
     export,
     feeding,
+    gpu,
     growth,
     length,
     memory,
@@ -52,8 +53,10 @@ class Scripted(WorkerProcess):
 
     asked: list[tuple[str, str]]
 
-    def __init__(self, framework, threads=None):
+    def __init__(self, framework, threads=None, device="cpu"):
         self.framework = framework
+        if device != "cpu":
+            self.asked.append((framework, f"on {device}"))
         if threads:
             self.asked.append((framework, f"limited to {threads}"))
 
@@ -69,6 +72,8 @@ class Scripted(WorkerProcess):
             return {"parameters": 1000, "chunk_s": 2.0, "first_call_s": 1.0}
         if method == "scans":
             return ["mambapy"]
+        if method == "device_rates":
+            return {"device": "a GPU", "copied_bytes_per_s": 1e9}
         if method == "missing_packages":
             return ["htdemucs"]
         if method == "rates":
@@ -191,12 +196,27 @@ def test_memory_is_compared_with_its_bound_and_the_size_of_the_state(asked):
 
 
 @pytest.mark.usefixtures("asked")
+def test_a_gpu_is_measured_only_when_it_is_named(call, tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu, "WorkerProcess", Scripted)
+    status, printed, said = call("gpu")
+    assert status == 0, said
+    record = json.loads((tmp_path / "work/results/bench/gpu.json").read_text())
+    assert {entry for _, entry in Scripted.asked if entry.startswith("on ")} == {"on cuda"}
+    assert {(s["framework"], s["way"]) for s in record["scans"]} == {
+        (framework, way) for framework, ways in gpu.WAYS.items() for way in ways
+    }
+    assert all(s["median_s"] > 0 for s in record["scans"] + record["trainings"])
+    assert [f["at most"] for f in record["figures"]] == [22_000, 76_000, 76_000]
+    assert "associative, float32, forward and backward (ms)" in " ".join(printed.split())
+
+
+@pytest.mark.usefixtures("asked")
 def test_the_command_writes_and_prints_a_record_per_benchmark(call, tmp_path):
     status, printed, said = call("--repetitions", 2, "--set", "training.segment_seconds=0.5")
     assert status == 0, said
     written = {path.stem: json.loads(path.read_text()) for path in (tmp_path / "work/results/bench").iterdir()}
     named = {"scan", "block", "step", "separate", "growth", "memory", "length", "feeding", "stream", "export"}
-    assert written.keys() == suite.BENCHMARKS.keys() == named
+    assert written.keys() == suite.BENCHMARKS.keys() - set(suite.ON_GPU) == named
     for name, record in written.items():
         assert {"load_average_at_start", "cores", "command", "commit", "device", "versions"} <= record.keys()
         assert name in printed

@@ -20,8 +20,8 @@ from twinsep.utils.progress import ProgressCallback
 
 DEVICE = "cuda"
 SHAPES = (TINY, SMALL, LARGE)
-#: Implementations of the scan: the default of either twin on a GPU, and PyTorch's from whole-tensor operations.
-WAYS = {"torch": ("default", "chunked"), "jax": ("default",)}
+#: Implementations of the scan: the default of either twin on a GPU, and those from whole-array operations.
+WAYS = {"torch": ("default", "chunked"), "jax": ("default", "associative")}
 #: Types of u, Δ, B, C and z; the state is float32.
 TYPES = ("float32", "bfloat16")
 #: Calls whose mean time is taken, and how often.
@@ -77,7 +77,7 @@ def _scan(
     way: str,
     dtype: str,
     backward: bool,
-    rates: dict[str, float],
+    rates: dict[str, Any],
     advance: Callable[[], None],
 ) -> Record:
     """Time one implementation, and the bytes it must move over those it could have moved."""

@@ -1,0 +1,33 @@
+"""Stage ``figure``: draw spectrograms of the real excerpt that the released weights separate, for the README."""
+
+from __future__ import annotations
+
+import json
+
+from ablations.release import export, settings
+from ablations.stages import run_stage
+from ablations.stages.figure import describe, draw
+from twinsep.data.dataset import tracks
+from twinsep.separation.separator import load
+
+OUT = settings.RELEASED / "separation.png"
+
+
+def main() -> None:
+    """Draw mixture, estimates and true stems."""
+    song = tracks(settings.SONGS, "real")[0]
+    mixture = song.read("mixture")
+    instrumental = load(settings.WEIGHTS)(mixture, song.sample_rate)["instrumental"]
+    shown = {
+        "mixture": mixture,
+        "instrumental, estimated": instrumental,
+        "vocals, estimated": mixture - instrumental,
+        "instrumental, true": song.read("instrumental"),
+        "vocals, true": song.read("vocals"),
+    }
+    run = json.loads(export.OUT.read_text())
+    draw(shown, f"{song.name}\n{describe(run, 'an NVIDIA H100')}", song.sample_rate, OUT)
+
+
+if __name__ == "__main__":
+    run_stage(main)
