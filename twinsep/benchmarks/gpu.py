@@ -32,13 +32,13 @@ _PROFILE: dict[str, Any] = {"batch_size": 8, "segment_seconds": 4.0}
 _STAGES = ["enc1", "enc2", "enc3", "bottleneck", "dec3", "dec2", "dec1"]
 _PAPER: dict[str, Any] = {"segment_seconds": 3.0, "precision": "bfloat16"}
 #: (preset, options of its training, the MiB that it may take if it is to fit a card of 24 or 80 GB).
-TRAININGS: tuple[tuple[str, dict[str, Any], int | None], ...] = (
+TRAININGS: tuple[tuple[str, dict[str, Any], float | None], ...] = (
     ("tiny", {"batch_size": 1, "segment_seconds": 1.5}, None),
     ("small", {**_PROFILE, "precision": "float32"}, None),
     ("small", {**_PROFILE, "precision": "bfloat16"}, None),
-    ("paper", {**_PAPER, "batch_size": 2, "rematerialise": _STAGES}, 22_000),
-    ("paper", {**_PAPER, "batch_size": 1}, 76_000),
-    ("paper", {**_PAPER, "batch_size": 8, "rematerialise": _STAGES}, 76_000),
+    ("paper", {**_PAPER, "batch_size": 2, "rematerialise": _STAGES}, 22_000.0),
+    ("paper", {**_PAPER, "batch_size": 1}, 76_000.0),
+    ("paper", {**_PAPER, "batch_size": 8, "rematerialise": _STAGES}, 76_000.0),
 )
 
 
@@ -100,7 +100,7 @@ def _scan(
     }
 
 
-def _training(name: str, options: dict[str, Any], most: int | None, advance: Callable[[], None]) -> Record:
+def _training(name: str, options: dict[str, Any], most: float | None, advance: Callable[[], None]) -> Record:
     """Time steps of one configuration in PyTorch, in a process of its own, and read its peak memory on the device."""
     config = preset(name).override({"training": options})
     record: Record = {"framework": "torch", "preset": name, "options": options, "most_mib": most}
