@@ -17,7 +17,7 @@ for package in ("espeakng_loader", "midirenderer", "pyworld"):
     pytest.importorskip(package)
 
 from ablations import settings as pipeline_settings
-from ablations.release import card, export, proof, realism, scan, settings, songs, train
+from ablations.release import card, export, figure, proof, realism, scan, settings, songs, train
 from twinsep import Separator, checkpoints
 from twinsep.config import preset
 from twinsep.data.recordings import scan as detector
@@ -89,7 +89,7 @@ def made(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         prepare(patch, folder)
         write_recordings(settings.RECORDINGS)
-        for stage in (scan, songs, train, export, proof, realism, card):
+        for stage in (scan, songs, train, export, proof, figure, realism, card):
             stage.main()
     return folder
 
@@ -271,6 +271,19 @@ def test_the_proof_has_every_kind_of_song_and_every_system(made):
     assert [*residual["songs"]] == ["album/music/song.ogg"]
     summary = json.loads((made / "results/released/summary.json").read_text())
     assert summary["test"]["instrumental"]["usdr"]["n"] == 4  # of the voice alone it is undefined
+
+
+@pytest.mark.usefixtures("inside")
+def test_the_figure_shows_the_stems_of_the_real_excerpt(monkeypatch):
+    assert figure.OUT.read_bytes().startswith(b"\x89PNG")
+    drawn = {}
+    monkeypatch.setattr(figure, "draw", lambda shown, note, rate, out: drawn.update(shown, note=note, rate=rate))
+    figure.main()
+    estimated = drawn["instrumental, estimated"] + drawn["vocals, estimated"]
+    np.testing.assert_allclose(estimated, drawn["mixture"], atol=1e-6)
+    np.testing.assert_allclose(drawn["instrumental, true"] + drawn["vocals, true"], drawn["mixture"], atol=1e-6)
+    assert drawn["rate"] == 44_100
+    assert "parameters" in drawn["note"]
 
 
 def test_the_difference_of_the_channels_loses_what_is_central():
