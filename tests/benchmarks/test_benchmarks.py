@@ -18,6 +18,7 @@ from twinsep.benchmarks import (
     growth,
     length,
     memory,
+    processes,
     scan,
     separate,
     step,
@@ -53,7 +54,7 @@ class Scripted(WorkerProcess):
 
     asked: list[tuple[str, str]]
 
-    def __init__(self, framework, threads=None, device="cpu"):
+    def __init__(self, framework, threads=None, device="cpu", variables=None):
         self.framework = framework
         if device != "cpu":
             self.asked.append((framework, f"on {device}"))
@@ -114,8 +115,9 @@ def exported(framework, _options):
 def asked(monkeypatch):
     """The requests sent to scripted workers."""
     monkeypatch.setattr(Scripted, "asked", [], raising=False)
-    for module in (block, feeding, growth, memory, scan, separate, step):
+    for module in (block, feeding, growth, memory, processes, scan, separate, step):
         monkeypatch.setattr(module, "WorkerProcess", Scripted)
+    monkeypatch.setattr(processes, "EXECUTORS", ())
     monkeypatch.setattr(length, "SECONDS", (1, 2))
     monkeypatch.setattr(growth, "SONGS", (1,))
     monkeypatch.setattr(length, "BARS", {(2, 1): 1.5})
@@ -195,6 +197,24 @@ def test_memory_is_compared_with_its_bound_and_the_size_of_the_state(asked):
     assert memory.BAR_MB == 1500
 
 
+def test_two_processes_share_a_batch_and_are_compared_with_one():
+    config = preset("tiny").override(MICRO)
+    reports = []
+    found = processes._steps(config, BenchmarkOptions({}, 0, 2), lambda: reports.append(1))
+    assert len(reports) == 3
+    assert {name: len(times) for name, times in found["times_s"].items()} == {"one": 2, "shared": 2}
+    assert found["one_s"] > 0
+    assert found["shared_s"] > 0
+
+
+def test_a_batch_of_songs_is_separated_by_each_executor_and_a_failure_named(monkeypatch):
+    monkeypatch.setattr(processes, "SONGS", 1)
+    monkeypatch.setattr(processes, "SECONDS", 0.2)
+    assert processes._batches(("local",), lambda: None)["local"] > 0
+    with pytest.raises(TwinsepError, match="--executor nowhere failed"):
+        processes._batches(("nowhere",), lambda: None)
+
+
 @pytest.mark.usefixtures("asked")
 def test_a_gpu_is_measured_only_when_it_is_named(call, tmp_path, monkeypatch):
     monkeypatch.setattr(gpu, "WorkerProcess", Scripted)
@@ -215,7 +235,7 @@ def test_the_command_writes_and_prints_a_record_per_benchmark(call, tmp_path):
     status, printed, said = call("--repetitions", 2, "--set", "training.segment_seconds=0.5")
     assert status == 0, said
     written = {path.stem: json.loads(path.read_text()) for path in (tmp_path / "work/results/bench").iterdir()}
-    named = {"scan", "block", "step", "separate", "growth", "memory", "length", "feeding", "stream", "export"}
+    named = {"scan", "block", "step", "separate", "growth", "memory", "length", "feeding", "stream", "export", "processes"}
     assert written.keys() == suite.BENCHMARKS.keys() - set(suite.ON_GPU) == named
     for name, record in written.items():
         assert {"load_average_at_start", "cores", "command", "commit", "device", "versions"} <= record.keys()

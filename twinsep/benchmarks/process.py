@@ -10,6 +10,8 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from twinsep.errors import InputError, TwinsepError
@@ -21,16 +23,27 @@ MIB = 1 << 20
 class WorkerProcess:
     """A worker process with ``framework``, as a context manager that kills it at the end.
 
-    With ``threads`` it is limited to so many cores. ``device`` is what it measures, "cpu" or "cuda".
+    With ``threads`` it is limited to so many cores. ``device`` is what it measures, "cpu" or "cuda";
+    ``variables`` are added to its environment.
     """
 
-    def __init__(self, framework: str, threads: int | None = None, device: str = "cpu"):
+    def __init__(
+        self,
+        framework: str,
+        threads: int | None = None,
+        device: str = "cpu",
+        variables: Mapping[str, str] = MappingProxyType({}),
+    ):
         self.framework = framework
         # JAX must use the CPU even where there is an accelerator, and the first call must show the cost of compiling.
-        environment = os.environ | {
-            "JAX_PLATFORMS": "cpu" if device == "cpu" else f"{device},cpu",
-            "JAX_ENABLE_COMPILATION_CACHE": "false",
-        }
+        environment = (
+            os.environ
+            | dict(variables)
+            | {
+                "JAX_PLATFORMS": "cpu" if device == "cpu" else f"{device},cpu",
+                "JAX_ENABLE_COMPILATION_CACHE": "false",
+            }
+        )
         environment["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # the peak is to be that of the measurement
         limit = [] if threads is None else [str(threads)]
         if limit:  # NumPy's matrix products read it on import

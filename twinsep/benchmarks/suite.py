@@ -16,7 +16,20 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from twinsep.benchmarks import block, export, feeding, gpu, growth, length, memory, scan, separate, step, stream
+from twinsep.benchmarks import (
+    block,
+    export,
+    feeding,
+    gpu,
+    growth,
+    length,
+    memory,
+    processes,
+    scan,
+    separate,
+    step,
+    stream,
+)
 from twinsep.benchmarks.records import Benchmark, BenchmarkOptions, Row
 from twinsep.errors import InputError
 from twinsep.kernels.threads import cores
@@ -27,7 +40,7 @@ from twinsep.utils.files import write_json
 #: Name → benchmark. To add one, write a module and list it here.
 BENCHMARKS = {
     module.__name__.rpartition(".")[2]: Benchmark(module.measure, module.rows)
-    for module in (scan, block, step, separate, growth, memory, length, feeding, stream, export, gpu)
+    for module in (scan, block, step, separate, growth, memory, length, feeding, stream, export, processes, gpu)
 }
 #: Those that need a GPU and run only when they are named.
 ON_GPU = ("gpu",)
