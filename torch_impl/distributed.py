@@ -53,7 +53,9 @@ class Workers:
 
     def parallel(self, model: Module) -> Module:
         """Wrap ``model`` so that a backward pass averages the gradients over the workers."""
-        return DistributedDataParallel(model, broadcast_buffers=False) if self.size > 1 else model
+        if self.size == 1:
+            return model
+        return DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
 
     def mean(self, x: Tensor) -> Tensor:
         """Mean over the workers of a tensor, without gradient; the tensor itself for one worker."""

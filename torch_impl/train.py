@@ -85,8 +85,11 @@ class Trainer:
             with adding() if number < len(batches) else nullcontext():
                 total, terms = self.loss(self.parallel, batch)
                 (total * (scale / len(batches))).backward()
-            for name, value in {"loss": total, **terms}.items():
-                report[name] = report.get(name, 0.0) + self.workers.mean(value).item() / len(batches)
+            values = {"loss": total, **terms}
+            # Together: each reduction over the workers waits for all of them.
+            means = self.workers.mean(torch.stack([value.detach() for value in values.values()])).tolist()
+            for name, value in zip(values, means, strict=True):
+                report[name] = report.get(name, 0.0) + value / len(batches)
         gradients = [w.grad for w in self.model.parameters() if w.grad is not None]
         norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients))).item() / scale
         report["gradient_norm"] = norm

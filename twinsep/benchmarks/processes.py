@@ -30,6 +30,8 @@ from twinsep.utils.progress import ProgressCallback
 
 #: Segments of a batch, and processes that share it.
 PROCESSES = 2
+#: Environment of a process of one thread that may run on any core, as torchrun makes it.
+ONE_THREAD_EACH = dict.fromkeys(("OMP_NUM_THREADS", "NUMBA_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 #: Least ratio of the steps a second of both processes to those of one.
 SPEEDUP_BAR = 1.7
 #: Songs of a batch, and their length in seconds.
@@ -70,11 +72,11 @@ def _steps(config: Config, options: BenchmarkOptions, report: Callable[[], None]
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
-    group = {"WORLD_SIZE": str(PROCESSES), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    group = {**ONE_THREAD_EACH, "WORLD_SIZE": str(PROCESSES), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     with contextlib.ExitStack() as stack, ThreadPoolExecutor(PROCESSES) as pool:
-        one = stack.enter_context(WorkerProcess("torch", threads=1))
+        one = stack.enter_context(WorkerProcess("torch", variables=ONE_THREAD_EACH))
         numbered = [{**group, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(PROCESSES)]
-        shared = [stack.enter_context(WorkerProcess("torch", threads=1, variables=each)) for each in numbered]
+        shared = [stack.enter_context(WorkerProcess("torch", variables=each)) for each in numbered]
         one.ask("open", config=shared_batch, batch=PROCESSES)
         # All at once, because each waits for the others.
         list(pool.map(lambda worker: worker.ask("open", config=shared_batch, batch=1), shared))
