@@ -25,7 +25,7 @@ CASES = {
     "causal": ("tiny-causal", {"mixer": {"kind": "mamba", "d_state": 4}, "attention_window": 3}),
     "not causal": (
         "tiny",
-        {"mixer": {"kind": "mamba2", "d_state": 4, "head_dim": 8}, "mask": "glu", "init": "default"},
+        {"mixer": {"kind": "mamba2", "d_state": 4, "head_dim": 8}, "mask": "glu", "init": "default", "levels": 1},
     ),
 }
 
