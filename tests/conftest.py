@@ -6,13 +6,16 @@ import os
 import shutil
 import signal
 import tempfile
+from importlib.metadata import version
 
 # JAX's tests spend most of their time compiling. Without these emitters and most passes, XLA compiles in a third of the
 # time, and the cache lets processes and tests share compiled programs; these are slower but compute the same. JAX reads
 # the variables when it starts, also in processes that tests start.
 if "PYTEST_XDIST_WORKER" not in os.environ:
     # The vector width that twinsep sets: the first import decides, and all processes must compute the same.
-    flags = "--xla_cpu_use_fusion_emitters=false --xla_cpu_prefer_vector_width=512"
+    flags = "--xla_cpu_prefer_vector_width=512"
+    if version("jax").startswith("0.10."):  # later ones do not know the flag, and stop at it
+        flags += " --xla_cpu_use_fusion_emitters=false"
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}"
     os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="twinsep-xla-")
