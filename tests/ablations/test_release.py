@@ -277,7 +277,7 @@ def test_the_proof_has_every_kind_of_song_and_every_system(made):
 def test_the_figure_shows_the_stems_of_the_real_excerpt(monkeypatch):
     assert figure.OUT.read_bytes().startswith(b"\x89PNG")
     drawn = {}
-    monkeypatch.setattr(figure, "draw", lambda shown, note, rate, out: drawn.update(shown, note=note, rate=rate))
+    monkeypatch.setattr(figure, "draw", lambda shown, note, rate, _: drawn.update(shown, note=note, rate=rate))
     figure.main()
     estimated = drawn["instrumental, estimated"] + drawn["vocals, estimated"]
     np.testing.assert_allclose(estimated, drawn["mixture"], atol=1e-6)

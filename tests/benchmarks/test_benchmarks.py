@@ -235,7 +235,19 @@ def test_the_command_writes_and_prints_a_record_per_benchmark(call, tmp_path):
     status, printed, said = call("--repetitions", 2, "--set", "training.segment_seconds=0.5")
     assert status == 0, said
     written = {path.stem: json.loads(path.read_text()) for path in (tmp_path / "work/results/bench").iterdir()}
-    named = {"scan", "block", "step", "separate", "growth", "memory", "length", "feeding", "stream", "export", "processes"}
+    named = {
+        "scan",
+        "block",
+        "step",
+        "separate",
+        "growth",
+        "memory",
+        "length",
+        "feeding",
+        "stream",
+        "export",
+        "processes",
+    }
     assert written.keys() == suite.BENCHMARKS.keys() - set(suite.ON_GPU) == named
     for name, record in written.items():
         assert {"load_average_at_start", "cores", "command", "commit", "device", "versions"} <= record.keys()
