@@ -54,8 +54,10 @@ class Scripted(WorkerProcess):
 
     asked: list[tuple[str, str]]
 
-    def __init__(self, framework, threads=None, device="cpu", variables=None):
+    def __init__(self, framework, threads=None, device="cpu", variables=()):
         self.framework = framework
+        if "RANK" in variables:
+            self.asked.append((framework, f"rank {variables['RANK']}"))
         if device != "cpu":
             self.asked.append((framework, f"on {device}"))
         if threads:
