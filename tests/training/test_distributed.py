@@ -119,6 +119,7 @@ def steps(micro, tmp_path):
         out, port = tmp_path / f"{framework}-{count}-{devices}.npz", str(free_port())
         command = [sys.executable, str(HELPER), str(source), str(out), framework, str(devices)]
         root = Path(__file__).parents[2]
+        flags = f"{os.environ.get('XLA_FLAGS', '')} {flags}"
         running = [
             subprocess.Popen(
                 command,
