@@ -57,8 +57,8 @@ def main() -> None:
             save(record)
             report(done + 1, len(cases) + IN_JAX)
         for done, (name, (config, exact)) in enumerate(in_jax.items(), len(cases)):
-            found = comparison.network_in_jax(config, "float32", DRAWS)
-            record["networks"][name]["JAX, float32"] = compare(found, exact)
+            computed = comparison.network_in_jax(config, "float32", DRAWS)
+            record["networks"][name]["JAX, float32"] = compare(computed, exact)
             save(record)
             report(done + 1, len(cases) + IN_JAX)
 

@@ -73,7 +73,8 @@ def make_song(kind: Kind, seed: tuple[int, ...], material: Material, recipe: Rec
     rng = np.random.default_rng([VERSION, KINDS.index(kind), *seed])
     samples = round(recipe.seconds * SAMPLE_RATE)
     info: dict[str, Any] = {"kind": kind, "seed": list(seed)}
-    voice, instrumental = np.zeros((samples, 2), np.float32), np.zeros((samples, 2), np.float32)
+    voice: np.ndarray = np.zeros((samples, 2), np.float32)
+    instrumental = voice.copy()
     key = Key(int(rng.integers(12)), compose(rng, recipe.seconds).scale)
     if kind == "generated":
         made = generated.song(int(rng.integers(2**31)), recipe.seconds)
