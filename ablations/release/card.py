@@ -107,7 +107,7 @@ def package_table(packages: dict[str, Package]) -> pd.DataFrame:
 
 
 def goals(table: pd.DataFrame) -> str:
-    """What was asked of the weights, and whether they reach it, as a list."""
+    """List the goals for the weights, each with its score and whether it is reached."""
     lines = []
     for songs, against, statistic, wanted, name in GOALS:
         row = table[(table.songs == songs) & table.score.str.endswith(statistic)]

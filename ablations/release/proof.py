@@ -88,7 +88,7 @@ def side_system(_: Track, mixture: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def describe(song: Track) -> dict[str, Any]:
-    """What the tables need to know of a song: kind, level of the voice in dB if there is one, genre."""
+    """Return a song's kind, level of the voice in dB (NaN without one) and genre, for the tables."""
     info = json.loads((song.folder / "song.json").read_text())
     return {
         "track": song.name,

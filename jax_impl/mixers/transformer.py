@@ -29,7 +29,7 @@ class Transformer(Module):
 
 
 class CausalTransformer(Module):
-    """The same attention to the frame itself and a window of the past; positions count from its first frame."""
+    """Causal attention: to the frame itself and a window of the past; positions count from its first frame."""
 
     def __init__(self, model: BandSplitConfig):
         assert isinstance(model.mixer, mixers.Transformer)

@@ -199,6 +199,21 @@ def test_memory_is_compared_with_its_bound_and_the_size_of_the_state(asked):
     assert memory.BAR_MB == 1500
 
 
+@pytest.mark.usefixtures("asked")
+def test_a_training_that_does_not_fit_on_the_gpu_is_no_figure(monkeypatch):
+    class Full(Scripted):
+        def ask(self, method, **arguments):
+            if method == "step":
+                raise TwinsepError("memory ran out")
+            return super().ask(method, **arguments)
+
+    monkeypatch.setattr(gpu, "WorkerProcess", Full)
+    record = gpu.measure(BenchmarkOptions({}, 0, 1), lambda *_: None)
+    assert {each["error"] for each in record["trainings"]} == {"memory ran out"}
+    assert record["figures"] == []
+    assert not [what for what, _ in gpu.rows(record) if what.startswith("paper")]
+
+
 def test_two_processes_share_a_batch_and_are_compared_with_one():
     config = preset("tiny").override(MICRO)
     reports = []

@@ -30,7 +30,7 @@ class Transformer(Module):
 
 
 class CausalTransformer(Module):
-    """The same attention to the frame itself and a window of the past; positions count from its first frame."""
+    """Causal attention: to the frame itself and a window of the past; positions count from its first frame."""
 
     def __init__(self, model: BandSplitConfig):
         super().__init__()

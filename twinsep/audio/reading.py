@@ -19,7 +19,8 @@ An Ogg file may count a few samples more than its packets hold: silence takes th
 
 A file cut short is refused if that shows: fewer samples or seconds than the header states, half a packet or page.
 It does not show in raw frames (MP3 without LAME's header, ADTS, AC-3), nor in MPEG-TS, WMA and fragmented MP4 cut
-between two packets, nor in Matroska and WebM recorded live, nor if less than 0.2 s is missing from FLV or Matroska.
+between two packets, nor in Matroska and WebM recorded live, nor if less than 0.2 s is missing from FLV or Matroska. For
+Ogg cut between two pages a note says that its last page is not marked as such.
 """
 
 from __future__ import annotations

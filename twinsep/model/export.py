@@ -1,4 +1,4 @@
-"""What the exporters of both twins return."""
+"""Exported programs, as both twins return them."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ class Passages:
 
 @dataclass(frozen=True)
 class Material:
-    """What the songs of one split are made of; ``voices`` speak and ``singers`` sing, paths by speaker."""
+    """Passages and voices for the songs of one split; ``voices`` speak and ``singers`` sing, paths by speaker."""
 
     root: Path
     instrumentals: tuple[Passages, ...] = ()
