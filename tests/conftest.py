@@ -90,10 +90,16 @@ def songs(tmp_path_factory):
 
 @pytest.fixture
 def micro(songs):
-    """A model of some thousand weights on that data set: a step takes a few hundredths of a second."""
+    """A model of some thousand weights and one level on that data set: JAX compiles a step of it in seconds."""
     return preset("tiny").override(
         {
-            "model": {"d_model": 8, "n_heads": 2, "bands": "vocal18", "mixer": {"kind": "mamba", "d_state": 4}},
+            "model": {
+                "d_model": 8,
+                "n_heads": 2,
+                "bands": "vocal18",
+                "levels": 1,
+                "mixer": {"kind": "mamba", "d_state": 4},
+            },
             "data": {"root": str(songs)},
             "training": {
                 "steps": 4,

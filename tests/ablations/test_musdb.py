@@ -8,7 +8,11 @@ import pytest
 
 from ablations import settings
 from ablations.stages import collect, configure, evaluate, inventory, tabulate, train
+from twinsep.config import from_dict
 from twinsep.utils.files import write_json
+
+#: A model that JAX compiles in seconds.
+MICRO = {"model": {"d_model": 8, "n_heads": 2, "bands": "vocal18", "levels": 1}}
 
 
 @pytest.fixture
@@ -18,7 +22,7 @@ def small(songs, tmp_path, monkeypatch):
     params["profile"] = "musdb"
     params["data"]["root"] = str(songs)
     profile = params["profiles"]["musdb"]
-    profile.update(preset="tiny", device="cpu", museval=False, seeds=1, only=["base", "default", "memory0"])
+    profile.update(preset="tiny", device="cpu", museval=False, seeds=1, only=["base", "default"])
     profile["training"].update(
         steps=2, batch_size=1, segment_seconds=0.5, validate_every=1, validation_seconds=1, precision="float32"
     )
@@ -37,8 +41,13 @@ def test_the_profile_trains_six_rows_and_validates_on_all_songs():
 
 def test_musdb_runs_from_configurations_to_tables(small):
     configure.main()
+    for path in settings.CONFIGS.glob("*-*.json"):  # of a group
+        made = {
+            seed: from_dict(config).override(MICRO).to_dict() for seed, config in json.loads(path.read_text()).items()
+        }
+        write_json(path, made)
     inventory.main()
-    for group in ("torch-base", "torch-default", "jax-default", "torch-memory0", "torch-conv"):
+    for group in ("torch-base", "torch-default", "jax-default", "torch-conv"):
         train.main(group)
         evaluate.main(group)
     for baseline in settings.params()["baselines"]:
@@ -46,9 +55,9 @@ def test_musdb_runs_from_configurations_to_tables(small):
     collect.main()
     cost = {"flop_per_audio_second": 1e9, "step_s": 1.0, "peak_memory_mib": 1}
     write_json(tabulate.COST, {"rows": {row: cost for row in json.loads((settings.CONFIGS / "cost.json").read_text())}})
-    trained = {axis: written(axis)["row"].dropna() for axis in ("base", "memory", "mixer", "bands")}
+    trained = {axis: written(axis)["row"].dropna() for axis in ("base", "mixer", "bands")}
     floors = ["mixture", "fixed gain per band", "level regression", "weighted regression"]
-    assert list(trained["memory"]) == [*floors, "default", "default", "memory0", "ideal ratio mask"]
+    assert list(trained["bands"]) == [*floors, "default", "default", "ideal ratio mask"]
     assert "base" in set(trained["base"])
     assert "conv" not in set(trained["mixer"])  # not one of the profile's rows
     for axis in trained:

@@ -12,8 +12,9 @@ from twinsep.training.loss_scale import LossScale
 
 @pytest.fixture
 def micro(micro):
-    """The smallest model with a scan, which compiles fastest."""
-    model = {"mixer": {"kind": "mamba", "d_state": 4, "directions": 1}, "memory_tokens": [0, 0, 0, 0]}
+    """The smallest model with a scan and all levels, because sums of attention can overflow too."""
+    mixer = {"kind": "mamba", "d_state": 4, "directions": 1}
+    model = {"mixer": mixer, "memory_tokens": [0, 0, 0, 0], "levels": 3}
     return micro.override({"model": model, "training": {"segment_seconds": 0.2}})
 
 

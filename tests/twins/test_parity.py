@@ -1,7 +1,9 @@
 """Parity of the twins, by the measurements of the stage ``parity``: equal weights give equal numbers.
 
 Every pair of model options, mixers included, occurs in one of the cases. All cases are compared in float64, in which
-rounding cannot hide a difference in meaning; all modules and two networks also in float32.
+rounding cannot hide a difference in meaning; all modules and two networks also in float32. Most time goes into
+compiling: of cases that differ in the mixer alone, some are compared with one level of the U-Net here, and whole by the
+stage.
 """
 
 import numpy as np
@@ -52,17 +54,26 @@ def test_each_module_agrees_forward_and_backward(case, names, dtype):
         assert distance(arrays, wanted, "d ") <= TOLERANCE["gradients"][dtype], name
 
 
+#: Cases compared with one level: their mixers stand in a whole network of another case.
+ONE_LEVEL = [
+    "mamba2; reference; two stems and the rest; left/right",
+    "transformer; aligned; two stems and the rest; left/right",
+    "transformer; reference; one stem; mid/side",
+    "lstm; reference; two stems and the rest; mid/side",
+    "conv; aligned; one stem; left/right",
+    "conv; reference; two stems and the rest; mid/side",
+]
 NETWORKS = [(case, "float64", True) for case in CASES]
 NETWORKS += [
     (case, "float32", True) for case in CASES if case.startswith(("mamba, one direction", "transformer; aligned"))
 ]
 #: Without JAX's kernels, which share their loops with PyTorch's.
-NETWORKS += [(FIRST, dtype, False) for dtype in DTYPES]
+NETWORKS += [("mamba; one level", dtype, False) for dtype in DTYPES]
 
 
 @pytest.mark.parametrize(("case", "dtype", "kernels"), NETWORKS, indirect=["dtype"])
 def test_the_network_and_the_gradients_of_the_full_loss_agree(case, dtype, kernels):
-    config = configuration(CASES[case])
+    config = configuration(CASES[case] | ({"levels": 1} if case in ONE_LEVEL else {}))
     draws = [(comparison.QUIET, seed) for seed in range(3)]
     computed = comparison.network_in_jax(config, dtype, draws, kernels=kernels)
     for found, wanted in zip(computed, comparison.network_in_torch(config, dtype, draws), strict=True):
@@ -80,11 +91,14 @@ def test_the_cases_cover_every_pair_of_options():
     seen = set().union(*map(comparison.pairs, product))
     options = [{case[i] for case in product} for i in range(4)]
     assert options[0] == set(MIXERS)
+    assert set(ONE_LEVEL) < set(CASES)
+    whole = {name.split(";")[0] for name in CASES if name not in ONE_LEVEL and CASES[name].get("levels", 3) == 3}
+    assert whole >= set(MIXERS)
     assert len(seen) == sum(len(a) * len(b) for i, a in enumerate(options) for b in options[i + 1 :])
 
 
 #: The smallest network: the optimiser does not depend on the architecture.
-STEPPED = {"mixer": {"kind": "conv", "kernel": 3}, "memory_tokens": [0, 0, 0, 0]}
+STEPPED = {"mixer": {"kind": "conv", "kernel": 3}, "levels": 1}
 
 
 @pytest.mark.parametrize("model", [STEPPED, CASES["spectrogram U-Net"]], ids=["conv", "batch norm"])

@@ -15,13 +15,13 @@ def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 
 def activations():
-    blocks = [b"x" * (int(sys.argv[2]) << 20) for _ in range(20)]
+    blocks = [b"x" * (int(sys.argv[2]) << 20) for _ in range(8)]
 
 if sys.argv[1] == "keep":
     keep_freed_memory()
 activations()
 before = faults()
-for _ in range(5):
+for _ in range(3):
     activations()
 print(faults() - before)
 """
@@ -34,6 +34,6 @@ def test_freed_memory_is_used_again(mib):
         how: int(subprocess.run([sys.executable, "-c", CODE, how, str(mib)], capture_output=True, check=True).stdout)
         for how in ("keep", "default")
     }
-    pages = 5 * 20 * 256 * mib
+    pages = 3 * 8 * 256 * mib
     assert counts["keep"] < pages / 20
     assert counts["default"] > pages / 2  # or nothing was gained
