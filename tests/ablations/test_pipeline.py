@@ -85,6 +85,7 @@ def finished(tmp_path_factory, songs):
         if name == "data":
             body["cmd"] = f"{python} stub_data.py"
     (folder / "dvc.yaml").write_text(yaml.safe_dump(pipeline))
+    shutil.copy(ROOT / ".dvcignore", folder)
     (folder / "stub.py").write_text(STUB)
     (folder / "stub_data.py").write_text(STUB_DATA)
     rows = yaml.safe_load((ROOT / "ablations" / "rows.yaml").read_text())
@@ -158,7 +159,8 @@ def test_all_groups_follow_the_profile_and_those_of_one_framework_its_code(works
 def test_training_depends_on_the_metrics_and_on_no_page_check_or_document(workspace):
     for path in ("twinsep/demo/app.py", "twinsep/data/checks.py", "twinsep/cli.py"):
         append(workspace / path)
-    (workspace / "twinsep" / "README.md").write_text("A document.")
+    for folder in ("torch_impl", "jax_impl", "twinsep/training"):
+        append(workspace / folder / "README.md")
     assert outdated(workspace) == set()
     append(workspace / "twinsep" / "metrics.py")
     assert outdated(workspace) >= TRAINED

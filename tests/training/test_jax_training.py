@@ -90,7 +90,7 @@ def test_both_twins_start_from_the_same_weights(micro):
 
 def test_rematerialisation_recomputes_each_stage(micro):
     stages = ["enc1", "enc2", "enc3", "bottleneck", "dec3", "dec2", "dec1"]
-    trainer = JaxTrainer(micro.override({"training": {"rematerialise": stages}}))
+    trainer = JaxTrainer(micro.override({"model": {"levels": 3}, "training": {"rematerialise": stages}}))
     batch = first_batch(micro)
     arrays = (jnp.asarray(batch[key]) for key in ("mixture", "target"))
     assert str(jax.make_jaxpr(trainer.loss)(trainer.weights, {}, *arrays)).count("remat") >= len(stages)
