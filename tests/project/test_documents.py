@@ -352,3 +352,52 @@ def test_the_time_of_a_second_of_audio_is_reported():
         if s["system"].startswith("bs-roformer")
     }
     assert others[True] < others[False] / 2
+
+
+def test_the_figures_of_the_gpu_are_those_of_the_record():
+    found = record("results/bench/gpu.json")
+    assert "H100" in found["device"]
+    trainings = {(t["options"].get("batch_size"), t["preset"]): t for t in found["trainings"]}
+    assert len(trainings) == len(found["trainings"]) == 3
+    for (batch, name), training in trainings.items():
+        time, memory = f"{training['median_s']:.2f} s", f"{training['peak_mib'] / 1024:.1f} GiB"
+        rows = [line for line in COSTS.splitlines() if f"of `{name}`, batch {batch} " in line]
+        assert [row.endswith(f"| {time} | {memory} |") for row in rows] == [True]
+        if name == "paper":
+            assert f"{memory} (measured)" in MODEL
+    large = {(s["way"], s["backward"]): s["median_s"] for s in found["scans"] if s["shape"] == [68, 517, 512, 32]}
+    for way, row in (
+        ("default", "JAX, scan (68, 517, 512, 32), Pallas kernel"),
+        ("associative", "the same, associative"),
+    ):
+        forward, backward = (f"{1e3 * large[way, either]:.3g} ms" for either in (False, True))
+        (cells,) = (line for line in COSTS.splitlines() if line.startswith(f"| {row}"))
+        assert cells.endswith(f"| {forward}; {backward} | |")
+
+
+def test_the_gain_of_two_processes_and_the_cost_of_a_cluster_are_those_of_the_record():
+    speedup, cluster = (figure["value"] for figure in record("results/bench/processes.json")["figures"])
+    assert f"Two processes of one thread took {speedup} times the steps of one" in joined(MODEL)
+    assert f"20 songs of a minute took {cluster:.2f} times as long as in one process" in joined(
+        PAGES["ablations/README.md"]
+    )
+
+
+def test_the_scores_in_the_readme_are_those_of_the_tables():
+    if not git("ls-files", "results/tables/base.csv"):
+        pytest.skip("no results of the grid are committed")
+    section = README.partition("## Results")[2].partition("\n## ")[0]
+    lines = re.findall(r"^\| ([^|]+) \| ([\d.]+) \| ([^|]*) \|$", section, re.MULTILINE)
+    assert len(lines) >= 10
+    scores = {}
+    for axis in ("base", *settings.row_table()["axes"]):
+        for row, line in table(axis).iterrows():
+            scores[f"{row}, JAX" if line["framework"] == "jax" else row] = line
+    for name, score, against in lines:
+        line = scores[name.replace("`", "")]
+        assert score == f"{line['uSDR mean']:.2f}", name
+        judged = line.get("verdict")
+        if isinstance(judged, str) and judged not in ("", "–"):
+            assert against.strip() == f"{line['difference']:+.2f}, {judged}".replace("-", "−"), name
+        else:
+            assert not against.strip(), name
