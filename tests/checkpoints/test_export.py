@@ -18,7 +18,7 @@ from twinsep.config import preset
 from twinsep.errors import InputError
 from twinsep.model import initializers
 
-FRAMES = 17
+FRAMES = 9
 BAR = 1e-4
 SMALL = {"d_model": 8, "n_heads": 2, "bands": "vocal18", "memory_tokens": [3, 2, 2, 1]}
 CASES = {
