@@ -2,8 +2,7 @@
 
 Every pair of model options, mixers included, occurs in one of the cases. All cases are compared in float64, in which
 rounding cannot hide a difference in meaning; all modules and two networks also in float32. Most time goes into
-compiling: of cases that differ in the mixer alone, some are compared with one level of the U-Net here, and whole by the
-stage.
+compiling: six cases are compared with one level of the U-Net here, and whole by the stage.
 """
 
 import numpy as np
