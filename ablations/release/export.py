@@ -15,22 +15,24 @@ from twinsep.errors import InputError, TwinsepError
 from twinsep.training.run_dir import BEST, RECORD
 from twinsep.utils.files import write_atomically, write_json
 
-#: The record of the run, with its sittings, as it is committed.
+#: The records of the phases of the run, with their sittings, as they are committed.
 OUT = settings.RELEASED / "run.json"
 LICENCE = "see the model card: the songs are derived from recordings under CC BY-SA and GPL"
 
 
 def main() -> None:
-    """Write the weights with the best validation score, and the record of the run."""
-    source = settings.RUN / BEST
-    if not (settings.RUN / RECORD).exists():
+    """Write the weights of the last phase with the best validation score, and the records of all phases."""
+    folders = [settings.phase_folder(number) for number in range(1, len(settings.phases()) + 1)]
+    if not all((folder / RECORD).exists() for folder in folders):
         raise InputError(f"{settings.RUN} holds no finished run: run the stage `train` first")
-    record = json.loads((settings.RUN / RECORD).read_text())
-    released = released_checkpoint(checkpoints.read(source), record)
+    records = [
+        json.loads((folder / RECORD).read_text()) | json.loads((folder / train.SITTINGS).read_text())
+        for folder in folders
+    ]
+    released = released_checkpoint(checkpoints.read(folders[-1] / BEST), records[-1])
     write(released, settings.WEIGHTS, settings.recipe()["export"]["bytes"])
     write_atomically(settings.SHIPPED, settings.WEIGHTS.read_bytes())
-    sittings = json.loads(train.SITTINGS.read_text())["sittings"]
-    write_json(OUT, {**record, "sittings": sittings, "exported_step": released.step})
+    write_json(OUT, {"phases": records, "exported_step": released.step})
 
 
 def released_checkpoint(found: Checkpoint, record: dict[str, Any]) -> Checkpoint:

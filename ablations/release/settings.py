@@ -52,8 +52,13 @@ def found_recordings() -> list[Recording]:
     return found
 
 
-def configuration() -> Config:
-    """The configuration of the run."""
+def phases() -> list[Config]:
+    """The configuration of each phase of the run."""
     training = recipe()["training"]
-    changed = preset(training["preset"]).override(training["override"])
-    return changed.override({"data": {"root": str(SONGS)}})
+    common = preset(training["preset"]).override(training["override"]).override({"data": {"root": str(SONGS)}})
+    return [common.override({"training": phase}) for phase in training["phases"]]
+
+
+def phase_folder(number: int) -> Path:
+    """Folder of a phase, counted from 1."""
+    return RUN / f"phase-{number}"
