@@ -58,11 +58,11 @@ def card(
     shown = [scan.markdown(tables[stem]) for stem in TABLES[:-1]]
     made = tables[realism.TABLE].set_index("songs").T.rename_axis("median").reset_index()
     counts = settings.recipe()["songs"]["counts"]["train"]
-    model, sittings = config.to_dict()["model"], record["sittings"]
+    model, phases = config.to_dict()["model"], record["phases"]
     left = residual["median_db"]
     return TEMPLATE.read_text().format(
         network={"unet": "band-split U-Net"}.get(model["network"], model["network"]),
-        parameters=record["parameters"],
+        parameters=phases[-1]["parameters"],
         width=model["d_model"],
         mixer=model["mixer"]["kind"],
         bands=model["bands"],
@@ -71,6 +71,7 @@ def card(
         bytes=size,
         step=record["exported_step"],
         steps=config.training.steps,
+        phase=len(phases),
         loss=", ".join(f"{weight:g} {name}" for name, weight in config.loss.weights.items()),
         command=COMMAND,
         by_kind=shown[0],
@@ -84,10 +85,27 @@ def card(
         held_out="; ".join(f"`{name}`: {', '.join(p.test)}" for name, p in packages.items() if p.test),
         packages=scan.markdown(package_table(packages)),
         minutes=scan.markdown(minutes),
-        minutes_trained=record["seconds"] / 60,
-        devices=", ".join(dict.fromkeys(each["device"] for each in sittings)),
-        sittings=len(sittings),
-        commits=", ".join(dict.fromkeys(each["commit"] for each in sittings)),
+        phases=scan.markdown(phase_table(phases)),
+    )
+
+
+def phase_table(phases: list[dict[str, Any]]) -> pd.DataFrame:
+    """A row for each phase of the run: what it was, what it took and what it reached on validation songs."""
+    trainings = [record["configuration"]["training"] for record in phases]
+    return pd.DataFrame(
+        {
+            "phase": number,
+            "steps": training["steps"],
+            "songs a batch": training["batch_size"],
+            "seconds a song": training["segment_seconds"],
+            "highest rate": training["learning_rate"],
+            "minutes": round(record["seconds"] / 60, 1),
+            "validation uSDR, dB": record["validation"]["valid/usdr"],
+            "device": ", ".join(dict.fromkeys(each["device"] for each in record["sittings"])),
+            "sittings": len(record["sittings"]),
+            "commit": ", ".join(dict.fromkeys(each["commit"] for each in record["sittings"])),
+        }
+        for number, (training, record) in enumerate(zip(trainings, phases, strict=True), 1)
     )
 
 

@@ -25,8 +25,10 @@ def main() -> None:
         "instrumental, true": song.read("instrumental"),
         "vocals, true": song.read("vocals"),
     }
-    run = json.loads(export.OUT.read_text())
-    draw(shown, f"{song.name}\n{describe(run, 'an NVIDIA H100')}", song.sample_rate, OUT)
+    phases = json.loads(export.OUT.read_text())["phases"]
+    steps = sum(phase["configuration"]["training"]["steps"] for phase in phases)
+    note = describe(phases[-1]["parameters"], steps, "an NVIDIA H100")
+    draw(shown, f"{song.name}\n{note}", song.sample_rate, OUT)
 
 
 if __name__ == "__main__":

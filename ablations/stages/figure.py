@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 from pathlib import Path
-from typing import Any
 
 import matplotlib
 
@@ -34,13 +33,13 @@ def main() -> None:
         "vocals, true": song.read("vocals"),
     }
     run = json.loads(settings.run_path(settings.BASE_GROUP, 0).read_text())
-    draw(shown, f"{song.name}\n{describe(run, run['device'])}", song.sample_rate, OUT)
-
-
-def describe(run: dict[str, Any], device: str) -> str:
-    """Size, steps and device of a run, in three lines."""
     steps = run["configuration"]["training"]["steps"]
-    return f"{run['parameters']:,} parameters,\n{steps:,} steps on\n{device}"
+    draw(shown, f"{song.name}\n{describe(run['parameters'], steps, run['device'])}", song.sample_rate, OUT)
+
+
+def describe(parameters: int, steps: int, device: str) -> str:
+    """Size, steps and device of a run, in three lines."""
+    return f"{parameters:,} parameters,\n{steps:,} steps on\n{device}"
 
 
 def draw(shown: dict[str, np.ndarray], note: str, sample_rate: int, out: Path) -> None:

@@ -19,13 +19,14 @@ for package in ("espeakng_loader", "midirenderer", "pyworld"):
 from ablations import settings as pipeline_settings
 from ablations.release import card, export, figure, proof, realism, scan, settings, songs, train
 from twinsep import Separator, checkpoints
+from twinsep.checkpoints.initial import describe_initial_weights
 from twinsep.config import preset
 from twinsep.data.recordings import scan as detector
 from twinsep.data.recordings.catalogue import read_catalogue
 from twinsep.errors import InputError, TwinsepError
 from twinsep.separation.overlap_add import ChunkGrid
 from twinsep.separation.separator import load
-from twinsep.training.run_dir import BEST
+from twinsep.training.run_dir import BEST, LAST, RECORD
 
 ROOT = Path(__file__).parents[2]
 STAGES = yaml.safe_load(settings.PIPELINE.read_text())["stages"]
@@ -62,15 +63,9 @@ RECIPE = {
         "preset": "tiny",
         "override": {
             "model": {"d_model": 8, "n_heads": 2, "bands": "vocal18", "mixer": {"kind": "conv"}},
-            "training": {
-                "steps": 2,
-                "segment_seconds": 1.0,
-                "validate_every": 1,
-                "validation_tracks": 1,
-                "validation_seconds": 1,
-                "warmup_steps": 1,
-            },
+            "training": {"segment_seconds": 1.0, "validation_tracks": 1, "validation_seconds": 1, "warmup_steps": 1},
         },
+        "phases": [{"steps": 2, "validate_every": 1}, {"steps": 3, "validate_every": 1, "seed": 1}],
     },
     "export": {"bytes": 6_000_000},
     "proof": {"loudness_db": [-3, 0], "passages": 4, "passage_seconds": 2},
@@ -172,7 +167,7 @@ def test_the_released_model_fits_into_the_file():
 
     from torch_impl.networks import build
 
-    config = settings.configuration()
+    config = settings.phases()[-1]
     with torch.device("meta"):
         count = build(config).parameter_count
     assert 2 * count < 0.95 * settings.recipe()["export"]["bytes"] <= 5_700_000
@@ -207,36 +202,46 @@ def test_a_second_scan_reads_the_levels_that_are_there(monkeypatch):
 
 
 @pytest.mark.usefixtures("inside")
-def test_a_finished_run_is_kept_and_another_recipe_starts_again():
-    before = (settings.RUN / BEST).stat().st_mtime_ns
-    (sitting,) = json.loads(train.SITTINGS.read_text())["sittings"]
+def test_a_finished_phase_is_kept_and_another_recipe_starts_again():
+    first, second = (settings.phase_folder(number) for number in (1, 2))
+    before = (second / BEST).stat().st_mtime_ns
+    (sitting,) = json.loads((second / train.SITTINGS).read_text())["sittings"]
     assert set(sitting) == {"commit", "device", "time"}
     train.main()
-    assert (settings.RUN / BEST).stat().st_mtime_ns == before
-    assert not train.is_finished("another", train.songs_digest())
-    assert not train.is_finished(settings.configuration().hash, "other songs")
-    assert train.is_finished(settings.configuration().hash, train.songs_digest())
+    assert (second / BEST).stat().st_mtime_ns == before
+    config, songs_ = settings.phases()[1], train.songs_digest()
+    assert train.is_finished(second, config.hash, songs_, first / BEST)
+    assert not train.is_finished(second, "another", songs_, first / BEST)
+    assert not train.is_finished(second, config.hash, "other songs", first / BEST)
+    assert not train.is_finished(second, config.hash, songs_, second / BEST)
+    assert not train.is_finished(second, config.hash, songs_, None)
 
 
-@pytest.mark.usefixtures("inside")
-def test_sittings_of_a_run_add_up_and_those_of_another_are_forgotten(tmp_path, monkeypatch):
-    monkeypatch.setattr(train, "SITTINGS", tmp_path / "sittings.json")
-    for hash_ in ("a", "a", "b"):
-        train.note_sitting(hash_, "songs", "cpu")
-        count = len(json.loads(train.SITTINGS.read_text())["sittings"])
-        assert count == (2 if hash_ == "a" and count > 1 else 1)
-    assert count == 1
+def test_a_phase_starts_from_the_averaged_weights_of_the_one_before(made):
+    first, second = (made / settings.phase_folder(number) for number in (1, 2))
+    record = json.loads((second / RECORD).read_text())
+    assert record["init"]["sha256"] == describe_initial_weights(first / BEST)["sha256"]
+    assert "init" not in json.loads((first / RECORD).read_text())
+    phases = json.loads((made / export.OUT).read_text())["phases"]
+    assert [phase["configuration"]["training"]["steps"] for phase in phases] == [2, 3]
+
+
+def test_sittings_of_a_phase_add_up_and_those_of_another_are_forgotten(tmp_path):
+    for hash_, count in (("a", 1), ("a", 2), ("b", 1)):
+        train.note_sitting(tmp_path, hash_, "songs", "cpu")
+        (tmp_path / LAST).touch()
+        assert len(json.loads((tmp_path / train.SITTINGS).read_text())["sittings"]) == count
 
 
 def test_the_released_file_is_small_and_gives_the_weights_of_the_best_step(made):
     found = checkpoints.read(made / settings.WEIGHTS)
-    best = checkpoints.read(made / settings.RUN / BEST)
+    best = checkpoints.read(made / settings.phase_folder(2) / BEST)
     assert (made / settings.SHIPPED).read_bytes() == (made / settings.WEIGHTS).read_bytes()
     assert found.step == best.step
     for name, w in best.weights("ema").items():
         assert found.tensors[f"model/{name}"].dtype == np.float16
         assert np.allclose(found.tensors[f"model/{name}"].astype(np.float32), w, rtol=1e-3, atol=1e-6)
-    assert (made / settings.WEIGHTS).stat().st_size < 0.6 * (made / settings.RUN / BEST).stat().st_size
+    assert (made / settings.WEIGHTS).stat().st_size < 0.6 * (made / settings.phase_folder(2) / BEST).stat().st_size
     assert "CC BY-SA" in found.provenance["licence"]
 
 
