@@ -383,6 +383,22 @@ def test_the_gain_of_two_processes_and_the_cost_of_a_cluster_are_those_of_the_re
     )
 
 
+def test_the_scores_of_the_released_weights_are_those_of_their_proof():
+    table = pd.read_csv(io.StringIO(committed("results/released/proof.csv")))
+    means = table[table.score == "uSDR, mean"].set_index("songs")
+    text = joined(README)
+    for songs, sentence in (
+        ("the real excerpt", "real excerpt below from {} dB to {} (Spleeter, with 20 million weights: {})"),
+        ("real singers over real instrumentals", "singers over held-out instrumentals from {} dB to {} ({})"),
+    ):
+        scores = means.loc[songs, ["mixture", "twinsep", "spleeter"]]
+        assert sentence.format(*(f"{score:.2f}" for score in scores)) in text
+    run = record("results/released/run.json")
+    minutes = sum(phase["seconds"] for phase in run["phases"]) / 60
+    assert f"trained for {minutes:.0f} minutes on a GPU" in text
+    assert f"{run['phases'][-1]['parameters'] / 1e6:.1f} million" in text
+
+
 def test_the_scores_in_the_readme_are_those_of_the_tables():
     if not git("ls-files", "results/tables/base.csv"):
         pytest.skip("no results of the grid are committed")
