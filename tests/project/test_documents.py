@@ -403,6 +403,13 @@ def test_the_scores_in_the_readme_are_those_of_the_tables():
     if not git("ls-files", "results/tables/base.csv"):
         pytest.skip("no results of the grid are committed")
     section = README.partition("## Results")[2].partition("\n## ")[0]
+    bounds = table("base")["uSDR mean"]
+    for sentence, rows in (
+        ("the mixture {} dB, a fixed gain per band {}", ("mixture", "fixed gain per band")),
+        ("linear regressions on log levels {} and {}", ("level regression", "weighted regression")),
+        ("ceiling: the ideal ratio mask {}.", ("ideal ratio mask",)),
+    ):
+        assert sentence.format(*(f"{bounds[row]:.2f}" for row in rows)) in joined(section)
     lines = re.findall(r"^\| ([^|]+) \| ([\d.]+) \| ([^|]*) \|$", section, re.MULTILINE)
     assert len(lines) >= 10
     scores = {}
