@@ -51,6 +51,7 @@ MICRO: dict[str, Any] = {
     "n_heads": 2,
     "bands": "vocal18",
     "memory_tokens": [16, 12, 8, 4],
+    "mid_side": False,
 }
 #: The factors of the cases. Mixers of the registry that are missing in the first join it with their defaults.
 _MIXERS: dict[str, dict[str, Any]] = {

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from einops import einsum
 from jax import Array
 from jaxtyping import Complex, Float
 
@@ -26,7 +25,7 @@ from jax_impl.ops import choose, concatenate, constant, flag, negate, pad_axis, 
 from jax_impl.unet import BandSplitUNet
 from twinsep.config import Config, UNetConfig
 from twinsep.model.running_memory import rates
-from twinsep.model.stereo import MID_SIDE
+from twinsep.model.stereo import mid_side
 from twinsep.model.stream import Stream
 from twinsep.stft import causal_envelope, causal_istft, causal_stft, frame_spectra, windowed_frames
 
@@ -163,7 +162,7 @@ class CausalBandSplitUNet(BandSplitUNet):
         """
         model = self.model
         frame = concatenate([state.samples, block], -1)  # (b, 2, n_fft)
-        x = einsum(constant(MID_SIDE, frame), frame, "m c, b c s -> b m s") if model.mid_side else frame
+        x = mid_side(frame) if model.mid_side else frame
         spectrum = frame_spectra(x)[..., None]  # (b, 2, f, 1)
         features, levels = self.band_split(spectrum)[:, :, 0], state.levels
         if levels is not None:

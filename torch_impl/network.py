@@ -6,16 +6,15 @@ import math
 from abc import abstractmethod
 from typing import Literal, overload
 
-from einops import einsum
 from jaxtyping import Complex, Float, Shaped
 from torch import Tensor
 
 from torch_impl.bandsplit import BandSplit, GLUMaskHead, MaskHead
 from torch_impl.layers import Module, named_parameters
-from torch_impl.ops import concatenate, constant, pad_axis
+from torch_impl.ops import concatenate, pad_axis
 from twinsep.config import BandSplitConfig, Config
 from twinsep.errors import InputError
-from twinsep.model.stereo import MID_SIDE
+from twinsep.model.stereo import left_right, mid_side
 from twinsep.model.stream import Stream
 from twinsep.stft import istft, stft
 
@@ -70,7 +69,7 @@ class MaskingNetwork(Network):
         samples = mixture.shape[-1]
         x = pad_axis(mixture, -1, max(0, self.config.model.min_samples - samples))
         if self.mid_side:
-            x = einsum(constant(MID_SIDE, x), x, "m c, b c s -> b m s")
+            x = mid_side(x)
         spectrum = self.spectrum(x)  # (b, c, f, t)
         mask = self.mask(spectrum)  # (b, targets, c, f, t)
         masked = mask * spectrum[:, None]
@@ -90,7 +89,7 @@ class MaskingNetwork(Network):
     ) -> Float[Tensor, "b stems 2 s"]:
         """Convert estimates of mid and side to left and right, and append the residual, as the configuration says."""
         if self.mid_side:
-            y = einsum(constant(2 * MID_SIDE, y), y, "m c, b stems m s -> b stems c s")
+            y = left_right(y)
         if self.config.model.residual:
             y = concatenate([y, (mixture - y.sum(1))[:, None]], 1)
         return y

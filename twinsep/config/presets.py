@@ -22,7 +22,7 @@ from twinsep.errors import InputError
 def _presets() -> dict[str, Config]:
     reference_mix = LossConfig(weights={"magnitude": 0.25, "log_magnitude": 1.25, "si_sdr": 0.5})
     faults: dict[str, Any] = {"bands": "reference68", "memory_alignment": "reference"}
-    ours: dict[str, Any] = {"features": "complex+level", "init": "identity"}
+    ours: dict[str, Any] = {"features": "complex+level", "init": "identity", "mid_side": True}
     paper: dict[str, Any] = {"d_model": 256, "n_heads": 4, "n_enc": 4, "n_bottleneck": 6, "n_dec": 4}
     large: dict[str, Any] = {"d_model": 384, "n_heads": 8, "n_enc": 2, "n_bottleneck": 4, "n_dec": 2, "hop": 512}
     small: dict[str, Any] = {"d_model": 96, "n_heads": 4, "n_enc": 1, "n_bottleneck": 4, "n_dec": 2, "hop": 512}
@@ -54,7 +54,7 @@ def _presets() -> dict[str, Config]:
         "tiny-causal": Config(
             UNetConfig(**tiny, **ours, mixer=mixers.Mamba(d_state=8), causal=True, memory_tokens=(8, 8, 8, 8))
         ),
-        # Systems of the field from our own parts. Those named -tiny have our features and start, to learn in minutes.
+        # Systems of the field from our own parts. Those named -tiny have our input and start, to learn in minutes.
         "bsrnn": Config(FlatConfig(d_model=128, n_heads=4, n_layers=12, hop=512, **bsrnn), waveform),
         "bsrnn-tiny": Config(FlatConfig(**few, **bsrnn), waveform),
         "bs-roformer": Config(FlatConfig(d_model=384, n_heads=8, n_layers=6, hop=441, **roformer), waveform, training),
