@@ -33,6 +33,8 @@ CAP_DB = 100.0
 _MDX_EPS = 1e-7
 #: Log mel spectrum of :func:`bleedless_fullness`: STFT, bands, least magnitude, range in dB, frames in a part.
 _MEL_N_FFT, _MEL_HOP, _MEL_BANDS, _MEL_FLOOR, _MEL_RANGE_DB, _MEL_FRAMES = 4096, 1024, 512, 1e-10, 80.0, 512
+#: Blocks of mel filters that are multiplied with one range of bins.
+_MEL_BLOCKS = 16
 #: Rms in dB of full scale below which :func:`leakage` takes a frame as silent.
 SILENCE_DBFS = -60.0
 
@@ -164,13 +166,19 @@ def _mel_levels(x: Any, sample_rate: int, xp: Any) -> Any:
     margin = xp.zeros((*x.shape[:-1], _MEL_N_FFT // 2), dtype=x.dtype, device=device(x))
     padded = xp.concat([margin, x, margin], axis=-1)  # centred frames
     window = constant(np.hanning(_MEL_N_FFT + 1)[:-1], x, xp)
-    filters = constant(mel_filters(_MEL_BANDS, _MEL_N_FFT, sample_rate).T, x, xp)
+    # Filters are narrow: some at a time are multiplied with the bins that they cover.
+    blocks = []
+    for block in np.split(mel_filters(_MEL_BANDS, _MEL_N_FFT, sample_rate), _MEL_BLOCKS):
+        covered = np.flatnonzero(block.any(0))
+        bins = slice(covered[0], covered[-1] + 1) if covered.size else slice(1)
+        blocks.append((bins, constant(block[:, bins].T, x, xp)))
     count = 1 + x.shape[-1] // _MEL_HOP
     parts = []
     for first in range(0, count, _MEL_FRAMES):  # in parts, which bounds the memory for a long song
         last = min(count, first + _MEL_FRAMES)
         part = padded[..., first * _MEL_HOP : (last - 1) * _MEL_HOP + _MEL_N_FFT]
-        parts.append(xp.abs(xp.fft.rfft(_frames(part, _MEL_N_FFT, _MEL_HOP, xp) * window)) @ filters)
+        magnitudes = xp.abs(xp.fft.rfft(_frames(part, _MEL_N_FFT, _MEL_HOP, xp) * window))
+        parts.append(xp.concat([magnitudes[..., bins] @ filters for bins, filters in blocks], axis=-1))
     mel = xp.concat(parts, axis=-2)
     level = 20 * xp.log10(xp.where(mel > _MEL_FLOOR, mel, _MEL_FLOOR))
     floor = xp.max(level, axis=(-3, -2, -1), keepdims=True) - _MEL_RANGE_DB
