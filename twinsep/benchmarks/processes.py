@@ -1,7 +1,12 @@
 """``twinsep bench processes``: a training shared by two processes, and songs on a Ray cluster, against one process.
 
-A process of one thread trains with batches of two segments; two such processes train with the same batches, one segment
-each. Songs are separated by ``twinsep separate``, with the cores of this machine either in one process or as a cluster.
+A process of one thread trains with batches of two segments. Two such processes train
+
+- together, with batches of two each, as more processes see more songs in the same time;
+- sharing a batch of two, a segment each, as more processes take the same steps sooner;
+- alone, exchanging nothing: the most that this machine allows two processes.
+
+Songs are separated by ``twinsep separate``, with the cores of this machine either in one process or as a cluster.
 """
 
 from __future__ import annotations
@@ -28,11 +33,11 @@ from twinsep.config import Config
 from twinsep.errors import TwinsepError
 from twinsep.utils.progress import ProgressCallback
 
-#: Segments of a batch, and processes that share it.
-PROCESSES = 2
+#: Processes, and segments of a batch.
+PROCESSES = BATCH = 2
 #: Environment of a process of one thread that may run on any core, as torchrun makes it.
 ONE_THREAD_EACH = dict.fromkeys(("OMP_NUM_THREADS", "NUMBA_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
-#: Least ratio of the steps a second of both processes to those of one.
+#: Least ratio of the batches a second of both processes to those of one.
 SPEEDUP_BAR = 1.7
 #: Songs of a batch, and their length in seconds.
 SONGS, SECONDS = 20, 60.0
@@ -48,18 +53,16 @@ def measure(options: BenchmarkOptions, report: ProgressCallback) -> Record:
     done, total = itertools.count(1), rounds + len(executors)
     steps = _steps(ONE_THREAD, options, lambda: report(next(done), total))
     batches = _batches(executors, lambda: report(next(done), total))
-    speedup = steps["one_s"] / steps["shared_s"]
-    figures = [
-        requirement(
-            "torch", f"steps a second of {PROCESSES} processes ÷ those of one", speedup, SPEEDUP_BAR, at_least=True
-        )
-    ]
+    batches_a_second = PROCESSES * steps["one_s"] / steps["together_s"]
+    title = f"batches of {BATCH} a second of {PROCESSES} processes ÷ those of one"
+    figures = [requirement("torch", title, batches_a_second, SPEEDUP_BAR, at_least=True)]
     if executors:
         ratio = batches["ray"] / batches["local"]
         figures.append(requirement("torch", f"time of {SONGS} songs on a Ray cluster ÷ locally", ratio, CLUSTER_BAR))
     return {
         "configuration": ONE_THREAD.to_dict(),
-        "batch": PROCESSES,
+        "batch": BATCH,
+        "processes": PROCESSES,
         "steps": steps,
         "songs": {"count": SONGS, "seconds": SECONDS, "batch_s": batches},
         "figures": figures,
@@ -67,26 +70,39 @@ def measure(options: BenchmarkOptions, report: ProgressCallback) -> Record:
 
 
 def _steps(config: Config, options: BenchmarkOptions, report: Callable[[], None]) -> Record:
-    """Median seconds of a step in one process, and in processes that share the batch."""
-    shared_batch = config.override({"training": {"batch_size": PROCESSES}}).to_dict()
+    """Median seconds of a step of one process, and of all together, sharing a batch, and alone.
+
+    Where all take part, a step has taken place once the last of them is done.
+    """
+    with contextlib.ExitStack() as stack, ThreadPoolExecutor(PROCESSES) as pool:
+        teams = {"one": [stack.enter_context(WorkerProcess("torch", variables=ONE_THREAD_EACH))]}
+        teams |= {name: [stack.enter_context(worker) for worker in _group()] for name in ("together", "shared")}
+        teams["alone"] = [
+            stack.enter_context(WorkerProcess("torch", variables=ONE_THREAD_EACH)) for _ in range(PROCESSES)
+        ]
+        for name, workers in teams.items():
+            own = BATCH // PROCESSES if name == "shared" else BATCH
+            whole = {"together": BATCH * PROCESSES}.get(name, BATCH)
+            sized = config.override({"training": {"batch_size": whole}}).to_dict()
+            # All at once, because those of a group wait for each other.
+            list(pool.map(lambda worker, c=sized, n=own: worker.ask("open", config=c, batch=n), workers))
+        times: dict[str, list[float]] = {name: [] for name in teams}
+        for _ in range(1 + options.warmups + options.repetitions):
+            for name, workers in teams.items():
+                times[name].append(max(pool.map(lambda worker: worker.ask("step"), workers)))
+            report()
+    counted = {name: each[-options.repetitions :] for name, each in times.items()}
+    return {f"{name}_s": round(statistics.median(each), 6) for name, each in counted.items()} | {"times_s": counted}
+
+
+def _group() -> list[WorkerProcess]:
+    """Processes that average their gradients."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
     group = {**ONE_THREAD_EACH, "WORLD_SIZE": str(PROCESSES), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    with contextlib.ExitStack() as stack, ThreadPoolExecutor(PROCESSES) as pool:
-        one = stack.enter_context(WorkerProcess("torch", variables=ONE_THREAD_EACH))
-        numbered = [{**group, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(PROCESSES)]
-        shared = [stack.enter_context(WorkerProcess("torch", variables=each)) for each in numbered]
-        one.ask("open", config=shared_batch, batch=PROCESSES)
-        # All at once, because each waits for the others.
-        list(pool.map(lambda worker: worker.ask("open", config=shared_batch, batch=1), shared))
-        times: dict[str, list[float]] = {"one": [], "shared": []}
-        for _ in range(1 + options.warmups + options.repetitions):
-            times["one"].append(one.ask("step"))
-            times["shared"].append(max(pool.map(lambda worker: worker.ask("step"), shared)))
-            report()
-    counted = {name: each[-options.repetitions :] for name, each in times.items()}
-    return {f"{name}_s": round(statistics.median(each), 6) for name, each in counted.items()} | {"times_s": counted}
+    numbered = [{**group, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(PROCESSES)]
+    return [WorkerProcess("torch", variables=each) for each in numbered]
 
 
 def _batches(executors: tuple[str, ...], report: Callable[[], None]) -> dict[str, float]:
@@ -112,9 +128,12 @@ def _batches(executors: tuple[str, ...], report: Callable[[], None]) -> dict[str
 
 def rows(record: Record) -> list[Row]:
     """Format the record as table rows."""
+    steps, count, batch = record["steps"], record["processes"], record["batch"]
     table: list[Row] = [
-        ("step of one process (s)", {"torch": record["steps"]["one_s"]}),
-        (f"step of {record['batch']} processes (s)", {"torch": record["steps"]["shared_s"]}),
+        (f"step of one process, batch of {batch} (s)", {"torch": steps["one_s"]}),
+        (f"step of {count} processes, batches of {batch} each (s)", {"torch": steps["together_s"]}),
+        (f"step of {count} processes that share a batch of {batch} (s)", {"torch": steps["shared_s"]}),
+        (f"step of {count} processes that exchange nothing (s)", {"torch": steps["alone_s"]}),
     ]
     songs = record["songs"]
     for executor, seconds in songs["batch_s"].items():
