@@ -80,12 +80,18 @@ def masks(model: BandSplitNetwork, x: Float[Array, "b k t d"]) -> Float[Array, "
     return stack([pad_axis(real, -2, head.missing, 0.5), pad_axis(imaginary, -2, head.missing)], -1)
 
 
-def export(model: BandSplitNetwork, form: str, frames: int) -> dict[str, Program]:
+def takes_any_length(_model: BandSplitNetwork, _form: str) -> bool:
+    """Return False: the programs of this framework have one number of frames."""
+    return False
+
+
+def export(model: BandSplitNetwork, form: str, frames: int | None) -> dict[str, Program]:
     """Export a network: "network", for spectra of ``frames`` frames, and of a causal network also "step".
 
     ``form`` is one of :data:`FORMATS`. Raises :class:`InputError` if a package is missing.
     """
     assert form in FORMATS
+    assert frames is not None
     if find_spec("flatbuffers") is None:
         raise InputError("--to stablehlo needs the package flatbuffers; install it with: pip install 'twinsep[export]'")
     spectrum = jnp.zeros((1, 2, model.model.n_bins, frames, 2))

@@ -411,7 +411,8 @@ def export(
     to: Annotated[ExportFormat, typer.Option("--to", help="Format: onnx, stablehlo (JAX) or torch (torch.export).")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the programs.")],
     frames: Annotated[
-        int | None, typer.Option(help="STFT frames of a spectrum; those of a training example by default.")
+        int | None,
+        typer.Option(help="STFT frames of a spectrum. Default: any number in ONNX, else those of a training example."),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing files.")] = False,
 ) -> None:

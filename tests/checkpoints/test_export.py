@@ -29,7 +29,11 @@ CASES = {
         "tiny",
         {"mixer": {"kind": "mamba2", "d_state": 4, "head_dim": 8}, "mask": "glu", "init": "default", "levels": 1},
     ),
+    "any length": ("tiny", {"mixer": {"kind": "transformer"}, "init": "default"}),
+    "any length, scan": ("tiny", {"mixer": {"kind": "mamba", "d_state": 4, "directions": 1}, "levels": 1}),
+    "any length, reference": ("tiny", {"mixer": {"kind": "conv", "kernel": 3}, "memory_alignment": "reference"}),
 }
+ANY_LENGTH = [case for case in CASES if case.startswith("any length")]
 
 
 def checkpoint(case, folder):
@@ -44,9 +48,9 @@ def checkpoint(case, folder):
     return folder / "model.safetensors"
 
 
-def spectrum(bins):
+def spectrum(bins, frames=FRAMES):
     """A spectrum of quiet noise, (1, 2, f, t, 2)."""
-    return (10 * np.random.default_rng(0).standard_normal((1, 2, bins, FRAMES, 2))).astype(np.float32)
+    return (10 * np.random.default_rng(0).standard_normal((1, 2, bins, frames, 2))).astype(np.float32)
 
 
 def masks_of_torch(path, x):
@@ -64,10 +68,10 @@ def masks_of_jax(path, x):
     return np.stack([mask.real, mask.imag], -1)
 
 
-def exported(path, to, folder):
+def exported(path, to, folder, *options):
     """Run the command, in a process of its own, because the checks of shapes in tests hinder the tracers."""
-    command = [sys.executable, "-m", "twinsep.cli", "export", str(path), "--to", to, "--out", str(folder)]
-    done = subprocess.run([*command, "--frames", str(FRAMES)], capture_output=True, text=True, timeout=600, check=False)
+    command = [sys.executable, "-m", "twinsep.cli", "export", str(path), "--to", to, "--out", str(folder), *options]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr
 
 
@@ -88,10 +92,10 @@ def assert_close(found, path, x):
         assert np.abs(found - wanted).max() <= BAR * np.abs(wanted).max(), masks
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [case for case in CASES if case not in ANY_LENGTH])
 def test_pytorchs_format(case, tmp_path):
     path = checkpoint(case, tmp_path)
-    exported(path, "torch", tmp_path)
+    exported(path, "torch", tmp_path, "--frames", str(FRAMES))
     x = spectrum(1025)
 
     def program(name):
@@ -115,13 +119,13 @@ def test_pytorchs_format(case, tmp_path):
     assert found["stft"]["latency"] == (2048 if causal else None)
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [case for case in CASES if case not in ANY_LENGTH])
 def test_onnx(case, tmp_path):
     onnx = pytest.importorskip("onnx")
     runtime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
     path = checkpoint(case, tmp_path)
-    exported(path, "onnx", tmp_path)
+    exported(path, "onnx", tmp_path, "--frames", str(FRAMES))
     x = spectrum(1025)
 
     def program(name):
@@ -161,11 +165,11 @@ np.savez(f"{folder}/found.npz", **found)
 """
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [case for case in CASES if case not in ANY_LENGTH])
 def test_stablehlo_in_a_process_without_this_package(case, tmp_path):
     pytest.importorskip("flatbuffers")
     path, x = checkpoint(case, tmp_path), spectrum(1025)
-    exported(path, "stablehlo", tmp_path)
+    exported(path, "stablehlo", tmp_path, "--frames", str(FRAMES))
     np.save(tmp_path / "x.npy", x)
     command = [sys.executable, "-c", FRESH, str(tmp_path), str(FRAMES)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False, cwd=tmp_path)
@@ -174,6 +178,24 @@ def test_stablehlo_in_a_process_without_this_package(case, tmp_path):
         assert set(found) == ({"network", "step"} if case.startswith("causal") else {"network"})
         for masks in found.values():
             assert_close(masks, path, x)
+
+
+@pytest.mark.parametrize("case", ANY_LENGTH)
+def test_one_onnx_program_takes_any_number_of_frames(case, tmp_path):
+    pytest.importorskip("onnx")
+    runtime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    path = checkpoint(case, tmp_path)
+    exported(path, "onnx", tmp_path)
+    shape = json.loads((tmp_path / "signature.json").read_text())["inputs"]["network"]["spectrum"]["shape"]
+    assert shape == [1, 2, 1025, None, 2]
+    session = runtime.InferenceSession(tmp_path / "network.onnx")
+    # The least; odd at some levels; at some level as many as there are bands (18); more than in the traced example.
+    for frames in (16, 17, 18, 37, 72, 147):
+        x = spectrum(1025, frames)
+        wanted = masks_of_torch(path, x)
+        found = session.run(None, {"spectrum": x})[0]
+        assert np.abs(found - wanted).max() <= BAR * np.abs(wanted).max(), frames
 
 
 def test_nothing_is_replaced_unless_asked(tmp_path):

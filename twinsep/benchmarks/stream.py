@@ -9,6 +9,7 @@ import time
 from typing import Any
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from twinsep.benchmarks.records import BenchmarkOptions, Record, Row, requirement, requirement_rows
 from twinsep.config import preset
@@ -87,15 +88,16 @@ def _in_process(framework: str) -> Record:
 
 
 def main(framework: str) -> None:
-    """Entry point of that process: print the record as JSON."""
+    """Entry point of that process: print the record as JSON. It has one thread, as in ``twinsep listen``."""
     network = twin(framework).load(PRESET)
     stream, model = network.stream(), network.config.model
     rng = np.random.default_rng(0)
     noise = (0.1 * rng.standard_normal((2, 64 * model.hop))).astype(np.float32)
     stream.push(noise)  # compiles
-    blocks = [_times(stream, noise, round(share * model.hop), count) for share, count in BLOCKS.items()]
-    record: dict[str, Any] = {"blocks": blocks, "memory_mib": _memory(stream, noise, model.sample_rate)}
-    record["drift"] = _drift(network.stream(), model, noise)
+    with threadpool_limits(1):
+        blocks = [_times(stream, noise, round(share * model.hop), count) for share, count in BLOCKS.items()]
+        record: dict[str, Any] = {"blocks": blocks, "memory_mib": _memory(stream, noise, model.sample_rate)}
+        record["drift"] = _drift(network.stream(), model, noise)
     print(json.dumps(record))
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from twinsep.audio.pcm import PCM, Bytes, read_wav_header
 from twinsep.config import Config, SampleFormat
@@ -54,11 +55,13 @@ def listen(options: ListenOptions) -> None:
     stem.finish()
     meter = Meter(rate, stem.latency, stem.hop, sys.stderr)
     try:
-        if options.live:
-            listen_to_devices(stem, rate, options, meter)
-        else:
-            pcm = None if options.raw is None else PCM(rate, options.channels, options.raw)
-            listen_to_pipe(stem, rate, sys.stdin.buffer, sys.stdout.buffer, pcm, meter)
+        # A block is too short for two threads, which wait for each other longer than they compute.
+        with threadpool_limits(1):
+            if options.live:
+                listen_to_devices(stem, rate, options, meter)
+            else:
+                pcm = None if options.raw is None else PCM(rate, options.channels, options.raw)
+                listen_to_pipe(stem, rate, sys.stdin.buffer, sys.stdout.buffer, pcm, meter)
     finally:
         meter.finish()
 
