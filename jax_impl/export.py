@@ -80,7 +80,7 @@ def masks(model: BandSplitNetwork, x: Float[Array, "b k t d"]) -> Float[Array, "
     return stack([pad_axis(real, -2, head.missing, 0.5), pad_axis(imaginary, -2, head.missing)], -1)
 
 
-def takes_any_length(_model: BandSplitNetwork, _form: str) -> bool:
+def takes_any_length(model: BandSplitNetwork, form: str) -> bool:  # noqa: ARG001
     """Return False: the programs of this framework have one number of frames."""
     return False
 

@@ -97,6 +97,15 @@ def masks(model: BandSplitNetwork, x: Float[Tensor, "b k t d"]) -> Float[Tensor,
     return stack([pad_axis(real, -2, head.missing, 0.5), pad_axis(imaginary, -2, head.missing)], -1)
 
 
+def takes_any_length(model: BandSplitNetwork, form: str) -> bool:
+    """Return True if one program of this form computes spectra of any number of frames.
+
+    Causal networks and Mamba-2 cut the frames into chunks, whose number the program would have to know. PyTorch's own
+    format keeps conditions of the tracer, such as that there are not as many frames as bands.
+    """
+    return form == "onnx" and not isinstance(model, CausalBandSplitUNet) and model.model.mixer_kind != "mamba2"
+
+
 def export(model: BandSplitNetwork, form: str, frames: int | None) -> dict[str, Program]:
     """Export a network: "network", for spectra of ``frames`` frames, and of a causal network also "step".
 
@@ -120,15 +129,6 @@ def export(model: BandSplitNetwork, form: str, frames: int | None) -> dict[str, 
                 traced = _trace(module, inputs, open_ended)
             found[name] = Program(write(traced, names), arrays, 3 if open_ended else None)
     return found
-
-
-def takes_any_length(model: BandSplitNetwork, form: str) -> bool:
-    """Return True if one program of this form computes spectra of any number of frames.
-
-    Causal networks and Mamba-2 cut the frames into chunks, whose number the program would have to know. PyTorch's own
-    format keeps conditions of the tracer, such as that there are not as many frames as bands.
-    """
-    return form == "onnx" and not isinstance(model, CausalBandSplitUNet) and model.model.mixer_kind != "mamba2"
 
 
 def _trace(module: Module, inputs: list[Tensor], open_ended: bool) -> torch.export.ExportedProgram:

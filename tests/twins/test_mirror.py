@@ -18,7 +18,7 @@ FRAMEWORK = {"devices.py", "distributed.py", "export.py", "ops.py", "scan.py", "
 EXPECTED = {
     "devices.py": {"on_numpy", "stream_on_numpy", "find_device", "describe_machine"},
     "distributed.py": {"Workers"},
-    "export.py": {"Masks", "Step", "features", "masks", "export"},
+    "export.py": {"Masks", "Step", "features", "masks", "takes_any_length", "export"},
     "ops.py": {
         *("constant", "rematerialised", "full_precision", "softplus", "rms_norm", "silu_gate", "depthwise"),
         *("depthwise_silu", "fused_mamba", "batched_linear", "band_outputs", "split_complex", "polar", "pad_axis"),
