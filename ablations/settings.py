@@ -128,7 +128,7 @@ def seeds(group: str) -> tuple[int, ...]:
     """The seeds that the profile trains ``group`` with: none for a row that it leaves out, at most its ``seeds``."""
     chosen = profile()
     found = groups()[group]
-    if "only" in chosen and found.row not in chosen["only"]:
+    if found.row not in chosen.get("only", [found.row]) or found.row in chosen.get("without", ()):
         return ()
     return found.seeds[: chosen.get("seeds", len(found.seeds))]
 
@@ -145,7 +145,7 @@ def profile() -> dict[str, Any]:
     if p["profile"] not in p["profiles"]:
         raise InputError(f"params.yaml: unknown profile {p['profile']!r}; known: {', '.join(p['profiles'])}")
     chosen = p["profiles"][p["profile"]]
-    unknown = set(chosen.get("only", ())) - {group.row for group in groups().values()}
+    unknown = {*chosen.get("only", ()), *chosen.get("without", ())} - {group.row for group in groups().values()}
     if unknown:
         raise InputError(f"params.yaml: profile {p['profile']} names the row {min(unknown)!r}, which rows.yaml lacks")
     return chosen

@@ -5,6 +5,9 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+import sys
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -15,7 +18,7 @@ import numpy as np
 
 import jax_impl
 import torch_impl
-from ablations import comparison
+from ablations import comparison, side_by_side
 from ablations.comparison import DTYPES, QUIET, SONG_SNR_DB, TOLERANCE, configuration, distance
 from ablations.stages import run_stage
 from twinsep.config import Config
@@ -25,6 +28,10 @@ from twinsep.utils import progress, provenance
 from twinsep.utils.files import write_json
 
 OUT = Path("results/parity.json")
+#: Folder of the measured parts.
+WORK = Path("results/work/parity")
+#: Parts of the cases in each precision.
+SHARES = 2
 LOUD = 0.1  # rms of further noise; its gradients are recorded without a tolerance
 DRAWS = 5  # of noise at each level; the worst is recorded
 STEPS = 10
@@ -35,31 +42,23 @@ SHARED = ("mamba", "transformer")
 
 
 def main() -> None:
-    """Write ``results/parity.json``."""
-    cases = comparison.cases()
+    """Write ``results/parity.json``. Most of the time goes into compiling, on one core: parts run side by side."""
+    shares = [(dtype, str(share)) for dtype in DTYPES for share in range(SHARES)]
+    parts = sorted([*shares, ("training",)], key=lambda part: part[0] == "float64")  # the longest first
+    shutil.rmtree(WORK, ignore_errors=True)
+    side_by_side.run_modules({" ".join(part): ["ablations.stages.parity", *part] for part in parts})
     modules: dict[str, Any] = defaultdict(lambda: defaultdict(dict))
-    networks: dict[str, Any] = {}
-    own: dict[str, Any] = defaultdict(dict)
-    with progress.progress_bar("parity") as report:
-        for done, (name, model) in enumerate(cases.items()):
-            networks[name] = {}
-            for dtype in DTYPES:
-                compute_in(dtype)
-                config = configuration(model)
-                for module, found in comparison.modules_in_jax(config, dtype).items():
-                    wanted = comparison.module_in_torch(module, config, dtype)
-                    for key, prefix in (("forward", "y"), ("backward", "d ")):
-                        worst = modules[module][dtype]
-                        worst[key] = max(worst.get(key, 0.0), distance(found, wanted, prefix))
-                networks[name][dtype] = _network(config, dtype)
-                if name.split(";")[0] in SHARED:
-                    own[name][dtype] = _network(config, dtype, kernels=False)
-            report(done + 1, len(cases))
-    first = configuration(next(iter(cases.values())))
-    steps = {}
-    for dtype in DTYPES:
-        compute_in(dtype)
-        steps[dtype] = _rounded(training_distance(first, dtype))
+    networks: dict[str, Any] = {name: {} for name in comparison.cases()}
+    own: dict[str, Any] = {name: {} for name in networks if _is_shared(name)}
+    for dtype, share in shares:
+        found = _read_part(dtype, share)
+        for name, distances in found["modules"].items():
+            worst = modules[name][dtype]
+            worst.update({key: max(worst.get(key, 0.0), value) for key, value in distances.items()})
+        for whole, part in ((networks, "networks"), (own, "own")):
+            for name, distances in found[part].items():
+                whole[name][dtype] = distances
+    training = _read_part("training")
     write_json(
         OUT,
         {
@@ -69,12 +68,58 @@ def main() -> None:
             "modules": _rounded(modules),
             "networks": _rounded(networks),
             "networks, JAX's own operations": _rounded(own),
-            "steps": steps,
-            "curve": training_curves(first, CURVE_STEPS),
-            "song": {"snr_db": round(song_snr(first), 1), "bar": SONG_SNR_DB},
+            "steps": _rounded(training["steps"]),
+            "curve": training["curve"],
+            "song": training["song"],
             **provenance.describe("cpu"),
         },
     )
+    shutil.rmtree(WORK)
+
+
+def measure_share(dtype: str, share: int) -> dict[str, Any]:
+    """Distances of every ``SHARES``-th case: of modules, networks, and networks on JAX's own operations."""
+    compute_in(dtype)
+    modules: dict[str, Any] = defaultdict(dict)
+    networks, own = {}, {}
+    cases = list(comparison.cases().items())[share::SHARES]
+    with progress.progress_bar(f"parity in {dtype}") as report:
+        for done, (name, model) in enumerate(cases):
+            config = configuration(model)
+            for module, found in comparison.modules_in_jax(config, dtype).items():
+                wanted = comparison.module_in_torch(module, config, dtype)
+                worst = modules[module]
+                for key, prefix in (("forward", "y"), ("backward", "d ")):
+                    worst[key] = max(worst.get(key, 0.0), distance(found, wanted, prefix))
+            networks[name] = _network(config, dtype)
+            if _is_shared(name):
+                own[name] = _network(config, dtype, kernels=False)
+            report(done + 1, len(cases))
+    return {"modules": modules, "networks": networks, "own": own}
+
+
+def measure_training() -> dict[str, Any]:
+    """Distances after steps of training in either precision, curves of both twins, and a song that both separate."""
+    first = configuration(next(iter(comparison.cases().values())))
+    steps = {}
+    for dtype in DTYPES:
+        compute_in(dtype)
+        steps[dtype] = training_distance(first, dtype)
+    compute_in("float32")
+    curve = training_curves(first, CURVE_STEPS)
+    return {"steps": steps, "curve": curve, "song": {"snr_db": round(song_snr(first), 1), "bar": SONG_SNR_DB}}
+
+
+def _is_shared(case: str) -> bool:
+    return case.split(";")[0] in SHARED
+
+
+def _part_path(*part: str) -> Path:
+    return WORK / f"{'-'.join(part)}.json"
+
+
+def _read_part(*part: str) -> dict[str, Any]:
+    return json.loads(_part_path(*part).read_text())
 
 
 def compute_in(dtype: str) -> None:
@@ -174,4 +219,10 @@ def _rounded(value: Any) -> Any:
 
 
 if __name__ == "__main__":
-    run_stage(main)
+    match sys.argv[1:]:
+        case ["training"]:
+            run_stage(lambda: write_json(_part_path("training"), measure_training()))
+        case [dtype, share]:
+            run_stage(lambda: write_json(_part_path(dtype, share), measure_share(dtype, int(share))))
+        case _:
+            run_stage(main)

@@ -8,7 +8,7 @@ import pytest
 from ablations import settings
 from ablations.stages import inventory, train
 from twinsep import checkpoints
-from twinsep.errors import TwinsepError
+from twinsep.errors import InputError, TwinsepError
 from twinsep.utils.files import write_json
 
 GROUP = "torch-conv"
@@ -69,12 +69,20 @@ def test_runs_of_other_code_than_at_the_start_are_not_kept_as_results(monkeypatc
     assert not settings.run_path(GROUP, 0).exists()
 
 
+@pytest.mark.parametrize(("key", "rows"), [("only", ["base", "default"]), ("without", ["lstm", "conv"])])
 @pytest.mark.usefixtures("folder")
-def test_a_row_that_the_profile_leaves_out_has_empty_folders(monkeypatch):
-    monkeypatch.setitem(settings.profile(), "only", ["base", "default"])
+def test_a_row_that_the_profile_leaves_out_has_empty_folders(key, rows, monkeypatch):
+    monkeypatch.setitem(settings.profile(), key, rows)
     old = settings.run_path(GROUP, 0)
     write_json(old, {})
     train.main(GROUP)
     for kept in (old.parents[1], settings.weights_path(GROUP, 0).parent):
         assert kept.is_dir()
         assert not list(kept.iterdir())
+
+
+@pytest.mark.parametrize("key", ["only", "without"])
+def test_a_profile_that_names_an_unknown_row_is_refused(key, monkeypatch):
+    monkeypatch.setitem(settings.profile(), key, ["base", "convolution"])
+    with pytest.raises(InputError, match=r"profile cpu names the row 'convolution', which rows.yaml lacks"):
+        settings.profile()

@@ -72,7 +72,7 @@ def _groups(profile):
         row = name.split("-", 1)[1]
         if "question" in entry:
             definitions[row] = entry
-        if row in profile.get("only", [row]):
+        if row in profile.get("only", [row]) and row not in profile.get("without", ()):
             found[name] = entry["seeds"][: profile.get("seeds", len(entry["seeds"]))]
     return found, definitions
 
