@@ -51,8 +51,6 @@ MICRO: dict[str, Any] = {
     "n_heads": 2,
     "bands": "vocal18",
     "memory_tokens": [16, 12, 8, 4],
-    "features": "complex",
-    "init": "default",
     "mid_side": False,
 }
 #: The factors of the cases. Mixers of the registry that are missing in the first join it with their defaults.
@@ -126,6 +124,7 @@ _OTHERS: dict[str, dict[str, Any]] = {
 }
 _OTHERS["spectrogram U-Net"] = {
     "network": "spectrogram-unet",
+    "init": "default",
     "widths": [4, 8, 8],
     "max_frequency": 8000.0,
     "targets": ["vocals", "bass"],
