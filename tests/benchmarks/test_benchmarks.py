@@ -1,8 +1,11 @@
 """``twinsep bench``: records, refusals and processes, at toy sizes; no test depends on measured times."""
 
+import contextlib
 import json
+import multiprocessing
 import os
 import sys
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -88,8 +91,8 @@ class Scripted(WorkerProcess):
         return float(len(self.asked))
 
 
-def streamed(framework):
-    """What a process that streamed would print."""
+def timed(framework):
+    """The times of blocks that a process would print."""
     block = {
         "samples": 1024,
         "count": 10_000,
@@ -97,8 +100,14 @@ def streamed(framework):
         "p999": 0.5 if framework == "torch" else 0.9,
         "worst": 1.5,
     }
-    drift = {"60": 1e-6, "3600": 2e-5 if framework == "torch" else 2e-6}
-    return {"blocks": [block], "memory_mib": {"60": 100.0, "3600": 100.5}, "drift": drift}
+    return [block]
+
+
+def played(_report):
+    """Memory and drift of an hour."""
+    memory = {"60": 100.0, "3600": 100.5}
+    drift = {"torch": {"60": 1e-6, "3600": 2e-5}, "jax": {"60": 1e-6, "3600": 2e-6}}
+    return {framework: {"memory_mib": memory, "drift": drift[framework]} for framework in drift}
 
 
 def exported(framework, _options):
@@ -124,7 +133,8 @@ def asked(monkeypatch):
     monkeypatch.setattr(growth, "SONGS", (1,))
     monkeypatch.setattr(length, "BARS", {(2, 1): 1.5})
     monkeypatch.setattr(length, "separate_in_process", lambda *_: {"wall_s": 2.0, "peak_mib": 100.0})
-    monkeypatch.setattr(stream, "_in_process", streamed)
+    monkeypatch.setattr(stream, "_in_process", timed)
+    monkeypatch.setattr(stream, "_hour", played)
     monkeypatch.setattr(export, "_in_process", exported)
     for name, value in {"SONGS": 1, "SECONDS": 1, "EXAMPLES": 2}.items():
         monkeypatch.setattr(feeding, name, value)
@@ -651,7 +661,8 @@ def test_packages_that_cannot_be_imported_are_missing(monkeypatch):
 
 
 def test_the_faster_stream_has_the_stricter_bound(monkeypatch):
-    monkeypatch.setattr(stream, "_in_process", streamed)
+    monkeypatch.setattr(stream, "_in_process", timed)
+    monkeypatch.setattr(stream, "_hour", played)
     record = stream.measure(BenchmarkOptions({}, 0, 1), lambda *_: None)
     reached = {(f["framework"], f["what"].partition(" ")[0]): f["reached"] for f in record["figures"]}
     # PyTorch 0.5 of 0.7, JAX 0.9 of 1; memory 1.005 of 1.01; the drift of 2e-5 is twice its bound.
@@ -680,19 +691,44 @@ def small(monkeypatch):
         monkeypatch.setattr(module, "twin", stand_in)
     monkeypatch.setattr(stream, "preset", lambda _: config)
     monkeypatch.setattr(stream, "BLOCKS", {1: 20})
-    monkeypatch.setattr(stream, "SECONDS", (0.5, 1))
+    monkeypatch.setattr(stream, "SECONDS", (1, 2))
     monkeypatch.setattr(export, "FRAMES", 8)
 
 
 @pytest.mark.usefixtures("small")
 @pytest.mark.parametrize("framework", ["torch", "jax"])
-def test_a_stream_is_measured(framework, capsys):
+def test_blocks_of_a_stream_are_timed(framework, capsys):
     stream.main(framework)
-    found = json.loads(capsys.readouterr().out)
-    assert found["blocks"][0]["samples"] == 1024
-    assert 0 < found["blocks"][0]["median"] <= found["blocks"][0]["worst"]
-    assert found["memory_mib"].keys() == found["drift"].keys() == {"0.5", "1"}
-    assert 0 < found["drift"]["1"] < 1e-5
+    (block,) = json.loads(capsys.readouterr().out)
+    assert block["samples"] == 1024
+    assert 0 < block["median"] <= block["worst"]
+
+
+@pytest.mark.usefixtures("small")
+def test_streams_that_play_side_by_side_are_compared(monkeypatch):
+    @contextlib.contextmanager
+    def in_a_thread(framework, *, double):
+        here, there = multiprocessing.Pipe()
+        player = threading.Thread(target=stream.play, args=(there, framework, double))
+        player.start()
+        yield here
+        here.close()  # as the end of the process would
+        player.join()
+
+    monkeypatch.setattr(stream, "_player", in_a_thread)
+    seconds = []
+    for framework, found in stream._hour(seconds.append).items():
+        assert found["memory_mib"].keys() == found["drift"].keys() == {"1", "2"}, framework
+        assert 0 < found["drift"]["1"] <= found["drift"]["2"] < 1e-5, framework
+        assert found["memory_mib"]["2"] >= found["memory_mib"]["1"] > 10, framework
+    assert seconds == [1, 2]
+
+
+def test_a_stream_that_ends_early_is_said_so():
+    here, there = multiprocessing.Pipe()
+    there.close()
+    with pytest.raises(TwinsepError, match="a process that played the stream ended"):
+        stream._receive(here)
 
 
 @pytest.mark.usefixtures("small")
