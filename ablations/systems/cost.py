@@ -26,9 +26,7 @@ SECONDS = 12.0
 
 def main() -> None:
     """Write ``results/systems/cost.json``."""
-    configurations = {
-        group.system: rows.configuration(group, 0) for group in rows.groups().values() if group.budget == "steps"
-    }
+    configurations = {name: rows.untrained(name, "steps") for name in rows.table()["systems"]}
     for name in rows.table()["pretrained"]:
         configurations[name] = PRESETS[name].override({"training": {"segment_seconds": SECONDS}})
     load = [round(x, 2) for x in os.getloadavg()]

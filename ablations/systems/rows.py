@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +22,7 @@ WORK, WEIGHTS = Path("results/work/systems"), Path("results/weights/systems")
 CONTROL = "tiny"
 FRAMEWORK = "torch"
 #: Keys of a system.
-_KEYS = {"preset", "what", "learning_rate", "time_steps"}
+_KEYS = {"preset", "what"}
 
 
 class Group(NamedTuple):
@@ -62,25 +63,42 @@ def seeds() -> tuple[int, ...]:
 
 
 def configuration(group: Group, seed: int) -> Config:
-    """The configuration of one run: preset, profile, system, budget, seed.
+    """The configuration of one run: preset, profile, system, budget, seed, and the learning rate found by ``tune``.
 
-    Songs, examples and loss are those of the ablations. Raises :class:`InputError` if the configuration is invalid.
+    Songs, examples and loss are those of the ablations. Raises :class:`InputError` if the configuration is invalid, or
+    the stage ``tune`` has not run.
     """
-    system, profile = table()["systems"][group.system], settings.profile()
-    if not _KEYS <= set(system) <= _KEYS | {"override"}:
-        raise InputError(f"systems.yaml: system {group.system} must have {', '.join(sorted(_KEYS))}, perhaps override")
-    steps = profile["rows"]["steps"]
+    steps, own = settings.profile()["rows"]["steps"], tuned(group.system)
     if group.budget == "time":
-        # Chosen for the steps of the profile `cpu`; another profile keeps the ratio.
-        steps = max(1, round(steps * system["time_steps"] / settings.params()["profiles"]["cpu"]["rows"]["steps"]))
-    chosen = preset(system["preset"]).override({"loss": LossConfig().__dict__, "data": preset(CONTROL).data.__dict__})
+        steps = max(1, round(steps * tuned(CONTROL)["seconds_per_step"] / own["seconds_per_step"]))
+    training = {"steps": steps, "learning_rate": own["learning_rate"], "seed": seed}
+    if settings.profile()["rows"].get("validate_every"):
+        training["validate_every"] = max(1, steps // 3)
+    return untrained(group.system, group.budget).override({"training": training})
+
+
+def untrained(system: str, budget: str) -> Config:
+    """The configuration of ``system`` without its learning rate and steps; raises :class:`InputError` if invalid."""
+    found, profile = table()["systems"][system], settings.profile()
+    if not _KEYS <= set(found) <= _KEYS | {"override"}:
+        raise InputError(f"systems.yaml: system {system} must have {', '.join(sorted(_KEYS))}, perhaps override")
+    chosen = preset(found["preset"]).override({"loss": LossConfig().__dict__, "data": preset(CONTROL).data.__dict__})
     chosen = chosen.override({"training": profile["training"], "data": profile.get("data", {})})
     chosen = chosen.override({"training": profile["rows"], "data": {"root": str(settings.data_root())}})
-    chosen = chosen.override(system.get("override", {}))
-    training = {"steps": steps, "learning_rate": system["learning_rate"], "seed": seed}
-    if profile["rows"].get("validate_every"):
-        training["validate_every"] = max(1, steps // 3)
-    return chosen.override({"training": training, "model": {"targets": table()["budgets"][group.budget]["targets"]}})
+    return chosen.override(found.get("override", {})).override({"model": table()["budgets"][budget]})
+
+
+def tuned(system: str) -> dict[str, Any]:
+    """What the stage ``tune`` found: "learning_rate" and "seconds_per_step"; :class:`InputError` if it has not run."""
+    path = tuning_path(system)
+    if not path.exists():
+        raise InputError(f"{path} is missing: run 'dvc repro ablations/systems/dvc.yaml:tune@{system}'")
+    return json.loads(path.read_text())
+
+
+def tuning_path(system: str) -> Path:
+    """Scores of a system by learning rate."""
+    return ROOT / "tuning" / f"{system}.json"
 
 
 def training_folder(group: str, seed: int) -> Path:

@@ -9,11 +9,13 @@ import hashlib
 import json
 import shutil
 import sys
+from pathlib import Path
 
 from ablations import settings, side_by_side
 from ablations.stages import inventory, run_stage
 from ablations.stages.train import curves, is_finished
 from ablations.systems import rows
+from twinsep.config.schema import Config
 from twinsep.training import loop
 from twinsep.training.run_dir import FINAL, RECORD
 from twinsep.utils import provenance
@@ -37,15 +39,19 @@ def main(group: str) -> None:
     shutil.rmtree(rows.WORK / group)
 
 
-def train(group: str, seed: int) -> None:
-    """Train one run, unless it is finished already."""
-    config, folder = rows.configuration(rows.groups()[group], seed), rows.WORK / group / str(seed)
+def train_into(folder: Path, config: Config) -> None:
+    """Train ``config`` into ``folder``, unless it is finished there already."""
     code = provenance.code_hash(*settings.code_dependencies(ADDRESS, rows.FRAMEWORK))
     made_with = f"code {code}, songs {hashlib.sha256(inventory.OUT.read_bytes()).hexdigest()[:16]}"
     if not is_finished(folder, config.hash, made_with):
         device = settings.profile()["device"]
         options = loop.RunOptions(framework=rows.FRAMEWORK, device=device, overwrite=True, basis=made_with)
         loop.train(config, folder, options)
+
+
+def train(group: str, seed: int) -> None:
+    """Train one run."""
+    train_into(rows.WORK / group / str(seed), rows.configuration(rows.groups()[group], seed))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from ablations import settings
-from ablations.systems import cost, input_length, rows, tabulate
+from ablations.systems import cost, input_length, rows, tabulate, tune
 from twinsep.config import SOURCES
 from twinsep.errors import InputError
 
@@ -16,6 +16,18 @@ ROOT = Path(__file__).parents[2]
 PIPELINE = ROOT / "ablations" / "systems" / "dvc.yaml"
 
 
+@pytest.fixture
+def tuned(tmp_path, monkeypatch):
+    """Learning rates and times of a step by system, as the stage `tune` writes them: a step of `flat` takes twice as
+    long as that of `tiny`."""
+    monkeypatch.chdir(tmp_path)
+    for i, name in enumerate(rows.table()["systems"]):
+        rows.tuning_path(name).parent.mkdir(parents=True, exist_ok=True)
+        found = {"learning_rate": 0.001 * (i + 1), "seconds_per_step": 0.2 if name == "flat" else 0.1}
+        rows.tuning_path(name).write_text(json.dumps(found))
+
+
+@pytest.mark.usefixtures("tuned")
 @pytest.mark.parametrize("profile", ["smoke", "cpu"])
 def test_runs_of_a_budget_differ_in_the_model_and_the_learning_rate_alone(profile, monkeypatch):
     monkeypatch.setitem(settings.params(), "profile", profile)
@@ -32,6 +44,34 @@ def test_runs_of_a_budget_differ_in_the_model_and_the_learning_rate_alone(profil
     assert set(by_budget) == {"steps", "time", "stems"}
     for made in by_budget.values():
         assert all(one == made[0] for one in made)
+
+
+@pytest.mark.usefixtures("tuned")
+def test_rate_and_equal_time_are_those_that_were_found():
+    training = {name: rows.configuration(rows.groups()[name], 0).training for name in ("flat-steps", "flat-time")}
+    assert [found.learning_rate for found in training.values()] == [0.002, 0.002]
+    assert [found.steps for found in training.values()] == [1200, 600]
+    rows.tuning_path("flat").unlink()
+    with pytest.raises(InputError, match="tune@flat"):
+        rows.configuration(rows.groups()["flat-steps"], 0)
+
+
+def test_the_rate_with_the_best_validation_songs_is_chosen(tmp_path, monkeypatch):
+    """The last averaged weights decide; a step's time leaves out the validation, of 9 s here."""
+    monkeypatch.chdir(tmp_path)
+    scores = dict(zip(rows.table()["tuning"]["learning_rates"], (7.0, 9.5, 9.0, 3.0), strict=True))
+
+    def curve(run):
+        lines = {"step": [10, 20, 30, 40], "seconds": [2.0, 3.0, 4.0, 14.0], "training loss": 1.0}
+        return pd.DataFrame({**lines, "validation uSDR": [None, None, None, scores[float(run.name)]]})
+
+    monkeypatch.setattr(tune, "curves", curve)
+    monkeypatch.setattr(tune.side_by_side, "run_modules", lambda *_, **__: tune.folder("flat", 0).mkdir(parents=True))
+    tune.main("flat")
+    found = rows.tuned("flat")
+    assert (found["learning_rate"], found["seconds_per_step"], found["steps"]) == (0.003, 0.1, 600)
+    assert {one["learning_rate"]: one["valid_usdr"] for one in found["rates"]} == scores
+    assert not (rows.WORK / "tuning" / "flat").exists()
 
 
 def test_the_table_of_systems_refuses_names_that_do_not_fit(monkeypatch):
@@ -62,9 +102,8 @@ def test_the_code_of_a_stage_in_another_file_is_found():
 
 
 @pytest.fixture
-def scored(tmp_path, monkeypatch):
+def scored(tuned):  # noqa: ARG001
     """Fabricated scores of every run: the instrumental of system i scores 9 + i dB, give or take song and seed."""
-    monkeypatch.chdir(tmp_path)
     systems = list(rows.table()["systems"])
 
     def write(folder, level, stems, record):
