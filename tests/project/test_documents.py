@@ -380,8 +380,8 @@ def test_the_gain_of_two_processes_and_the_cost_of_a_cluster_are_those_of_the_re
     shared, own, cluster = (figure["value"] for figure in found["figures"])
     apart = 2 * found["steps"]["one_s"] / found["steps"]["alone_s"]
     for sentence in (
-        f"Two processes of one thread on two cores took {shared:.2f} times the steps of one when they shared its batches",
-        f"and {own:.2f} times the batches of two when each had its own; two that exchanged nothing took {apart:.2f} times",
+        f"Two processes of one thread on two cores took {shared:.2f} times the steps of one when they shared",
+        f"{own:.2f} times the batches of two when each had its own; two that exchanged nothing took {apart:.2f}",
     ):
         assert sentence in joined(MODEL)
     assert f"20 songs of a minute took {cluster:.2f} times as long as in one process" in joined(
