@@ -41,7 +41,7 @@ JUDGING = (
 #: except in these places: definitions, counts, computed names, and what holds whatever the results are.
 NOT_JUDGED = (
     r"best (constant|static|real)", "loss's best", r"\*(better|worse|equivalent|undecided)\*",
-    "call a difference undecided", "Between the lowest and the highest row", "‹› are better",
+    "call a difference undecided", "Between the lowest and the highest row",
     r"‹› (better|worse|equivalent|undecided)\b", "report that it outperforms", "We never compare", "must exceed",
     "which vocals lower", "The largest is that of ‹›", "row with the largest variance is ‹›",
     "shows the largest distances", "‹› has the largest in single", "largest relative distance",
