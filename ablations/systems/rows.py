@@ -89,7 +89,7 @@ def untrained(system: str, budget: str) -> Config:
 
 
 def tuned(system: str) -> dict[str, Any]:
-    """Result of the stage ``tune``: "learning_rate", "seconds_per_step". Raises :class:`InputError` if it has not run."""
+    """Result of the stage ``tune``: "learning_rate", "seconds_per_step"; raises :class:`InputError` if missing."""
     path = tuning_path(system)
     if not path.exists():
         raise InputError(f"{path} is missing: run 'dvc repro ablations/systems/dvc.yaml:tune@{system}'")
