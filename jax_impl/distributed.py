@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from functools import partial
 from itertools import groupby
 from typing import Any
 
 import jax
 import numpy as np
+from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -62,8 +62,15 @@ class Workers:
         return jax.jit(jax.shard_map(function, mesh=self.mesh, in_specs=specs, out_specs=P(), check_vma=False))
 
     def mean(self, x: Any) -> Any:
-        """Mean over the workers of arrays in a compiled function; the arrays themselves for one worker."""
-        return x if self.size == 1 else jax.tree.map(partial(jax.lax.pmean, axis_name=AXIS), x)
+        """Mean over the workers of arrays in a compiled function; the arrays themselves for one worker.
+
+        All arrays are exchanged as one: XLA on a CPU starts exchanges at once if none depends on another, and each
+        blocks a thread of its pool, so those of one device could leave no thread to the others.
+        """
+        if self.size == 1:
+            return x
+        whole, restore = ravel_pytree(x)
+        return restore(jax.lax.pmean(whole, AXIS))
 
     def place(self, tree: Any, *, split: bool = False) -> Any:
         """Put arrays on all workers: whole, or ``split`` along the first axis, of which this process has its part."""

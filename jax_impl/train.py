@@ -102,15 +102,15 @@ class Trainer:
         """
         if not self.scale:
             gradients, (terms, statistics) = jax.grad(self.loss, has_aux=True)(weights, statistics, mixture, target)
-            return self.workers.mean(gradients), self.workers.mean(terms), statistics
+            return *self.workers.mean((gradients, terms)), statistics
 
         def scaled(weights: Tree) -> tuple[jax.Array, Any]:
             total, others = self.loss(weights, statistics, mixture, target)
             return total * scale, others
 
         gradients, (terms, statistics) = jax.grad(scaled, has_aux=True)(weights)
-        gradients = jax.tree.map(lambda g: g / scale, self.workers.mean(gradients))
-        return gradients, self.workers.mean(terms), statistics
+        gradients, terms = self.workers.mean((gradients, terms))
+        return jax.tree.map(lambda g: g / scale, gradients), terms, statistics
 
     def update(
         self,

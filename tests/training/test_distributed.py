@@ -27,7 +27,8 @@ STEPS, ACCUMULATION, BATCH = 3, 2, 4
 #: Largest relative distances in float64. Moments after three steps add up what rounding makes of three gradients.
 TOLERANCE = {"gradient/": 1e-12, "model/": 1e-12, "ema/": 1e-12, "losses": 1e-12, "adam_m/": 1e-11}
 HELPER = Path(__file__).parents[1] / "helpers" / "distributed_steps.py"
-THREADS = {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}
+# NPROC: on a pool of two threads, an exchange of one device and an FFT of the other can block both.
+THREADS = {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1", "NPROC": "16"}
 
 
 def free_port():

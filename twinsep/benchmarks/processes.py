@@ -35,6 +35,8 @@ from twinsep.utils.progress import ProgressCallback
 
 #: Processes, and segments of a batch.
 PROCESSES = BATCH = 2
+#: Rounds for each repetition of other benchmarks: the ratio of two steps on two cores varies by some percent.
+ROUNDS = 4
 #: Environment of a process of one thread that may run on any core, as torchrun makes it.
 ONE_THREAD_EACH = dict.fromkeys(("OMP_NUM_THREADS", "NUMBA_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 #: Least ratio of the steps a second of both processes to those of one, whether they share a batch or have one each.
@@ -49,7 +51,7 @@ EXECUTORS = ("local", "ray")
 def measure(options: BenchmarkOptions, report: ProgressCallback) -> Record:
     """Measure seconds of a step in turns, and of a batch of songs once for each executor; Ray only where installed."""
     executors = EXECUTORS if importlib.util.find_spec("ray") else ()
-    rounds = 1 + options.warmups + options.repetitions
+    rounds = 1 + options.warmups + ROUNDS * options.repetitions
     done, total = itertools.count(1), rounds + len(executors)
     steps = _steps(ONE_THREAD, options, lambda: report(next(done), total))
     batches = _batches(executors, lambda: report(next(done), total))
@@ -91,11 +93,11 @@ def _steps(config: Config, options: BenchmarkOptions, report: Callable[[], None]
             # All at once, because those of a group wait for each other.
             list(pool.map(lambda worker, c=sized, n=own: worker.ask("open", config=c, batch=n), workers))
         times: dict[str, list[float]] = {name: [] for name in teams}
-        for _ in range(1 + options.warmups + options.repetitions):
+        for _ in range(1 + options.warmups + ROUNDS * options.repetitions):
             for name, workers in teams.items():
                 times[name].append(max(pool.map(lambda worker: worker.ask("step"), workers)))
             report()
-    counted = {name: each[-options.repetitions :] for name, each in times.items()}
+    counted = {name: each[-ROUNDS * options.repetitions :] for name, each in times.items()}
     return {f"{name}_s": round(statistics.median(each), 6) for name, each in counted.items()} | {"times_s": counted}
 
 
