@@ -144,10 +144,10 @@ class CausalGlobalAttention(Module):
 
 
 def delayed(x: Float[Array, "b k t d"], frames: int) -> Float[Array, "b k t2 d"]:
-    """One zero frame, then ``x``, cut or filled with zeros to ``frames``.
+    """Delay ``x`` by one frame, with a zero frame first; cut or zero-pad it to ``frames``.
 
-    A pair of frames of one level is a frame of the next once both have come. Doubled again, this frame lies where the
-    pair does; one frame later, where no frame reads a later one.
+    Frames 2t and 2t + 1 of a level make frame t of the next. Upsampling puts it back at 2t and 2t + 1, where frame 2t
+    would read frame 2t + 1; the delay prevents this.
     """
     x = concatenate([zeros_like(x[:, :, :1]), x], 2)[:, :, :frames]
     return pad_axis(x, -2, frames - x.shape[2])

@@ -1,4 +1,4 @@
-"""Training on several devices, with the gradients of one."""
+"""Training on several devices: the averaged gradient is that of the whole batch on one device."""
 
 from __future__ import annotations
 

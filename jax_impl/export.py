@@ -1,6 +1,7 @@
 """Networks for other programs, in real numbers and standard operators: StableHLO.
 
-What is exported computes masks of a spectrum; STFT and inverse (:mod:`twinsep.stft`) remain with the program.
+The exported program computes the masks of a spectrum; the program that calls it computes the STFT and its inverse
+(:mod:`twinsep.stft`).
 """
 
 from __future__ import annotations

@@ -40,11 +40,11 @@ class DecoderStage(Module):
 
 
 class SpectrogramUNet(MaskingNetwork):
-    """A U-Net over the magnitudes of each channel: mixture (b, 2, s) to stems (b, stems, 2, s), of the mixture's phase.
+    """A U-Net over the magnitudes of each channel: mixture (b, 2, s) to stems (b, stems, 2, s) with the mixture phase.
 
     Two convolutions with batch norm and ReLU a level, maxima of blocks of 2 × 2 between levels, transposed convolutions
     and skips on the way up, a 1 × 1 convolution and a sigmoid for the masks, as Ronneberger et al. 2015 (arXiv
-    1505.04597) and Jansson et al. 2017 (ISMIR). Both channels pass the same weights, each alone.
+    1505.04597) and Jansson et al. 2017 (ISMIR). Each channel is processed separately, by the same weights.
     """
 
     def __init__(self, config: Config):

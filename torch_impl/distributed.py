@@ -1,4 +1,4 @@
-"""Training on several devices, with the gradients of one."""
+"""Training on several devices: the averaged gradient is that of the whole batch on one device."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ _TIMEOUT = timedelta(hours=2)
 class Workers:
     """The workers that share every batch: the processes that torchrun started, or this one alone.
 
-    On GPUs each process has the one with its local number, and NCCL connects them; on CPUs Gloo does. ``devices`` are
-    several devices of one process, which only JAX has. Raises :class:`InputError` for that, for processes without the
-    address of the first, and for a device that cannot be used.
+    With "cuda" each process uses the GPU numbered ``LOCAL_RANK``, and NCCL connects them; Gloo connects CPUs. Raises
+    :class:`InputError` for ``devices`` above 1 (JAX only), for several processes without ``MASTER_ADDR``, and for a
+    device that cannot be used.
     """
 
     def __init__(self, device: str, devices: int = 1):

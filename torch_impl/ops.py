@@ -190,7 +190,7 @@ def batch_norm(
     variance: Float[Tensor, " c"],
     training: bool,
 ) -> Float[Tensor, "b c h w"]:
-    """Batch norm by the statistics of the batch in ``training``, which updates the running ones, else by these."""
+    """Batch norm, in ``training`` by the statistics of the batch, which updates the running ones; else by these."""
     return F.batch_norm(x, mean, variance, weight, bias, training, MOMENTUM, BATCH_NORM_EPS)
 
 

@@ -1,4 +1,4 @@
-"""twinsep: a band-split Mamba U-Net that removes vocals from music, twice (PyTorch and JAX)."""
+"""twinsep: a band-split Mamba U-Net that removes vocals from music, implemented in PyTorch and in JAX."""
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 

@@ -427,7 +427,8 @@ def bench(
     benchmarks: Annotated[
         list[str] | None,
         typer.Argument(
-            help="scan, block, step, separate, growth, memory, length, feeding, stream, export; all by default."
+            help="scan, block, step, separate, growth, memory, length, feeding, processes, stream, export or gpu; "
+            "all except gpu by default."
         ),
     ] = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for <benchmark>.json.")] = Path("results/bench"),

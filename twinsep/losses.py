@@ -228,7 +228,7 @@ def _mixture_phase_l1(s: Signals) -> Any:
     """mean |M̂·e^{iφ} − M·e^{iφ}|, φ the phase of the mixture (Music-U-Net).
 
     Equal to :func:`_magnitude`, as |(M̂ − M)·e^{iφ}| = |M̂ − M|: the phase cancels, in the value and in the gradient. The
-    name keeps that system's row in the tables; a test compares the value with the equation above.
+    name lets a configuration state that system's loss; a test compares the value with the equation above.
     """
     return _magnitude(s)
 

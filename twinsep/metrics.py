@@ -140,12 +140,13 @@ def leakage(
 
 
 def bleedless_fullness(estimate: Any, reference: Any, *, sample_rate: int) -> tuple[Any, Any]:
-    """How little an estimate adds and how little it lacks, 0 to 100 (nothing), (..., C, S) → two of (...,).
+    """Bleedless and fullness, 0 to 100 (best): waveforms (..., C, S) → two arrays (...,).
 
-    The pair of the leaderboards of the field, defined by Music-Source-Separation-Training (ZFTurbo, ``bleed_full`` in
-    its metrics.py). D is the difference of the log mel spectra of estimate and reference in dB, over 512 mel bands
-    (:func:`mel_filters`) of the magnitudes of a 4,096-point STFT with a Hann window and hop 1,024, each clipped 80 dB
-    below its maximum. Bleedless is 100/(1 + mean of the positive D), fullness 100/(1 − mean of the negative D).
+    Bleedless falls with what the estimate adds to the reference, fullness with what it lacks. The field's leaderboards
+    use this pair; Music-Source-Separation-Training (ZFTurbo, ``bleed_full`` in its metrics.py) defines it. D is the
+    difference of the log mel spectra of estimate and reference in dB, over 512 mel bands (:func:`mel_filters`) of the
+    magnitudes of a 4,096-point STFT with a Hann window and hop 1,024, each clipped 80 dB below its maximum. Bleedless
+    is 100/(1 + mean of the positive D), fullness 100/(1 − mean of the negative D).
 
     NaN if the reference has no energy. Raises :class:`InputError` for shapes that differ.
     """

@@ -1,4 +1,4 @@
-"""Stage ``proof``: score the released weights beside floors, a peer and a ceiling, on songs that nothing was chosen by.
+"""Stage ``proof``: score the released weights beside floors, a peer and a ceiling, on songs used for no choice.
 
 The songs are the split ``test`` of the made songs, from tracks and speakers held out of training, and the real excerpt.
 Systems: the mixture, one fixed gain per band, the difference of the channels, the peer, the released weights, the ideal
@@ -83,7 +83,7 @@ def systems(ours: Separator, peer: Separator) -> dict[str, Callable[[], System]]
 
 
 def side_system(_: Track, mixture: np.ndarray) -> dict[str, np.ndarray]:
-    """The trick of karaoke machines: what is equal in both channels (2, S) is taken out."""
+    """Estimate the instrumental (2, S) by removing what both channels share: each channel minus the mean of both."""
     return {"instrumental": mixture - mixture.mean(0, keepdims=True)}
 
 

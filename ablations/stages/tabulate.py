@@ -1,6 +1,6 @@
 """Stages ``base`` and ``tabulate``: ``python -m ablations.stages.tabulate <axis>`` writes one table in three formats.
 
-The rows of a table stand between three floors and a ceiling. Scores are of the instrumental, except leakage, which is
+The rows of a table stand between four floors and a ceiling. Scores are of the instrumental, except leakage, which is
 the energy of the estimated vocals while nobody sings. A row's score is the mean over its seeds;
 :mod:`ablations.statistics` compares it with its control in the same framework. Every number comes from the files that
 the stage ``collect`` wrote, except in the base table, which depends on no other group than its own.

@@ -395,7 +395,7 @@ def test_the_scores_of_the_released_weights_are_those_of_their_proof():
     text = joined(README)
     for songs, sentence in (
         ("the real excerpt", "real excerpt below from {} dB to {} (Spleeter, with 20 million weights: {})"),
-        ("real singers over real instrumentals", "singers over held-out instrumentals from {} dB to {} ({})"),
+        ("real singers over real instrumentals", "singers over held-out instrumentals from {} dB to {} (Spleeter: {})"),
     ):
         scores = means.loc[songs, ["mixture", "twinsep", "spleeter"]]
         assert sentence.format(*(f"{score:.2f}" for score in scores)) in text

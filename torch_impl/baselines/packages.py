@@ -211,7 +211,7 @@ class PackageNetwork(Network):
 
 
 def _adopt(module: nn.Module) -> None:
-    """Make the weights of a package such as ours: it has drawn them, and matrices decay."""
+    """Prepare a package's weights for training: no initialiser (the package drew them), weight decay for matrices."""
     for weight in module.parameters():
         weight.__class__ = Parameter
         weight.initialiser, weight.decay = None, weight.ndim > 1  # type: ignore[attr-defined]

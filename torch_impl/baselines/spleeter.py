@@ -82,7 +82,7 @@ class Spleeter(nn.Module):
         self.networks = nn.ModuleDict({stem: MagnitudeUNet() for stem in self.sources})
 
     def forward(self, mixture: Float[Tensor, "b 2 s"]) -> Float[Tensor, "b 2 2 s"]:
-        """Return the two stems. Zeros behind the song are left out, as the last frames of a song count in its score."""
+        """Return the two stems. Trailing zeros are cut before the STFT, because they would change the last frames."""
         samples = mixture.shape[-1]
         sounding = mixture.abs().amax((0, 1)).nonzero()
         mixture = mixture[..., : int(sounding[-1]) + 1 if len(sounding) else 1]

@@ -23,7 +23,7 @@ MIB = 1 << 20
 class WorkerProcess:
     """A worker process with ``framework``, as a context manager that kills it at the end.
 
-    With ``threads`` it is limited to so many cores. ``device`` is what it measures, "cpu" or "cuda";
+    ``threads`` limits it to that number of cores. ``device`` is the device that it measures, "cpu" or "cuda";
     ``variables`` are added to its environment.
     """
 

@@ -3,8 +3,9 @@
 A *system* maps (track, mixture) to the estimated targets. The floors are the ``mixture`` itself and three systems
 fitted on the training songs in closed form: ``band_gain``, one fixed gain per band; ``level_regression``, a gain per
 band and frame that is linear in the levels of that frame, by ordinary least squares; ``weighted_regression``, the same
-with the least squared error of the spectrum. A network below the first has learned nothing useful, one below the others
-nothing that needs a network. The ceiling is ``ideal_mask``, the ratio mask of the true stems.
+with the least squared error of the spectrum. A network that does not beat the mixture has learned nothing useful; one
+that does not beat the other floors has learned nothing that needs a network. The ceiling is ``ideal_mask``, the ratio
+mask of the true stems.
 """
 
 from __future__ import annotations
@@ -91,7 +92,7 @@ def fit_level_regression(
 
         Σ a_kt (g_kt − g*_kt)²
 
-    over frames and songs, one linear system per band, with a small ridge on all weights but the constant. By default
+    over frames and songs, one linear system per band, with a small ridge on all weights except the constant. By default
     this is ordinary least squares, a_kt = 1, of g* clipped to [0, 1]. ``weighted`` has a_kt = ‖X_kt‖², which up to a
     constant makes it the squared error Σ ‖g_kt·X_kt − Y_kt‖² of the spectrum: without variation of the levels the gain
     is then that of :func:`fit_band_gains`. The sums are all that is kept of a song.

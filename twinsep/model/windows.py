@@ -1,4 +1,4 @@
-"""Which frames attention reads in a causal network: the present one and those before it, up to a window."""
+"""Attention window of a causal network: a query reads its own frame and the frames before it, up to a limit."""
 
 from __future__ import annotations
 

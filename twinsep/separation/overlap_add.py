@@ -60,9 +60,9 @@ class Chunking:
 class ChunkGrid:
     """Positions of chunks of ``segment`` samples in a song, and their weights in the overlap-add.
 
-    Of the overlap of two chunks, the outer quarter of each is context: the model reads it, and its output there is
-    discarded, as a model is worst at its edges. Over the middle half one chunk fades into the other. For the other
-    fields see :class:`Chunking`. Raises :class:`InputError` for an empty segment or a value out of range.
+    In the overlap of two chunks, the quarter nearest a chunk's own edge is context: the model reads it, and its output
+    there is discarded, as a model is worst at its edges. Over the middle half one chunk fades into the other. For the
+    other fields see :class:`Chunking`. Raises :class:`InputError` for an empty segment or a value out of range.
     """
 
     segment: int

@@ -33,11 +33,11 @@ class Places:
 
 
 def find_places(songs: Iterable[SongFile], outputs: Callable[[SongFile], Outputs]) -> Places:
-    """Give each song a place by its track name, ``outputs``: song → its files.
+    """Choose the files of each song; ``outputs`` maps a song to its files by its track name.
 
-    Songs of one name, whatever its case, get before it the folders that tell them apart, or behind it the extensions of
-    their files, or else numbers. All of them do, so that no name depends on which of them come first, and stems of one
-    song are never taken for another's later. A name that the file system refuses is changed too. Raises
+    If songs have the same name, ignoring case, all of their names are extended by the folders in which they differ, by
+    the extensions of their files, or else by numbers. So no name depends on the order of the songs, and a later call
+    never takes the stems of one song for those of another. A name that the file system refuses is changed too. Raises
     :class:`InputError` for a template by which the stems of one song, or songs of different names, share a file.
     """
     songs, places = list(songs), Places()

@@ -149,10 +149,11 @@ def load(
 ) -> Separator:
     """Load a separator of whole songs: the averaged weights of a checkpoint file or of a saved folder.
 
-    By default these are the released weights. For the name of a preset they are drawn from seed 0. ``framework`` is
-    "torch" or "jax"; for ``chunking`` see :class:`twinsep.separation.overlap_add.Chunking`, for ``augmented``
-    :class:`Separator`. Raises :class:`InputError` for a file or folder that is no model, for a framework or device that
-    is not available, and without an argument if the installation has no released weights.
+    By default these are the released weights. For the name of a preset they are drawn from seed 0, or are the published
+    ones if the system's package has them. ``framework`` is "torch" or "jax"; for ``chunking`` see
+    :class:`twinsep.separation.overlap_add.Chunking`, for ``augmented`` :class:`Separator`. Raises :class:`InputError`
+    for a file or folder that is no model, for a framework or device that is not available, and without an argument if
+    the installation has no released weights.
     """
     if path_or_preset is None:
         path_or_preset = checkpoints.released_path()

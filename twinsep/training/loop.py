@@ -205,7 +205,7 @@ class _TrainingLoop:
             self.start_from(self.options.init)
 
     def start_from(self, path: Path) -> None:
-        """Load the initial weights, and name the model settings with which they were trained otherwise."""
+        """Load the initial weights; print each model setting that differs from the one they were trained with."""
         prefix, average = "ema/", self.trainer.state()
         names = [name.removeprefix(prefix) for name in average if name.startswith(prefix)]
         weights, config = read_initial_weights(path, names)

@@ -1,4 +1,4 @@
-"""The processes of one training run: whoever starts them numbers them by environment variables."""
+"""The position of this process among the processes of a training run, from environment variables."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Process(NamedTuple):
 
 
 def current() -> Process:
-    """Return this process; raises :class:`InputError` for variables that are no numbers or do not fit."""
+    """Return this process; raises :class:`InputError` unless the variables are integers with 0 ≤ rank < size."""
     for index, count in _VARIABLES:
         if index in os.environ and count in os.environ:
             try:

@@ -32,9 +32,9 @@ def run(
 ) -> Iterator[Outcome]:
     """Call ``function`` with every item on the cluster and yield the outcomes as they come.
 
-    The cluster is that of ``RAY_ADDRESS``, or one of this machine's cores, started for the call. An item takes one core
-    and ``gpus`` GPUs; with ``fresh`` each has a process of its own, otherwise processes are used again. Raises
-    :class:`InputError` if Ray is missing or the cluster cannot be reached; an item whose function raises
+    The cluster is the one at ``RAY_ADDRESS``, or else a local one of all cores of this machine, started for the call.
+    An item takes one core and ``gpus`` GPUs; with ``fresh`` each has a process of its own, otherwise processes are used
+    again. Raises :class:`InputError` if Ray is missing or the cluster cannot be reached; an item whose function raises
     :class:`TwinsepError`, or whose worker died RETRIES + 1 times, has an error as its outcome.
     """
     try:

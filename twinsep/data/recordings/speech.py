@@ -100,7 +100,7 @@ def find_syllables(log_power: Float[np.ndarray, "t f"], voiced: np.ndarray) -> t
 
 
 def trim(x: Float[np.ndarray, " s"], *, below_db: float = -32.0, rest: float = 0.02) -> Float[np.ndarray, " r"]:
-    """Cut what is quieter than ``below_db`` re the loudest at both ends of mono sound, but ``rest`` seconds."""
+    """Trim both ends of mono sound below ``below_db`` dB relative to its loudest 20 ms; keep ``rest`` seconds."""
     width = round(0.02 * SAMPLE_RATE)
     power = np.convolve(np.square(x, dtype=np.float64), np.full(width, 1 / width), "same") if len(x) else x
     loud = np.flatnonzero(power > power.max(initial=0.0) * 10 ** (below_db / 10))
