@@ -9,6 +9,7 @@ import yaml
 
 from ablations import settings
 from ablations.systems import cost, input_length, rows, tabulate, tune
+from torch_impl.kernels import operations
 from twinsep.config import SOURCES
 from twinsep.errors import InputError
 
@@ -169,3 +170,7 @@ def test_the_tables_show_scores_costs_and_verdicts():
     assert "2 medleys of 3 test songs" in Path("results/tables/input_length.md").read_text()
     for name in ("systems", "systems_stems", "input_length", "published"):
         assert all(Path(f"results/tables/{name}.{end}").stat().st_size for end in ("csv", "md", "tex"))
+
+
+def test_multiply_adds_of_a_computed_pass_are_those_of_its_shapes(micro):
+    assert cost._multiply_adds(micro) == operations.model_cost(micro)["flop_per_audio_second"] / 2 > 0
