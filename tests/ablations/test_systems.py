@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 import yaml
 
 from ablations import settings
 from ablations.systems import cost, input_length, rows, tabulate, tune
-from torch_impl.kernels import operations
 from twinsep.config import SOURCES
 from twinsep.errors import InputError
 
@@ -172,5 +172,13 @@ def test_the_tables_show_scores_costs_and_verdicts():
         assert all(Path(f"results/tables/{name}.{end}").stat().st_size for end in ("csv", "md", "tex"))
 
 
-def test_multiply_adds_of_a_computed_pass_are_those_of_its_shapes(micro):
-    assert cost._multiply_adds(micro) == operations.model_cost(micro)["flop_per_audio_second"] / 2 > 0
+def test_operations_of_a_network_that_asks_for_values_are_counted(micro, monkeypatch):
+    class Network(torch.nn.Module):
+        def forward(self, x):
+            assert x.abs().amax(0).nonzero().shape[0] == x.shape[1] * x.shape[2]
+            return x @ torch.ones(x.shape[-1], 3)
+
+    monkeypatch.setattr(cost, "build", lambda config: Network())
+    monkeypatch.setattr(cost, "initialise", lambda *_: None)
+    seconds = micro.training.segment_seconds
+    assert cost._multiply_adds(micro) * seconds == pytest.approx(2 * micro.segment_samples * 3)
