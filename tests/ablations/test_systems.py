@@ -178,7 +178,7 @@ def test_operations_of_a_network_that_asks_for_values_are_counted(micro, monkeyp
             assert x.abs().amax(0).nonzero().shape[0] == x.shape[1] * x.shape[2]
             return x @ torch.ones(x.shape[-1], 3)
 
-    monkeypatch.setattr(cost, "build", lambda config: Network())
+    monkeypatch.setattr(cost, "build", lambda _: Network())
     monkeypatch.setattr(cost, "initialise", lambda *_: None)
     seconds = micro.training.segment_seconds
     assert cost._multiply_adds(micro) * seconds == pytest.approx(2 * micro.segment_samples * 3)
