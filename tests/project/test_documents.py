@@ -54,8 +54,8 @@ def record(path):
     return json.loads(committed(path))
 
 
-def table(axis):
-    return pd.read_csv(io.StringIO(committed(f"results/tables/{axis}.csv")), index_col="row")
+def table(axis, index="row"):
+    return pd.read_csv(io.StringIO(committed(f"results/tables/{axis}.csv")), index_col=index)
 
 
 def joined(page):
@@ -403,6 +403,24 @@ def test_the_scores_of_the_released_weights_are_those_of_their_proof():
     minutes = sum(phase["seconds"] for phase in run["phases"]) / 60
     assert f"trained for {minutes:.0f} minutes on a GPU" in text
     assert f"{run['phases'][-1]['parameters'] / 1e6:.1f} million" in text
+
+
+def test_the_scores_of_systems_in_the_readme_are_those_of_the_table():
+    section = README.partition("## Results")[2].partition("\n## ")[0]
+    lines = table("systems", index=["system", "budget"])
+    rows = [
+        [cell.strip(" `") for cell in line.strip("|").split("|")]
+        for line in section.splitlines()
+        if line.count("|") == 9
+    ]
+    (_, *systems), _, *scores = rows
+    assert [budget for budget, *_ in scores] == ["equal steps", "equal time"]
+    assert set(systems) == {system for system, budget in lines.index if isinstance(budget, str)}
+    for budget, *found in scores:
+        for system, score in zip(systems, found, strict=True):
+            own = next(b for b in (budget, "equal steps", "its own weights") if (system, b) in lines.index)
+            assert score == f"{lines.loc[(system, own), 'uSDR']:.2f}", (system, budget)
+    assert f"mean uSDR after {lines.loc[('tiny', 'equal steps'), 'steps']:,.0f} steps" in joined(section)
 
 
 def test_the_scores_in_the_readme_are_those_of_the_tables():
