@@ -98,9 +98,11 @@ def test_the_cases_cover_every_pair_of_options():
 
 #: The smallest network: the optimiser does not depend on the architecture.
 STEPPED = {"mixer": {"kind": "conv", "kernel": 3}, "levels": 1}
+# Of few bins, because XLA convolves in float64 slowly on a CPU.
+BATCH_NORM = {**CASES["spectrogram U-Net"], "max_frequency": 1000.0}
 
 
-@pytest.mark.parametrize("model", [STEPPED, CASES["spectrogram U-Net"]], ids=["conv", "batch norm"])
+@pytest.mark.parametrize("model", [STEPPED, BATCH_NORM], ids=["conv", "batch norm"])
 @pytest.mark.parametrize("dtype", DTYPES, indirect=True)
 def test_ten_optimiser_steps_and_the_average_agree(dtype, model):
     config = configuration(model)
