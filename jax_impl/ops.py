@@ -241,7 +241,10 @@ def batch_norm(
     variance: Float[Array, " c"],
     training: bool,
 ) -> tuple[Float[Array, "b c h w"], Float[Array, " c"], Float[Array, " c"]]:
-    """Batch norm by the statistics of the batch in ``training``, else by the running ones; and the new running ones."""
+    """Batch norm, in ``training`` by the statistics of the batch, else by the running ones.
+
+    Returns the output, the new running mean and the new running variance.
+    """
     used = mean, variance
     if training:
         used = x.mean((0, 2, 3)), x.var((0, 2, 3))

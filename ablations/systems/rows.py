@@ -65,7 +65,7 @@ def seeds() -> tuple[int, ...]:
 def configuration(group: Group, seed: int) -> Config:
     """The configuration of one run: preset, profile, system, budget, seed, and the learning rate found by ``tune``.
 
-    Songs, examples and loss are those of the ablations. Raises :class:`InputError` if the configuration is invalid, or
+    Songs and examples are those of the ablations. Raises :class:`InputError` if the configuration is invalid, or
     the stage ``tune`` has not run.
     """
     steps, own = settings.profile()["rows"]["steps"], tuned(group.system)
@@ -85,7 +85,7 @@ def untrained(system: str, budget: str) -> Config:
     chosen = preset(found["preset"]).override({"loss": LossConfig().__dict__, "data": preset(CONTROL).data.__dict__})
     chosen = chosen.override({"training": profile["training"], "data": profile.get("data", {})})
     chosen = chosen.override({"training": profile["rows"], "data": {"root": str(settings.data_root())}})
-    return chosen.override(found.get("override", {})).override({"model": table()["budgets"][budget]})
+    return chosen.override(found.get("override", {})).override(table()["budgets"][budget])
 
 
 def tuned(system: str) -> dict[str, Any]:

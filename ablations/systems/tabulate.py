@@ -103,9 +103,11 @@ def _stems(groups: dict[str, rows.Group], records: dict[str, Any], scores: dict[
         for name, group in groups.items()
         if group.budget == "stems"
     ]
+    loss = rows.untrained(rows.CONTROL, "stems").loss.weights
     caption = (
         "Systems that estimate drums, bass, other and vocals at once: uSDR of every stem and of the instrumental, the "
         f"sum of all but the vocals, in dB, mean over songs and {len(rows.seeds())} seeds. "
+        f"Loss: {' + '.join(f'{weight:g} {name}' for name, weight in loss.items())}. "
         f"Trained on {_machine(records)}."
     )
     write_table(TABLES / "systems_stems", pd.DataFrame(lines), caption)
