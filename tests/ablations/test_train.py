@@ -5,10 +5,11 @@ import json
 import pandas as pd
 import pytest
 
-from ablations import settings
+from ablations import cluster, settings
 from ablations.stages import inventory, train
 from twinsep import checkpoints
 from twinsep.errors import InputError, TwinsepError
+from twinsep.utils.cluster import Outcome
 from twinsep.utils.files import write_json
 
 GROUP = "torch-conv"
@@ -67,6 +68,28 @@ def test_runs_of_other_code_than_at_the_start_are_not_kept_as_results(monkeypatc
     with pytest.raises(TwinsepError, match=r"^code or songs changed while torch-conv trained"):
         train.main(GROUP)
     assert not settings.run_path(GROUP, 0).exists()
+
+
+@pytest.mark.usefixtures("folder")
+def test_the_stage_keeps_the_runs_of_a_cluster(capsys, monkeypatch):
+    """Here the runs of a cluster take turns; tests/separation/test_cluster.py has a cluster."""
+
+    def in_turns(function, runs, **_):
+        return (Outcome(run, function(run)) if run.seed == 0 else Outcome(run, None, died) for run in runs)
+
+    died = TwinsepError("its worker died")
+    monkeypatch.setattr(cluster.cluster, "run", in_turns)
+    with pytest.raises(TwinsepError, match=r"^1 of 2 runs failed: torch-conv, seed 1: its worker died"):
+        cluster.main([GROUP])
+    finished = (train.WORK / GROUP / "0" / "final.safetensors").read_bytes()
+    capsys.readouterr()
+    train.main(GROUP)
+    said = capsys.readouterr().err
+    assert "torch-conv, seed 0: step" not in said
+    assert "torch-conv, seed 1: step 4 of 4" in said
+    assert settings.weights_path(GROUP, 0).read_bytes() == finished
+    with pytest.raises(InputError, match="no group 'torch-nothing' in this profile"):
+        cluster.main(["torch-nothing"])
 
 
 @pytest.mark.parametrize(("key", "rows"), [("only", ["base", "default"]), ("without", ["lstm", "conv"])])
