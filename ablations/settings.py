@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
+from pathspec import GitIgnoreSpec
 
 from twinsep.config import Config, preset
 from twinsep.data import dataset
@@ -28,6 +29,8 @@ WEIGHTS = Path("results/weights")
 #: Group whose weights the command line uses by default.
 BASE_GROUP = "torch-base"
 
+#: Stages that list code.
+_CODE_STAGES = ("training_code", "evaluation_code")
 #: Keys that define a row, and those that it may have besides.
 _ROW_KEYS = {"question", "axis", "override"}
 _OPTIONAL_KEYS = {"preset", "control"}
@@ -210,27 +213,44 @@ def configuration(group: str, seed: int) -> Config:
     return chosen.override(row["override"]).override({"training": {"seed": seed}})
 
 
+def code_list_path(stage: str, framework: str) -> Path:
+    """The list of code that the stage ``training_code`` or ``evaluation_code`` writes for a framework."""
+    return Path("results/work") / stage / f"{framework}.json"
+
+
 def code_dependencies(stage: str, framework: str) -> list[str]:
-    """Files and folders that ``dvc.yaml`` lists for a stage, except songs and results, relative to the root.
+    """Files and folders of code on which a stage depends, relative to the root, those of its lists of code included.
 
     ``framework`` is that of the group, for a stage with an entry per group.
     """
-    entry = _stage(stage)
-    listed = (path.replace("${item.framework}", framework) for path in entry["deps"])
-    return [path for path in listed if not path.startswith(("results/", "${"))]
+    found = [path for path in _dependencies(stage, framework) if not path.startswith(("results/", "${"))]
+    return [*found, *(path for name in _code_stages(stage, framework) for path in code_dependencies(name, framework))]
+
+
+def _code_stages(stage: str, framework: str) -> list[str]:
+    """The stages ``training_code`` and ``evaluation_code`` whose lists are dependencies of ``stage``."""
+    listed = _dependencies(stage, framework)
+    return [name for name in _CODE_STAGES if code_list_path(name, framework).as_posix() in listed]
+
+
+def _dependencies(stage: str, framework: str) -> list[str]:
+    replaced = (path.replace("${item.framework}", framework) for path in _stage(stage)["deps"])
+    return [path.replace("${item}", framework) for path in replaced]
 
 
 def stage_inputs(address: str) -> dict[str, str]:
     """Digests of the code, and values of the parameters, on which a stage, such as ``train@torch-base``, depends.
 
-    They are read anew at each call.
+    They are read anew at each call. Files that ``.dvcignore`` names are left out.
     """
-    stage, _, key = address.partition("@")
+    stage, framework = _parts(address)
     found = {}
-    for path in (ROOT / name for name in code_dependencies(stage, key.partition("-")[0])):
+    ignored = GitIgnoreSpec.from_lines((ROOT / ".dvcignore").read_text().splitlines())
+    for path in (ROOT / name for name in code_dependencies(stage, framework)):
         for file in path.rglob("*") if path.is_dir() else [path]:
-            if file.is_file() and "__pycache__" not in file.parts:
-                found[file.relative_to(ROOT).as_posix()] = hashlib.sha256(file.read_bytes()).hexdigest()
+            name = file.relative_to(ROOT).as_posix()
+            if file.is_file() and not ignored.match_file(name):
+                found[name] = hashlib.sha256(file.read_bytes()).hexdigest()
     for listed in _stage(stage).get("params", []):
         for name, keys in listed.items():
             content = yaml.safe_load((ROOT / name).read_text())
@@ -238,6 +258,22 @@ def stage_inputs(address: str) -> dict[str, str]:
                 value = reduce(lambda inner, part: inner.get(part, {}), key.split("."), content)
                 found[f"{name}:{key}"] = json.dumps(value, sort_keys=True, default=str)
     return found
+
+
+def listed_inputs(address: str) -> dict[str, str]:
+    """Digests of the code in the lists on which a stage depends, as they were when the lists were written."""
+    stage, framework = _parts(address)
+    found: dict[str, str] = {}
+    for name in _code_stages(stage, framework):
+        found |= json.loads((ROOT / code_list_path(name, framework)).read_text())
+    return found
+
+
+def _parts(address: str) -> tuple[str, str]:
+    """Stage and framework of an address; the systems of the field are trained in PyTorch."""
+    stage, _, key = address.partition("@")
+    framework = key.partition("-")[0]
+    return stage, framework if framework in ("torch", "jax") else "torch"
 
 
 def _stage(name: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Stages that DVC runs again after a change; all but ``configure`` and ``inventory`` are stubs."""
+"""Stages that DVC runs again after a change; all but those that list or configure are stubs."""
 
 import json
 import os
@@ -38,7 +38,8 @@ shutil.copytree("made", folder, dirs_exist_ok=True)
 #: Two rows of one table, and the default row in each framework.
 GROUPS = ("torch-default", "jax-default", "torch-lstm", "torch-conv")
 TRAINED = {f"train@{group}" for group in GROUPS}
-STAGES = ("data", "inventory", "train", "evaluate")
+LISTS = ("training_code", "evaluation_code")
+STAGES = ("data", "inventory", *LISTS, "train", "evaluate")
 #: Modules that training imports and that change no number it computes; the pipeline starts from no weights of a file.
 WITHOUT_NUMBERS = (
     "twinsep.audio",
@@ -82,6 +83,8 @@ def finished(tmp_path_factory, songs):
         body["cmd"] = f"{python} stub.py {' '.join(outs)}"
         if name in ("configure", "inventory"):
             body["cmd"] = f"{python} -m ablations.stages.{name}"
+        if name in LISTS:
+            body["cmd"] = f"{python} -m ablations.stages.code {name} ${{item}}"
         if name == "data":
             body["cmd"] = f"{python} stub_data.py"
     (folder / "dvc.yaml").write_text(yaml.safe_dump(pipeline))
@@ -149,6 +152,8 @@ def test_another_seed_trains_its_group_again(workspace):
 
 def test_all_groups_follow_the_profile_and_those_of_one_framework_its_code(workspace):
     append(workspace / "jax_impl" / "unet.py")
+    assert outdated(workspace) == {"training_code@jax", "evaluation_code@jax"}
+    dvc(workspace, "repro", "--quiet", *LISTS)
     assert outdated(workspace) == {"train@jax-default", "evaluate@jax-default"}
     edit(workspace / "ablations" / "params.yaml", lambda c: c.update(profile="smoke"))
     dvc(workspace, "repro", "--quiet", "configure")
@@ -162,6 +167,7 @@ def test_training_depends_on_the_metrics_and_on_no_page_check_or_document(worksp
         append(workspace / folder / "README.md")
     assert outdated(workspace) == set()
     append(workspace / "twinsep" / "metrics.py")
+    dvc(workspace, "repro", "--quiet", *LISTS)
     assert outdated(workspace) >= TRAINED
 
 
@@ -204,6 +210,23 @@ def test_a_stage_whose_code_is_edited_while_it_runs_stays_outdated(workspace, ed
     assert "Traceback" not in done.stderr
 
 
+def test_a_stage_does_not_start_with_other_code_than_was_listed(workspace):
+    pipeline = yaml.safe_load((workspace / "dvc.yaml").read_text())
+    pipeline["stages"]["train"]["do"]["cmd"] = f'"{sys.executable}" guarded.py'
+    (workspace / "dvc.yaml").write_text(yaml.safe_dump(pipeline))
+    (workspace / "guarded.py").write_text(
+        "from ablations.stages import run_stage\nrun_stage(lambda: print('trained', flush=True))\n"
+    )
+    append(workspace / "torch_impl" / "README.md")
+    append(workspace / "torch_impl" / "unet.py")
+    alone = ("repro", "--single-item", "--force", "train@torch-conv")
+    done = run_dvc(workspace, *alone)
+    assert done.returncode != 0
+    assert "torch_impl/unet.py changed since this command listed the code: run it again" in done.stderr
+    dvc(workspace, "repro", "training_code@torch")
+    assert "trained" in run_dvc(workspace, *alone).stdout
+
+
 def test_dvc_notices_a_changed_file_in_an_external_folder(workspace, songs, tmp_path):
     own = Path(shutil.copytree(songs, tmp_path / "own"))
     edit(workspace / "ablations" / "params.yaml", lambda c: c["data"].update(root=str(own)))
@@ -228,7 +251,7 @@ def test_every_dependency_on_code_exists():
     for stage in yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"].values():
         for path in stage.get("do", stage)["deps"]:
             if not path.startswith(("results/", "${data.root}")):
-                assert (ROOT / path.replace("${item.framework}", "torch")).exists(), path
+                assert (ROOT / path.replace("${item}", "torch")).exists(), path
 
 
 @pytest.mark.parametrize("framework", ["torch", "jax"])
