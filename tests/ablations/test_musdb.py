@@ -6,7 +6,7 @@ import json
 import pandas as pd
 import pytest
 
-from ablations import settings
+from ablations import settings, side_by_side
 from ablations.stages import collect, configure, evaluate, inventory, tabulate, train
 from twinsep.config import from_dict
 from twinsep.utils.files import write_json
@@ -28,9 +28,16 @@ def small(songs, tmp_path, monkeypatch):
     )
     profile["rows"].update(steps=2)
     monkeypatch.setattr(settings, "params", lambda: params)
-    monkeypatch.setenv("PYTHONPATH", str(settings.ROOT))
+    monkeypatch.setattr(side_by_side, "run_modules", in_turns)
     monkeypatch.chdir(tmp_path)
     return songs.name
+
+
+def in_turns(commands, **_):
+    """Runs in this process, which has imported everything; tests/ablations/test_train.py runs some side by side."""
+    for module, group, seed in commands.values():
+        work = {"ablations.stages.train": train.train, "ablations.stages.evaluate": evaluate.run}[module]
+        work(group, int(seed))
 
 
 def test_the_profile_trains_six_rows_and_validates_on_all_songs():

@@ -26,8 +26,19 @@ def folder(micro, tmp_path, monkeypatch):
 
 
 @pytest.mark.usefixtures("folder")
-def test_a_group_leaves_record_curves_and_last_weights_of_each_run(capsys):
-    train.train(GROUP, 1)
+def test_a_group_leaves_record_curves_and_last_weights_of_each_run(capsys, monkeypatch):
+    """One run was trained on a cluster before; tests/separation/test_cluster.py has a cluster, here runs take turns."""
+
+    def in_turns(function, runs, **_):
+        return (Outcome(run, function(run)) if run.seed == 1 else Outcome(run, None, died) for run in runs)
+
+    died = TwinsepError("its worker died")
+    monkeypatch.setattr(cluster.cluster, "run", in_turns)
+    with pytest.raises(TwinsepError, match=r"^1 of 2 runs failed: torch-conv, seed 0: its worker died"):
+        cluster.main([GROUP])
+    with pytest.raises(InputError, match="no group 'torch-nothing' in this profile"):
+        cluster.main(["torch-nothing"])
+    capsys.readouterr()
     finished = (train.WORK / GROUP / "1" / "final.safetensors").read_bytes()
     (train.WORK / GROUP / "1" / "best.safetensors").unlink()  # as a mark: a run that starts anew writes it again
     train.main(GROUP)
@@ -68,28 +79,6 @@ def test_runs_of_other_code_than_at_the_start_are_not_kept_as_results(monkeypatc
     with pytest.raises(TwinsepError, match=r"^code or songs changed while torch-conv trained"):
         train.main(GROUP)
     assert not settings.run_path(GROUP, 0).exists()
-
-
-@pytest.mark.usefixtures("folder")
-def test_the_stage_keeps_the_runs_of_a_cluster(capsys, monkeypatch):
-    """Here the runs of a cluster take turns; tests/separation/test_cluster.py has a cluster."""
-
-    def in_turns(function, runs, **_):
-        return (Outcome(run, function(run)) if run.seed == 0 else Outcome(run, None, died) for run in runs)
-
-    died = TwinsepError("its worker died")
-    monkeypatch.setattr(cluster.cluster, "run", in_turns)
-    with pytest.raises(TwinsepError, match=r"^1 of 2 runs failed: torch-conv, seed 1: its worker died"):
-        cluster.main([GROUP])
-    finished = (train.WORK / GROUP / "0" / "final.safetensors").read_bytes()
-    capsys.readouterr()
-    train.main(GROUP)
-    said = capsys.readouterr().err
-    assert "torch-conv, seed 0: step" not in said
-    assert "torch-conv, seed 1: step 4 of 4" in said
-    assert settings.weights_path(GROUP, 0).read_bytes() == finished
-    with pytest.raises(InputError, match="no group 'torch-nothing' in this profile"):
-        cluster.main(["torch-nothing"])
 
 
 @pytest.mark.parametrize(("key", "rows"), [("only", ["base", "default"]), ("without", ["lstm", "conv"])])
