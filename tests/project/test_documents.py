@@ -389,6 +389,20 @@ def test_the_gain_of_two_processes_and_the_cost_of_a_cluster_are_those_of_the_re
     )
 
 
+def test_the_times_of_a_live_signal_are_those_of_the_record():
+    found = record("results/bench/stream.json")
+    torch, jax = found["streams"]
+    assert (torch["framework"], jax["framework"]) == ("torch", "jax")
+    (a, b) = (next(x for x in stream["blocks"] if x["samples"] == 1024) for stream in (torch, jax))
+    for name, key in (("median", "median"), ("99.9th percentile", "p999"), (f"worst of {a['count']:,}", "worst")):
+        assert f"| {name} | {a[key]:.2f} | {b[key]:.2f} |" in COSTS
+    grown = [stream["memory_mib"]["3600"] / stream["memory_mib"]["60"] for stream in (torch, jax)]
+    apart = max(stream["drift"]["3600"] for stream in (torch, jax))
+    assert f"{grown[0]:.3f} (PyTorch) and {grown[1]:.3f} (JAX) times the memory of the first minute" in joined(COSTS)
+    assert f"the hour is within {apart:.1e} of the same stream in float64" in joined(COSTS)
+    assert f"which is {found['latency_ms']:.0f} ms late" in joined(COSTS)
+
+
 def test_the_scores_of_the_released_weights_are_those_of_their_proof():
     table = pd.read_csv(io.StringIO(committed("results/released/proof.csv")))
     means = table[table.score == "uSDR, mean"].set_index("songs")
