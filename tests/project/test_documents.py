@@ -389,6 +389,15 @@ def test_the_gain_of_two_processes_and_the_cost_of_a_cluster_are_those_of_the_re
     )
 
 
+def test_the_scores_of_four_stems_are_those_of_the_table():
+    table = pd.read_csv(io.StringIO(committed("results/tables/systems_stems.csv")))
+    scores = table[table.system == "tiny"].set_index("SI-SDR")["uSDR instrumental"]
+    better, worse = (f"{scores[way]:.2f}".replace("-", "−") for way in ("not clipped", "clipped"))
+    assert f"(instrumental of `tiny`: {better} dB, {worse} dB with the clipped one;" in joined(
+        PAGES["ablations/README.md"]
+    )
+
+
 def test_the_times_of_a_live_signal_are_those_of_the_record():
     found = record("results/bench/stream.json")
     torch, jax = found["streams"]
