@@ -86,14 +86,16 @@ def measure_share(dtype: str, share: int) -> dict[str, Any]:
     with progress.progress_bar(f"parity in {dtype}") as report:
         for done, (name, model) in enumerate(cases):
             config = configuration(model)
+            compile_fast(True)
             for module, found in comparison.modules_in_jax(config, dtype).items():
                 wanted = comparison.module_in_torch(module, config, dtype)
                 worst = modules[module]
                 for key, prefix in (("forward", "y"), ("backward", "d ")):
                     worst[key] = max(worst.get(key, 0.0), distance(found, wanted, prefix))
-            networks[name] = _network(config, dtype)
             if _is_shared(name):
                 own[name] = _network(config, dtype, kernels=False)
+            compile_fast(dtype == "float64")
+            networks[name] = _network(config, dtype)
             report(done + 1, len(cases))
     return {"modules": modules, "networks": networks, "own": own}
 
@@ -123,10 +125,15 @@ def _read_part(*part: str) -> dict[str, Any]:
 
 
 def compute_in(dtype: str) -> None:
-    """Make JAX compute in ``dtype``. In float64 it compiles without most optimisations, in a third of the time: nobody
-    trains in float64, which only serves to compare definitions. Float32 is compiled as for users."""
+    """Make JAX compute in ``dtype``, with all optimisations in float32 only: nobody trains in float64."""
     jax.config.update("jax_enable_x64", dtype == "float64")
-    jax.config.update("jax_disable_most_optimizations", dtype == "float64")
+    compile_fast(dtype == "float64")
+
+
+def compile_fast(fast: bool) -> None:
+    """Compile without most optimisations, in a third of the time, what only serves to compare definitions: float64,
+    single modules, and on a CPU JAX's own operations. Whole networks in float32 are compiled as for users."""
+    jax.config.update("jax_disable_most_optimizations", fast)
 
 
 def _network(config: Config, dtype: str, *, kernels: bool = True) -> dict[str, Any]:
