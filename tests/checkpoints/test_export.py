@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -63,9 +64,14 @@ def masks_of_torch(path, x):
 
 def masks_of_jax(path, x):
     """The masks that JAX computes."""
-    model, x = jax_impl.load(path), jnp.asarray(x)
-    mask = model.mask_head(model.network(model.band_split(x[..., 0] + 1j * x[..., 1])))
-    return np.stack([mask.real, mask.imag], -1)
+    model = jax_impl.load(path)
+
+    @jax.jit
+    def masks(x):
+        mask = model.mask_head(model.network(model.band_split(x[..., 0] + 1j * x[..., 1])))
+        return jnp.stack([mask.real, mask.imag], -1)
+
+    return np.asarray(masks(x))
 
 
 def exported(path, to, folder, *options):

@@ -2,7 +2,7 @@
 
 Every pair of model options, mixers included, occurs in one of the cases. All cases are compared in float64, in which
 rounding cannot hide a difference in meaning; all modules and two networks also in float32. Most time goes into
-compiling: six cases are compared with one level of the U-Net here, and whole by the stage.
+compiling: seven cases are compared with one level of the U-Net here, and whole by the stage.
 """
 
 import numpy as np
@@ -55,6 +55,7 @@ def test_each_module_agrees_forward_and_backward(case, names, dtype):
 
 #: Cases compared with one level: their mixers stand in a whole network of another case.
 ONE_LEVEL = [
+    "mamba2; aligned; one stem; mid/side",
     "mamba2; reference; two stems and the rest; left/right",
     "transformer; aligned; two stems and the rest; left/right",
     "transformer; reference; one stem; mid/side",

@@ -57,8 +57,9 @@ def choose_device(framework: str, name: str, say: Callable[[str], None]) -> str:
     return name
 
 
-#: Parameters of glibc's mallopt(3): never map a block by itself, never trim the heap, grow it by 32 MiB.
-MALLOC_SETTINGS = {-4: 0, -1: 2**31 - 1, -2: 32 << 20}  # M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD
+#: Parameters of glibc's mallopt(3): never map a block by itself, never trim the heap, grow it by 32 MiB, and let all
+#: threads share the one heap: those of XLA's threads return freed memory whatever the other settings.
+MALLOC_SETTINGS = {-4: 0, -1: 2**31 - 1, -2: 32 << 20, -8: 1}  # M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD, M_ARENA_MAX
 
 
 def keep_freed_memory() -> None:
