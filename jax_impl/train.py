@@ -76,7 +76,9 @@ class Trainer:
             arrays = (self.workers.place(batch[key], split=True) for key in ("mixture", "target"))
             *result, statistics = self._gradient(self.weights, statistics, *arrays, scale)
             results.append(result)
-        gradients, report = jax.tree.map(lambda *x: sum(x) / len(batches), *results)
+        if len(results) > 1:  # operations outside a compiled function take longer to start than to compute
+            results = [jax.tree.map(lambda *x: sum(x) / len(x), *results)]
+        ((gradients, report),) = results
         self.weights, self.average, self.moments, self.statistics, norm = self._update(
             self.weights,
             self.average,

@@ -46,6 +46,9 @@ class Trainer:
         self.parallel = self.workers.parallel(self.model)
         self.average = build(config).to(self.device).requires_grad_(False)
         self.average.load_state_dict(self.model.state_dict())
+        # Kept, because to list hundreds of weights takes as long as an operation on all of them.
+        self.weights: list[torch.Tensor] = list(self.model.parameters())
+        self.averages: list[torch.Tensor] = list(self.average.parameters())
         #: The model with averaged weights, NumPy (b, 2, s) -> (b, stems, 2, s).
         self.estimate = on_numpy(self.average, self.device)
         self.compute_type = COMPUTE_TYPES[config.training.precision]
@@ -90,7 +93,7 @@ class Trainer:
             means = self.workers.mean(torch.stack([value.detach() for value in values.values()])).tolist()
             for name, value in zip(values, means, strict=True):
                 report[name] = report.get(name, 0.0) + value / len(batches)
-        gradients = [w.grad for w in self.model.parameters() if w.grad is not None]
+        gradients = [w.grad for w in self.weights if w.grad is not None]
         norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients))).item() / scale
         report["gradient_norm"] = norm
         finite = bool(np.isfinite([report["loss"], norm]).all())
@@ -106,7 +109,7 @@ class Trainer:
         for group in self.optimiser.param_groups:
             group["lr"] = learning_rate
         self.optimiser.step()
-        torch._foreach_lerp_(list(self.average.parameters()), list(self.model.parameters()), 1 - ema_decay)
+        torch._foreach_lerp_(self.averages, self.weights, 1 - ema_decay)
         for name, x in named_statistics(self.average).items():
             x.lerp_(statistics[name], 1 - ema_decay)
         return report

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,6 +30,7 @@ from twinsep.config import Config, ModelConfig
 from twinsep.data import dataset
 from twinsep.data.loader import TrainingBatches
 from twinsep.evaluation.systems import least_squares_gains, per_bin
+from twinsep.kernels.threads import cores
 from twinsep.stft import istft, stft
 from twinsep.utils import provenance
 from twinsep.utils.backend import keep_freed_memory
@@ -75,10 +77,14 @@ def main() -> None:
     config = settings.configuration(f"torch-{settings.default_row()}", 0)
     mixes, segments = loss_mixes(config), training_segments(config)
     gains = {MIXTURE: [np.ones(config.model.n_bands)]}
-    with progress_bar("fitting") as report:
-        for done, (name, mix) in enumerate(mixes.items()):
-            gains[name] = [constant_gains(objective(mix), segments, config.model, start) for start in STARTS]
-            report(done + 1, len(mixes))
+    with progress_bar("fitting") as report, ThreadPoolExecutor(cores()) as pool:
+        fits = {
+            name: [pool.submit(constant_gains, objective(mix), segments, config.model, start) for start in STARTS]
+            for name, mix in mixes.items()
+        }
+        for done, (name, fitted) in enumerate(fits.items(), 1):
+            gains[name] = [fit.result() for fit in fitted]
+            report(done, len(mixes))
     gains[LEAST_SQUARES] = [least_squares(segments, config.model)]
     with progress_bar("evaluating") as report:
         scores = score(gains, config, report)
@@ -151,17 +157,26 @@ def least_squares(segments: Iterable[Segment], config: ModelConfig) -> Gains:
 
 def score(gains: Mapping[str, Sequence[Gains]], config: Config, report: ProgressCallback) -> dict[str, list[Means]]:
     """Name → for each of its gains, split → uSDR in dB, the mean over the songs of that split."""
-    values: dict[tuple[str, int, str], list[float]] = {}
     songs = [(split, song) for split in SPLITS for song in _songs(split, config)]
-    masks = {name: [per_bin(one, config.model)[:, None] for one in fits] for name, fits in gains.items()}
-    for done, (split, song) in enumerate(songs):
+    masks = {(n, i): per_bin(one, config.model)[:, None] for n, fits in gains.items() for i, one in enumerate(fits)}
+
+    def scores_of(song: dataset.Track) -> dict[tuple[str, int], float]:
         mixture, truth = song.read("mixture"), song.read(TARGET)
         spectrum = _stft(mixture, config.model)
-        for name, fits in masks.items():
-            for index, mask in enumerate(fits):
-                estimate = _istft(spectrum * mask.astype(np.float32), mixture.shape[1], config.model)
-                values.setdefault((name, index, split), []).append(float(metrics.usdr(estimate, truth)))
-        report(done + 1, len(songs))
+        estimates = (
+            (fit, _istft(spectrum * mask.astype(np.float32), mixture.shape[1], config.model))
+            for fit, mask in masks.items()
+        )
+        return {fit: float(metrics.usdr(estimate, truth)) for fit, estimate in estimates}
+
+    values: dict[tuple[str, int, str], list[float]] = {}
+    with ThreadPoolExecutor(cores()) as pool:
+        for done, ((split, _), found) in enumerate(
+            zip(songs, pool.map(scores_of, (s for _, s in songs)), strict=True), 1
+        ):
+            for (name, index), value in found.items():
+                values.setdefault((name, index, split), []).append(value)
+            report(done, len(songs))
     means = {key: metrics.aggregate(found)["mean"] for key, found in values.items()}
     return {n: [{split: means[n, i, split] for split in SPLITS} for i in range(len(gains[n]))] for n in gains}
 

@@ -35,6 +35,8 @@ from twinsep.utils.progress import make_progress
 
 #: Consecutive times that the reader processes may die before the run ends.
 READER_RESTARTS = 3
+#: Beginning of the line that says so.
+READER_DIED = "a reader process died"
 #: Steps over which the displayed speed is averaged.
 SPEED_WINDOW = 50
 
@@ -294,7 +296,7 @@ class _TrainingLoop:
                 if "terminated unexpectedly" not in str(error):
                     raise
                 stream.close()
-                self.print_line(f"a reader process died ({str(error).partition('. ')[0]}); restarting it")
+                self.print_line(f"{READER_DIED} ({str(error).partition('. ')[0]}); restarting it")
         raise TwinsepError(
             f"the reader processes died {READER_RESTARTS} times in a row, perhaps because memory ran out; "
             f"{self.last_checkpoint_note()}; lower data.workers, or set it to 0"
