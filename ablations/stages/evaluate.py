@@ -1,7 +1,7 @@
-"""Stages ``evaluate`` and ``baseline``: ``python -m ablations.stages.evaluate <group or baseline>``.
+"""Stages ``evaluate`` and ``baselines``: ``python -m ablations.stages.evaluate <group or baselines>``.
 
-They score what ``twinsep evaluate`` scores. The runs of a group are scored side by side; with a seed as second argument
-one run is scored alone.
+They score what ``twinsep evaluate`` scores. The runs of a group, or all baselines, are scored side by side; with a seed
+as second argument, or the name of a baseline as first, one is scored alone.
 """
 
 import json
@@ -19,9 +19,12 @@ from twinsep.utils.files import write_json
 
 
 def main(name: str) -> None:
-    """Score a group's runs, or a baseline under the configuration of the base run."""
+    """Score a group's runs, all baselines under the configuration of the base run, or one of them."""
     if name in BASELINES:
         baseline(name)
+        return
+    if name == "baselines":
+        side_by_side.run_modules({each: ["ablations.stages.evaluate", each] for each in settings.params()["baselines"]})
         return
     folder = settings.RUNS / name / "scores"
     shutil.rmtree(folder, ignore_errors=True)
