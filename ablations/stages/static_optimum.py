@@ -161,6 +161,7 @@ def score(gains: Mapping[str, Sequence[Gains]], config: Config, report: Progress
     masks = {(n, i): per_bin(one, config.model)[:, None] for n, fits in gains.items() for i, one in enumerate(fits)}
 
     def scores_of(song: dataset.Track) -> dict[tuple[str, int], float]:
+        """Return the uSDR of each fit."""
         mixture, truth = song.read("mixture"), song.read(TARGET)
         spectrum = _stft(mixture, config.model)
         estimates = (
@@ -171,10 +172,9 @@ def score(gains: Mapping[str, Sequence[Gains]], config: Config, report: Progress
 
     values: dict[tuple[str, int, str], list[float]] = {}
     with ThreadPoolExecutor(cores()) as pool:
-        for done, ((split, _), found) in enumerate(
-            zip(songs, pool.map(scores_of, (s for _, s in songs)), strict=True), 1
-        ):
-            for (name, index), value in found.items():
+        scored = pool.map(scores_of, [song for _, song in songs])
+        for done, (split, _) in enumerate(songs, 1):
+            for (name, index), value in next(scored).items():
                 values.setdefault((name, index, split), []).append(value)
             report(done, len(songs))
     means = {key: metrics.aggregate(found)["mean"] for key, found in values.items()}
