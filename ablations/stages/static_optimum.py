@@ -46,10 +46,8 @@ STEPS = 160
 STARTS = (0.5, 1.0)
 #: Peak of the learning rate, which falls to 0 along a cosine, and decays of Adam's moments.
 RATE, BETAS = 0.1, (0.9, 0.99)
-#: Losses of one term, besides the mixes.
-TERMS = ("magnitude", "band", "si_sdr", "si_sdr_unclipped", "log_magnitude", "compressed")
-#: The default mix until its static optimum was known: the public code's weights, with the bands' log magnitude.
-FORMER = {"magnitude": 0.25, "band": 1.25, "si_sdr": 0.5}
+#: Terms that no row has alone.
+TERMS = ("band", "log_magnitude")
 #: Names of the gains that no loss is fitted for.
 MIXTURE, LEAST_SQUARES = "mixture", "least squares"
 #: The splits whose songs are scored.
@@ -95,10 +93,11 @@ def main() -> None:
 
 
 def loss_mixes(config: Config) -> dict[str, Config]:
-    """Name → the configuration with that loss: the default, the former default, each of ``TERMS``, and ``waveform``."""
-    waveform = settings.rows()["waveform"]["override"]["loss"]["weights"]
-    weights = {"former default": FORMER, **{term: {term: 1.0} for term in TERMS}, "waveform": waveform}
-    return {"default": config, **{name: config.override({"loss": {"weights": w}}) for name, w in weights.items()}}
+    """Name → the configuration with that loss: the default row, the rows of the axis ``loss``, and ``TERMS`` alone."""
+    rows = {row: entry["override"]["loss"] for row, entry in settings.rows().items() if "loss" in settings.axes(row)}
+    alone = {f"{term} alone": {"weights": {term: 1.0}} for term in TERMS}
+    others = {name: config.override({"loss": loss}) for name, loss in {**rows, **alone}.items()}
+    return {settings.default_row(): config, **others}
 
 
 def training_segments(config: Config) -> list[Segment]:
@@ -207,8 +206,8 @@ def _optimum(mix: Config | None, gains: Sequence[Gains], scores: Sequence[Means]
         }
         for one, means in zip(gains, scores, strict=True)
     ]
-    terms = None if mix is None else mix.loss.weights
-    return {"terms": terms, "apart": round(float(np.ptp(gains, axis=0).max()), 4), "fits": fits}
+    loss = None if mix is None else {"terms": mix.loss.weights, "log_floor": mix.loss.log_floor}
+    return {"loss": loss, "apart": round(float(np.ptp(gains, axis=0).max()), 4), "fits": fits}
 
 
 def _table(optima: Mapping[str, dict[str, Any]]) -> pd.DataFrame:
@@ -240,8 +239,9 @@ def _write_table(table: pd.DataFrame, caption: str) -> None:
 
 
 def _caption(optima: Mapping[str, dict[str, Any]], count: int, config: Config) -> str:
-    mixes = {name: one["terms"] for name, one in optima.items() if one["terms"] and len(one["terms"]) > 1}
-    said = "; ".join(f"{name}: {' + '.join(f'{w:g} {t}' for t, w in terms.items())}" for name, terms in mixes.items())
+    said = "; ".join(
+        f"{name}: {_in_words(optimum['loss'], config)}" for name, optimum in optima.items() if optimum["loss"]
+    )
     return (
         f"The best constant gains under each loss, profile {settings.params()['profile']}: one gain in [0, 1] for each "
         f"of {config.model.n_bands} bands, fitted to {count} training segments of "
@@ -249,6 +249,12 @@ def _caption(optima: Mapping[str, dict[str, Any]], count: int, config: Config) -
         "uSDR: of the instrumental, mean over songs, dB; apart: the largest difference between the gains from the two "
         f"starts. {said}. Least squares is solved in closed form."
     )
+
+
+def _in_words(loss: Mapping[str, Any], config: Config) -> str:
+    """The terms of a loss with their weights, and its floor where that is not the default one."""
+    terms = " + ".join(f"{weight:g} {term}" for term, weight in loss["terms"].items())
+    return terms if loss["log_floor"] == config.loss.log_floor else f"{terms}, floor {loss['log_floor']:g}"
 
 
 if __name__ == "__main__":

@@ -171,7 +171,7 @@ def test_main_effects_compare_the_four_rows_with_a_repair_with_those_without(res
 
 
 def test_losses_near_the_mixture_are_those_whose_gains_score_little(claims):
-    assert claims["near-identity"] == ["former default", "magnitude", "band"]
+    assert claims["near-identity"] == ["reference-mix", "magnitude", "band alone"]
 
 
 def test_a_clipped_loss_is_admitted(results, tmp_path, claims):

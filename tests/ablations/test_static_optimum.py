@@ -100,14 +100,16 @@ def test_the_stage_writes_a_line_for_each_loss(songs, tmp_path, monkeypatch):
     record = json.loads(static_optimum.OUT.read_text())
     table = pd.read_csv(static_optimum.TABLES / "static_optimum.csv").set_index("loss")
     assert {"mean gain", "valid uSDR", "test uSDR"} <= set(table)
-    assert list(table.index) == [
-        "mixture", "default", "former default", "magnitude", "band", "si_sdr", "si_sdr_unclipped", "log_magnitude",
-        "compressed", "waveform", "least squares",
-    ]  # fmt: skip
+    rows = [row for row in settings.rows() if "loss" in settings.axes(row)]
+    assert {"reference-mix", "reference-v1", "compressed", "log-floor"} <= set(rows)
+    losses = ["default", *rows, "band alone", "log_magnitude alone"]
+    assert list(table.index) == ["mixture", *losses, "least squares"]
     assert list(record["optima"]) == list(table.index)
     assert record["segments"]["number"] == settings.configuration("torch-default", 0).training.steps
-    assert record["optima"]["default"]["terms"] == settings.configuration("torch-default", 0).loss.weights
-    assert {len(optimum["fits"]) for name, optimum in record["optima"].items() if optimum["terms"]} == {len(STARTS)}
+    for row in ("default", "reference-v1", "log-floor"):
+        loss = settings.configuration(f"torch-{row}", 0).loss
+        assert record["optima"][row]["loss"] == {"terms": loss.weights, "log_floor": loss.log_floor}
+    assert {len(optimum["fits"]) for optimum in record["optima"].values() if optimum["loss"]} == {len(STARTS)}
     system = systems.baseline_system("mixture", preset("tiny").model, str(songs))
     records = evaluate.score_songs(system, preset("tiny").model, str(songs), ["test"])
     usdr = next(r["value"] for r in records if (r["target"], r["metric"]) == ("instrumental", "usdr"))
@@ -115,4 +117,5 @@ def test_the_stage_writes_a_line_for_each_loss(songs, tmp_path, monkeypatch):
     text = (static_optimum.TABLES / "static_optimum.md").read_text()
     assert "fitted to 4 training segments of 1.5 s" in text
     assert "waveform: 1 waveform_l1 + 1 mr_stft_complex" in text
+    assert "log-floor: 0.25 magnitude + 0.5 band + 2.5 si_sdr, floor 1e-07" in text
     assert r"\begin{tabular}" in (static_optimum.TABLES / "static_optimum.tex").read_text()

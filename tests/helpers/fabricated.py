@@ -27,7 +27,7 @@ DEVICE = {"device": "cpu, 2 cores, AMD EPYC", "commit": "0123456789ab"}
 VERSIONS = {"torch": "2.13.0+cpu", "jax": "0.10.2"}
 DEFAULT_SCORE = 8.25
 _LOSSES = {
-    "default": 6.1, "former default": 4.1, "magnitude": 4.6, "band": 4.0, "si_sdr": 5.8, "compressed": 6.2,
+    "default": 6.1, "reference-mix": 4.1, "magnitude": 4.6, "band alone": 4.0, "si-sdr": 5.8, "compressed": 6.2,
     "least squares": 6.5,
 }  # fmt: skip
 
