@@ -100,6 +100,24 @@ def difference(row: Runs, control: Runs, noise: Noise) -> Difference:
     return Difference(float(apart.mean()), len(shared), songs, noise, song_square)
 
 
+def main_effect(rows_with: Sequence[Runs], rows_without: Sequence[Runs], noise: Noise) -> Difference:
+    """Compare the mean of some rows with the mean of as many others, on the seeds that all have.
+
+    ``noise`` is that of a difference of two rows; the means of k rows have a k-th of it. Raises ValueError as
+    :func:`difference` does.
+    """
+    seeds = [seed for seed in rows_with[0].seeds if all(seed in r.seeds for r in (*rows_with, *rows_without))]
+    k = len(rows_with)
+    shared = Noise(noise.seeds / k, noise.seeds_df, noise.residual / k, noise.residual_df)
+    return difference(_mean(rows_with, seeds), _mean(rows_without, seeds), shared)
+
+
+def _mean(rows: Sequence[Runs], seeds: Sequence[int]) -> Runs:
+    """The mean of ``rows`` on ``seeds``."""
+    scores = np.mean([r.scores[[r.seeds.index(seed) for seed in seeds]] for r in rows], axis=0)
+    return Runs(rows[0].framework, " + ".join(r.row for r in rows), tuple(seeds), scores)
+
+
 def holm(p: Sequence[float]) -> list[float]:
     """p-values adjusted by Holm (1979), Scandinavian Journal of Statistics 6; NaN stay and do not count."""
     values = np.asarray(p, dtype=float)

@@ -96,8 +96,8 @@ def phase_table(phases: list[dict[str, Any]]) -> pd.DataFrame:
         {
             "phase": number,
             "steps": training["steps"],
-            "songs a batch": training["batch_size"],
-            "seconds a song": training["segment_seconds"],
+            "segments a batch": training["batch_size"],
+            "seconds a segment": training["segment_seconds"],
             "highest rate": training["learning_rate"],
             "minutes": round(record["seconds"] / 60, 1),
             "validation uSDR, dB": record["validation"]["valid/usdr"],

@@ -1,5 +1,7 @@
 """Stage ``noise``: how much of a score is seed, song, framework and processor, and how many seeds a difference needs.
 
+It also gives the main effects of the repairs of the start, whose intervals rest on that noise.
+
 Both twins draw the same weights and batches from a seed, so seeds are crossed with frameworks, and all runs with songs.
 The default row's runs in both frameworks give the variance components of the judged score, all rows that trained the
 noise of a comparison. A run of the same configuration on another processor, kept in ``results/second_processor.json``,
@@ -9,6 +11,7 @@ gives one difference, which no interval can accompany.
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +22,9 @@ from scipy import stats
 from ablations import scores, settings
 from ablations.scores import Runs
 from ablations.stages import collect, run_stage
-from ablations.statistics import ALPHA, Difference, difference, seeds_to_decide, seeds_to_find, verdict
+from ablations.statistics import ALPHA, Difference, difference, main_effect, seeds_to_decide, seeds_to_find, verdict
 from ablations.variance import components, homogeneity, pooled_noise
+from twinsep.config import Config, from_dict
 from twinsep.utils import provenance
 from twinsep.utils.files import write_json
 
@@ -28,6 +32,8 @@ OUT = Path("results/noise.json")
 SECOND_PROCESSOR = Path("results/second_processor.json")
 #: Differences in dB for which the numbers of seeds are given.
 EFFECTS = (0.1, 0.2, 0.3, 0.5, 1.0)
+#: Repairs of the start, in the order of :func:`_repairs`.
+REPAIRS = ("level features", "the identity start", "the compressed loss")
 
 
 def main() -> None:
@@ -38,6 +44,7 @@ def main() -> None:
         "components": _components(table),
         "frameworks": _frameworks(table),
         "comparisons": _comparisons(table),
+        "main effects": _main_effects(table),
         "processor": _processor(table),
     }
     write_json(OUT, _finite({**found, **provenance.describe("cpu")}))
@@ -145,6 +152,50 @@ def _comparisons(table: pd.DataFrame) -> dict[str, Any] | None:
     }
 
 
+def _main_effects(table: pd.DataFrame) -> dict[str, Any] | None:
+    """Repair → its effect, the mean over the rows with it minus the mean over the others, and the single effects.
+
+    The rows are the eight combinations of ``REPAIRS`` in PyTorch; without one of them the result is None.
+    """
+    records = json.loads(collect.RECORDS.read_text())
+    configs = {name: from_dict(next(iter(runs.values()))["configuration"]) for name, runs in records.items()}
+    default = configs[f"torch-{settings.default_row()}"]
+    cells = {
+        cell: scores.runs(table, name, *scores.JUDGED)
+        for name, config in configs.items()
+        if name.startswith("torch-") and (cell := _repairs(config, default))
+    }
+    if len(cells) < 2 ** len(REPAIRS):
+        return None
+    noise = pooled_noise(list(scores.grid(table).values()))
+    found = {}
+    for place, repair in enumerate(REPAIRS):
+        having = [cell for cell in cells if cell[place]]
+        rows = [cells[cell] for cell in having]
+        others = [cells[*cell[:place], False, *cell[place + 1 :]] for cell in having]
+        effect = main_effect(rows, others, noise)
+        single = [main_effect([row], [other], noise).mean for row, other in zip(rows, others, strict=True)]
+        low, high = effect.interval()
+        found[repair] = {
+            "mean": effect.mean, "low": low, "high": high, "seeds": effect.seeds, "single effects": sorted(single),
+        }  # fmt: skip
+    return found
+
+
+def _repairs(config: Config, default: Config) -> tuple[bool, ...] | None:
+    """Which of ``REPAIRS`` a configuration has; None if it differs from the default row in anything else."""
+    if type(config.model) is not type(default.model):
+        return None
+    compressed = config.loss.weights == {"compressed": 1.0}
+    own = {key: getattr(config.model, key) for key in ("features", "init")}
+    loss = replace(config.loss, weights=default.loss.weights) if compressed else config.loss
+    model = replace(config.model, **{key: getattr(default.model, key) for key in own})
+    training = replace(config.training, seed=default.training.seed)
+    if replace(config, model=model, loss=loss, training=training) != default:
+        return None
+    return own["features"] == "complex+level", own["init"] == "identity", compressed
+
+
 def _processor(table: pd.DataFrame) -> dict[str, Any]:
     """The difference between the kept run on another processor and the run here of the same configuration."""
     second = json.loads(SECOND_PROCESSOR.read_text())
@@ -162,7 +213,9 @@ def _processor(table: pd.DataFrame) -> dict[str, Any]:
                 here = {"group": group, "seed": int(seed), "mean": mean, **{key: run[key] for key in stated}}
                 there = {"mean": score["mean"], **theirs}
                 return {"difference": score["mean"] - mean, "here": here, "there": there}
-    left_out = f"no run here has the configuration and songs of that on {theirs['device']} (commit {theirs['commit']})"
+    left_out = (
+        f"the run kept from {theirs['device']} (commit {theirs['commit']}) has another configuration or other songs"
+    )
     return {"difference": None, "left out": left_out}
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from helpers.fabricated import EFFECTS
+from scipy import stats
 
 from ablations import scores, settings
 from ablations.stages import collect, noise
@@ -132,6 +133,69 @@ def test_a_row_is_not_compared_with_itself(study):
     assert found == pytest.approx((row - default).mean(0).std(ddof=1), rel=0.02)
 
 
+#: Rows of the start → effects of features, start, and both in addition; and the compressed loss.
+STARTS = {
+    "plain": {"model": {"features": "complex", "init": "default"}},
+    "level-features": {"model": {"features": "complex+level", "init": "default"}},
+    "identity-start": {"model": {"features": "complex", "init": "identity"}},
+}
+
+
+@pytest.fixture
+def starts():
+    """The eight rows of the start, and a loss that is none of them; (groups, scores without noise)."""
+    compressed = {"loss": {"weights": {"compressed": 1.0}}}
+    groups = {"torch-base": GROUPS["torch-base"], "torch-default": GROUPS["torch-default"]}
+    for name, override in STARTS.items():
+        groups[f"torch-{name}"] = {**row("start"), "override": override}
+        groups[f"torch-{name}-compressed"] = {**row("start"), "override": {**override, **compressed}}
+    groups["torch-compressed"] = {**row("start"), "override": compressed}
+    groups["torch-other"] = {**row("loss"), "override": {"loss": {"weights": {"compressed": 1.0, "si_sdr": 2.5}}}}
+    found = simulated(np.random.default_rng(0), groups, own=0.0, rest=0.0)
+    for name, scored in found.items():
+        start = name.removeprefix("torch-").removesuffix("-compressed")
+        level, identity = (start in ("default", "compressed", own) for own in ("level-features", "identity-start"))
+        scored += 0.9 * level + 0.3 * identity + 0.5 * (level and identity) - 0.4 * name.endswith("compressed")
+    found["torch-default"][2:] += 5  # seeds that the other rows lack
+    found["torch-other"] += 3
+    return groups, found
+
+
+def test_main_effects_are_means_of_paired_differences(starts, finish):
+    groups, found = starts
+    finish(groups, found)
+    noise.SECOND_PROCESSOR.write_text(json.dumps(second_processor()))
+    noise.main()
+    effects = json.loads(noise.OUT.read_text())["main effects"]
+    assert {name: effect["mean"] for name, effect in effects.items()} == pytest.approx(
+        {"level features": 1.15, "the identity start": 0.55, "the compressed loss": -0.4}, abs=1e-5
+    )
+    assert effects["level features"]["single effects"] == pytest.approx([0.9, 0.9, 1.4, 1.4], abs=1e-5)
+    assert {effect["seeds"] for effect in effects.values()} == {2}
+
+
+def test_main_effects_have_the_noise_of_a_mean_of_four(starts, finish):
+    groups, found = starts
+    rng = np.random.default_rng(1)
+    finish(groups, {name: scored + 0.2 * rng.standard_normal((len(scored), 1)) for name, scored in found.items()})
+    noise.SECOND_PROCESSOR.write_text(json.dumps(second_processor()))
+    noise.main()
+    study = json.loads(noise.OUT.read_text())
+    for effect in study["main effects"].values():
+        half = (effect["high"] - effect["low"]) / 2
+        t = stats.t.ppf(0.975, study["comparisons"]["df"])
+        assert half == pytest.approx(t * study["comparisons"]["sd over seeds"] / np.sqrt(2 * 4), rel=0.05)
+
+
+def test_without_one_of_the_eight_rows_there_are_no_main_effects(starts, finish):
+    groups, found = starts
+    del groups["torch-level-features-compressed"], found["torch-level-features-compressed"]
+    finish(groups, found)
+    noise.SECOND_PROCESSOR.write_text(json.dumps(second_processor()))
+    noise.main()
+    assert json.loads(noise.OUT.read_text())["main effects"] is None
+
+
 def test_a_row_of_another_spread_is_named(finish):
     found = simulated(np.random.default_rng(0), GROUPS)
     found["torch-row3"][0] += 3
@@ -167,7 +231,7 @@ def test_another_processor_with_another_run_is_left_out(finish, change):
     noise.main()
     found = json.loads(noise.OUT.read_text())["processor"]
     assert found["difference"] is None
-    assert "no run here has the configuration and songs of that on cpu, another" in found["left out"]
+    assert found["left out"].startswith("the run kept from cpu, another (commit ")
 
 
 def test_what_a_profile_cannot_show_is_null(study):
