@@ -114,6 +114,14 @@ def micro(songs):
 
 
 @pytest.fixture
+def no_pictures(monkeypatch):
+    """Turn off the spectrograms of a run, which take longer than the steps between them."""
+    from twinsep.audio import spectrogram
+
+    monkeypatch.setattr(spectrogram, "draw_spectrograms", lambda *_, **__: b"")
+
+
+@pytest.fixture
 def stopping():
     """stopping(trainer, n): a context whose run Ctrl-C ends at the start of its n-th step; its value has the error."""
 

@@ -16,7 +16,7 @@ MICRO = {"model": {"d_model": 8, "n_heads": 2, "bands": "vocal18", "levels": 1}}
 
 
 @pytest.fixture
-def small(songs, tmp_path, monkeypatch):
+def small(songs, tmp_path, monkeypatch, no_pictures):  # noqa: ARG001
     """The profile on those songs, with a model and runs that a CPU can train in a test; returns the folder's name."""
     params = copy.deepcopy(settings.params())
     params["profile"] = "musdb"

@@ -19,6 +19,7 @@ for package in ("espeakng_loader", "midirenderer", "pyworld"):
 from ablations import settings as pipeline_settings
 from ablations.release import card, export, figure, proof, realism, scan, settings, songs, train
 from twinsep import Separator, checkpoints
+from twinsep.audio import spectrogram
 from twinsep.checkpoints.initial import describe_initial_weights
 from twinsep.config import preset
 from twinsep.data.recordings import scan as detector
@@ -101,6 +102,7 @@ def prepare(patch, folder):
     patch.setattr(settings, "catalogue", lambda: read_catalogue(settings.RECORDINGS.with_suffix(".yaml")))
     patch.setattr(settings, "recipe", lambda: RECIPE)
     patch.setattr(os, "cpu_count", lambda: 1)  # no processes, which would not see these patches
+    patch.setattr(spectrogram, "draw_spectrograms", lambda *_, **__: b"")  # of training
     patch.setattr(detector, "_detector", lambda: None)
     patch.setattr(detector, "voice_levels", lambda path, _: np.full(8, -5.0 if "album" in str(path) else -40.0))
     patch.setattr(proof, "load", lambda path: load(path) if path == settings.WEIGHTS else half())

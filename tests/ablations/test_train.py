@@ -16,7 +16,7 @@ GROUP = "torch-conv"
 
 
 @pytest.fixture
-def folder(micro, tmp_path, monkeypatch):
+def folder(micro, tmp_path, monkeypatch, no_pictures):  # noqa: ARG001
     """A working folder in which the group is configured with two runs of four steps."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(settings.ROOT))

@@ -4,6 +4,7 @@ import io
 import json
 import subprocess
 import sys
+from functools import lru_cache
 
 import jax
 import jax.numpy as jnp
@@ -35,6 +36,7 @@ CASES = {
     "any length, reference": ("tiny", {"mixer": {"kind": "conv", "kernel": 3}, "memory_alignment": "reference"}),
 }
 ANY_LENGTH = [case for case in CASES if case.startswith("any length")]
+FIXED = [case for case in CASES if case not in ANY_LENGTH]
 
 
 def checkpoint(case, folder):
@@ -81,6 +83,35 @@ def exported(path, to, folder, *options):
     assert done.returncode == 0, done.stderr
 
 
+#: A program that runs several command lines of twinsep.
+EXPORTS = """
+import json, sys
+from twinsep import cli
+
+for line in json.loads(sys.argv[1]):
+    sys.argv = ["twinsep", *line]
+    try:
+        cli.main()
+    except SystemExit as end:
+        if end.code:
+            raise
+"""
+
+
+@pytest.fixture(scope="module")
+def in_pytorchs_format(tmp_path_factory):
+    """Case -> folder of its checkpoint and programs; one process exports all, because importing takes long."""
+    folders = {case: tmp_path_factory.mktemp("torch") for case in FIXED}
+    lines = [
+        ["export", str(checkpoint(case, folder)), "--to", "torch", "--out", str(folder), "--frames", str(FRAMES)]
+        for case, folder in folders.items()
+    ]
+    command = [sys.executable, "-c", EXPORTS, json.dumps(lines)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stderr
+    return folders
+
+
 def stepped(run, folder, x):
     """The masks of all frames by the program ``run`` of one frame."""
     with np.load(folder / "step.npz") as file:
@@ -92,20 +123,24 @@ def stepped(run, folder, x):
     return np.stack(out, -2)
 
 
-def assert_close(found, path, x):
-    for masks in (masks_of_torch, masks_of_jax):
-        wanted = masks(path, x)
-        assert np.abs(found - wanted).max() <= BAR * np.abs(wanted).max(), masks
+@lru_cache(maxsize=1)
+def wanted_masks(path):
+    """The masks of both twins for :func:`spectrum`."""
+    return [masks(path, spectrum(1025)) for masks in (masks_of_torch, masks_of_jax)]
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if case not in ANY_LENGTH])
-def test_pytorchs_format(case, tmp_path):
-    path = checkpoint(case, tmp_path)
-    exported(path, "torch", tmp_path, "--frames", str(FRAMES))
-    x = spectrum(1025)
+def assert_close(found, path):
+    for wanted, twin in zip(wanted_masks(path), ("PyTorch", "JAX"), strict=True):
+        assert np.abs(found - wanted).max() <= BAR * np.abs(wanted).max(), twin
+
+
+@pytest.mark.parametrize("case", FIXED)
+def test_pytorchs_format(case, in_pytorchs_format):
+    folder = in_pytorchs_format[case]
+    path, x = folder / "model.safetensors", spectrum(1025)
 
     def program(name):
-        loaded = torch.export.load(io.BytesIO((tmp_path / f"{name}.pt2").read_bytes())).module()
+        loaded = torch.export.load(io.BytesIO((folder / f"{name}.pt2").read_bytes())).module()
 
         def run(*inputs):
             found = loaded(*(torch.from_numpy(np.array(y)) for y in inputs))
@@ -113,19 +148,19 @@ def test_pytorchs_format(case, tmp_path):
 
         return run
 
-    assert_close(program("network")(x)[0], path, x)
+    assert_close(program("network")(x)[0], path)
     causal = case.startswith("causal")
-    assert (tmp_path / "step.pt2").exists() == causal
+    assert (folder / "step.pt2").exists() == causal
     if causal:
-        assert_close(stepped(program("step"), tmp_path, x), path, x)
-    found = json.loads((tmp_path / "signature.json").read_text())
+        assert_close(stepped(program("step"), folder, x), path)
+    found = json.loads((folder / "signature.json").read_text())
     assert found["inputs"]["network"] == {"spectrum": {"shape": [1, 2, 1025, FRAMES, 2], "type": "float32"}}
     assert found["inputs"].get("step", {}).get("spectrum", {}).get("shape") == ([1, 2, 1025, 2] if causal else None)
     assert (found["format"], found["stft"]["n_fft"]) == ("torch", 2048)
     assert found["stft"]["latency"] == (2048 if causal else None)
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if case not in ANY_LENGTH])
+@pytest.mark.parametrize("case", FIXED)
 def test_onnx(case, tmp_path):
     onnx = pytest.importorskip("onnx")
     runtime = pytest.importorskip("onnxruntime")
@@ -140,12 +175,12 @@ def test_onnx(case, tmp_path):
         used = {found.name for found in session.get_inputs()}
         return lambda *inputs: session.run(None, {k: y for k, y in zip(names, inputs, strict=True) if k in used})
 
-    assert_close(program("network")(x)[0], path, x)
+    assert_close(program("network")(x)[0], path)
     nodes = onnx.load(tmp_path / "network.onnx").graph.node
     assert {node.domain for node in nodes} <= {"", "ai.onnx"}
     assert ("Scan" in {node.op_type for node in nodes}) == (case == "causal scan")  # the selective scan
     if case.startswith("causal"):
-        assert_close(stepped(program("step"), tmp_path, x), path, x)
+        assert_close(stepped(program("step"), tmp_path, x), path)
 
 
 #: A program for a process that has neither this package nor the twins: run network and step, write the masks.
@@ -171,7 +206,7 @@ np.savez(f"{folder}/found.npz", **found)
 """
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if case not in ANY_LENGTH])
+@pytest.mark.parametrize("case", FIXED)
 def test_stablehlo_in_a_process_without_this_package(case, tmp_path):
     pytest.importorskip("flatbuffers")
     path, x = checkpoint(case, tmp_path), spectrum(1025)
@@ -183,7 +218,7 @@ def test_stablehlo_in_a_process_without_this_package(case, tmp_path):
     with np.load(tmp_path / "found.npz") as found:
         assert set(found) == ({"network", "step"} if case.startswith("causal") else {"network"})
         for masks in found.values():
-            assert_close(masks, path, x)
+            assert_close(masks, path)
 
 
 @pytest.mark.parametrize("case", ANY_LENGTH)

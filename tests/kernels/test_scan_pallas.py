@@ -128,12 +128,12 @@ def test_own_operations_are_not_the_kernel():
         assert "pallas_call" not in program(inputs)
 
 
-@pytest.mark.parametrize("shape", [(0, 5, 4, 2), (2, 0, 4, 2), (2, 5, 0, 2)])
 @pytest.mark.usefixtures("gpu")
-def test_empty_inputs(shape):
-    found = values_and_gradients(scan.selective_scan, arrays(scans.make(*shape)))
-    assert found["y"].shape == shape[:3]
-    assert (found["A"] == 0).all()
+def test_empty_inputs():
+    for shape in ((0, 5, 4, 2), (2, 0, 4, 2), (2, 5, 0, 2)):
+        found = values_and_gradients(scan.selective_scan, arrays(scans.make(*shape)))
+        assert found["y"].shape == shape[:3]
+        assert (found["A"] == 0).all()
 
 
 @pytest.mark.parametrize("dtype", ["float64"], indirect=True)

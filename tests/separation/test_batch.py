@@ -749,7 +749,21 @@ def test_a_killed_command_leaves_complete_stems_and_hidden_files_which_the_next_
     from twinsep import checkpoints
 
     checkpoints.write(tmp_path / "micro.safetensors", checkpoints.Checkpoint(micro, Trainer(micro).state()))
-    separation = Separation(tmp_path, tmp_path / "micro.safetensors", "torch")
+
+    class Here(Separation):
+        """Whole runs in this process, which has imported everything."""
+
+        def run_whole(self):
+            options = SeparationOptions(
+                out=self.out,
+                checkpoint=self.weights,
+                two_stems="vocals",
+                framework=self.framework,
+                overwrite=True,
+            )
+            batch.separate_files(self.songs, options)
+
+    separation = Here(tmp_path, tmp_path / "micro.safetensors", "torch")
     assert len(separation.whole) == 2 * len(separation.songs)
     ends = separation.kill(2, seed=1)
     assert [end["other files"] for end in ends] == [0, 0]

@@ -9,21 +9,16 @@ import pytest
 import torch
 
 from twinsep import checkpoints
-from twinsep.audio import spectrogram
 from twinsep.training.loop import RunOptions, train
 from twinsep.training.run_dir import LAST
+
+pytestmark = pytest.mark.usefixtures("no_pictures")
 
 
 @pytest.fixture
 def micro(micro):
     """The mixer that compiles fastest."""
     return micro.override({"model": {"mixer": {"kind": "conv", "kernel": 3}, "memory_tokens": [0, 0, 0, 0]}})
-
-
-@pytest.fixture(autouse=True)
-def blank(monkeypatch):
-    """Turn off the spectrograms, which no test here reads."""
-    monkeypatch.setattr(spectrogram, "draw_spectrograms", lambda *_, **__: b"")
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +28,7 @@ def kept(tmp_path_factory):
 
 
 @pytest.fixture
-def plain(micro, kept, blank):  # noqa: ARG001
+def plain(micro, kept, no_pictures):  # noqa: ARG001
     """A run of the plain configuration, made once and only read."""
     if not kept.exists():
         train(micro, kept)

@@ -9,10 +9,12 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from helpers import distributed_steps
 
 from twinsep import checkpoints
 from twinsep.data.loader import TrainingBatches
@@ -22,6 +24,8 @@ from twinsep.training.loop import RunOptions, train
 from twinsep.training.processes import Process
 from twinsep.training.run_dir import FINAL, LAST
 from twinsep.utils.backend import twin
+
+pytestmark = pytest.mark.usefixtures("no_pictures")
 
 STEPS, ACCUMULATION, BATCH = 3, 2, 4
 #: Largest relative distances in float64. Moments after three steps add up what rounding makes of three gradients.
@@ -118,6 +122,12 @@ def steps(micro, tmp_path):
 
     def run(framework, count, devices=1, flags=""):
         out, port = tmp_path / f"{framework}-{count}-{devices}.npz", str(free_port())
+        if count == devices == 1:  # in this process, which has imported everything
+            try:
+                distributed_steps.main(str(source), str(out), framework, 1)
+            finally:
+                jax.config.update("jax_enable_x64", False)
+            return dict(np.load(out))
         command = [sys.executable, str(HELPER), str(source), str(out), framework, str(devices)]
         root = Path(__file__).parents[2]
         flags = f"{os.environ.get('XLA_FLAGS', '')} {flags}"

@@ -11,6 +11,8 @@ from twinsep.errors import InputError
 from twinsep.training.loop import RunOptions, train
 from twinsep.utils.backend import twin
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 
 @pytest.fixture
 def weights(micro, tmp_path):

@@ -11,23 +11,18 @@ import pytest
 from ablations.fault_injection import difference, killed, step_of
 from torch_impl.train import Trainer
 from twinsep import checkpoints
-from twinsep.audio import spectrogram
 from twinsep.errors import InputError, OutOfMemoryError
 from twinsep.evaluation import evaluate
 from twinsep.training import run_dir
 from twinsep.training.loop import RunOptions, train
 from twinsep.training.run_dir import BEST, LAST, NEXT, PREVIOUS, RECORD
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 #: Framework → number of kills.
 KILLS = {"torch": 2, "jax": 1}
-#: Turns off the spectrograms, which no test here reads and which take longer than the steps between them.
+#: Turns off the spectrograms in another process.
 BLANK = "from twinsep.audio import spectrogram\nspectrogram.draw_spectrograms = lambda *_, **__: b''\n"
-
-
-@pytest.fixture(autouse=True)
-def blank(monkeypatch):
-    """Turn off the spectrograms."""
-    monkeypatch.setattr(spectrogram, "draw_spectrograms", lambda *_, **__: b"")
 
 
 @pytest.fixture

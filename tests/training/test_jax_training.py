@@ -18,6 +18,8 @@ from twinsep.separation.overlap_add import ChunkGrid, apply_model
 from twinsep.training.loop import RunOptions, train
 from twinsep.training.run_dir import LAST
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 
 @pytest.fixture
 def micro(micro):

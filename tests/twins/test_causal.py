@@ -192,7 +192,8 @@ def test_the_jax_twin_reads_no_later_sample():
 @pytest.mark.parametrize(("dtype", "bar"), [("float64", 1e-13), ("float32", 1e-5)])
 def test_a_stream_gives_what_the_whole_signal_gives(kind, dtype, bar):
     model = network(kind, dtype, residual=True, mid_side=kind == "lstm", hop=768 if kind == "conv" else 1024)
-    x = noise(1, 2, 61_007).numpy().astype(dtype)
+    # At the hop of conv, the longer signal reaches beyond the frames of a chunk.
+    x = noise(1, 2, 61_007 if kind == "conv" else 40_007).numpy().astype(dtype)
     with torch.inference_mode():
         whole = model(torch.from_numpy(x)).numpy()
     assert relative(streamed(*in_torch(model), x, model.model), whole) <= bar
@@ -238,10 +239,9 @@ def test_the_stream_of_a_separator_gives_its_whole_signal(twin, tmp_path):
     stream = separator.stream()
     found = [stream.push(block) for block in np.split(x, [1, 700, 3_000], axis=-1)]
     found = np.concatenate([*found, stream.finish()], -1)
-    with torch.inference_mode():
-        whole = separator(torch.from_numpy(x)[None] if twin is torch_impl else jnp.asarray(x)[None])
+    whole = twin.devices.on_numpy(separator, twin.devices.find_device("cpu"))(x[None])
     assert found.shape == (1, 2, 5_000)
-    assert relative(found, np.asarray(whole[0])) <= 1e-5
+    assert relative(found, whole[0]) <= 1e-5
 
 
 @pytest.mark.parametrize("twin", [torch_impl, jax_impl])

@@ -115,7 +115,7 @@ def test_running_statistics_are_saved_and_loaded(tmp_path):
 
 @pytest.mark.usefixtures("few_weights")
 def test_it_trains_and_updates_its_statistics():
-    config = preset("moises-light/paper_small").override({"training": {"segment_seconds": 0.3, "learning_rate": 0.01}})
+    config = preset("moises-light/paper_small").override({"training": {"segment_seconds": 0.1, "learning_rate": 0.01}})
     trainer = jax_impl.train.Trainer(config)
     before = trainer.state()
     mixture = noise(1, 2, config.segment_samples)
