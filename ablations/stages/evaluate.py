@@ -1,7 +1,8 @@
 """Stages ``evaluate`` and ``baselines``: ``python -m ablations.stages.evaluate <group or baselines>``.
 
-They score what ``twinsep evaluate`` scores. The runs of a group, or all baselines, are scored side by side; with a seed
-as second argument, or the name of a baseline as first, one is scored alone.
+They score what ``twinsep evaluate`` scores; bleedless and fullness, which no table of rows shows, of baselines only.
+The runs of a group, or all baselines, are scored side by side; with a seed as second argument, or the name of a
+baseline as first, one is scored alone.
 """
 
 import json
@@ -40,6 +41,7 @@ def run(group: str, seed: int) -> None:
         settings.weights_path(group, seed),
         out=settings.scores_path(group, seed).parent,
         museval=profile["museval"] and found.name == settings.BASE_GROUP,
+        bleedless=False,
         chunking=Chunking(**profile.get("chunking", {})),
         framework=found.framework,
         device=profile["device"],

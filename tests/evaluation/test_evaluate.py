@@ -154,6 +154,9 @@ def test_a_checkpoint_is_scored_with_museval(micro, tmp_path):
         *("museval_sdr", "museval_sir", "museval_sar", "museval_isr"),
     }  # fmt: skip
     assert values(records, "museval_sdr") == pytest.approx(values(records, "csdr"), abs=1e-3)
+    evaluate.evaluate_checkpoint(tmp_path / "c.safetensors", out=tmp_path / "few", splits=["test"], bleedless=False)
+    few = json.loads((tmp_path / "few" / "metrics.json").read_text())
+    assert few == [r for r in records if r["metric"] in ("csdr", "usdr", "si_sdr", "leakage")]
     assert summary["test"]["instrumental"]["usdr"] == {
         "median": values(records, "usdr")[0],
         "mean": values(records, "usdr")[0],
