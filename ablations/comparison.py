@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from functools import reduce
+from functools import partial, reduce
 from typing import Any
 
 import jax
@@ -44,6 +44,11 @@ QUIET = 0.01
 DTYPES = ("float64", "float32")
 
 # ---------------------------------------------------------------------------- configurations and distances
+
+#: Options with which XLA compiles in a third of the time what only serves to compare definitions.
+FAST_COMPILING: dict[str, Any] = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+if jax.__version__.startswith("0.10."):  # later ones do not know the option, and refuse it
+    FAST_COMPILING["xla_cpu_use_fusion_emitters"] = False
 
 #: Options of a small model: most of the time is spent compiling, and a wrong twin is wrong at any size.
 MICRO: dict[str, Any] = {
@@ -155,6 +160,24 @@ def cases() -> dict[str, dict[str, Any]]:
         mixer, *others = (factor[name] for factor, name in zip(factors, best, strict=True))
         chosen["; ".join(best)] = reduce(lambda a, b: a | b, others, {"mixer": mixer})
     return chosen | _OTHERS
+
+
+def module_cases() -> list[tuple[str, list[str] | None]]:
+    """(case, its modules to compare, None for all): each module once, and again where a mixer or option changes it."""
+    first = next(iter(cases()))
+    out: list[tuple[str, list[str] | None]] = [(first, None)]
+    seen = {first.split("; ")[0]}
+    for name, model in cases().items():
+        mixer, *options = name.split("; ")
+        shallow = model.get("levels") == 0 or model.get("network") == "spectrogram-unet"
+        if shallow or "causal" in options:
+            out.append((name, None))
+        elif mixer not in seen:
+            out.append((name, ["Bidirectional", "DualPath", "Mixer"]))
+        elif mixer == first.split("; ")[0] and "reference" in options:
+            out.append((name, ["BandSplit", "DecoderBlock", "MaskHead", "MemoryAttention"]))
+        seen.add(mixer)
+    return out
 
 
 def pairs(options: Sequence[str]) -> set[tuple[tuple[int, str], ...]]:
@@ -296,7 +319,7 @@ def module_in_torch(name: str, config: Config, dtype: str, device: str = "cpu") 
 
 
 def modules_in_jax(config: Config, dtype: str, names: Sequence[str] | None = None) -> dict[str, Arrays]:
-    """Module → its output and gradients in JAX; all modules are compiled together."""
+    """Module → its output and gradients in JAX; all modules are compiled together, by :data:`FAST_COMPILING`."""
     model = jax_impl.networks.build(config)
     functional, parameters = jax_impl.train.Functional(model), jax_impl.layers.named_parameters(model)
     weights = {name: jnp.asarray(w, dtype) for name, w in weights_of(config).items()}
@@ -317,7 +340,7 @@ def modules_in_jax(config: Config, dtype: str, names: Sequence[str] | None = Non
         return out
 
     inputs = {name: [jnp.asarray(x) for x in arrays] for name, (_, arrays, _) in set_up.items()}
-    return jax.device_get(jax.jit(everything)(weights, inputs))
+    return jax.device_get(jax.jit(everything, compiler_options=FAST_COMPILING)(weights, inputs))
 
 
 def _set_up(name: str, config: Config, dtype: str) -> tuple[str, list[np.ndarray], list[int]]:
@@ -398,16 +421,19 @@ def network_in_torch(
     return out
 
 
-def network_in_jax(config: Config, dtype: str, draws: Draws = ((QUIET, 0),), *, kernels: bool = True) -> list[Arrays]:
+def network_in_jax(
+    config: Config, dtype: str, draws: Draws = ((QUIET, 0),), *, kernels: bool = True, as_for_users: bool = False
+) -> list[Arrays]:
     """Compute in JAX what :func:`network_in_torch` does.
 
-    Without ``kernels`` it computes by JAX's own operations, not by the CPU kernels that both twins share.
+    Without ``kernels`` it computes by JAX's own operations, not by the CPU kernels that both twins share. It is
+    compiled by :data:`FAST_COMPILING`, or ``as_for_users``.
     """
     model = jax_impl.networks.build(config)
     functional, own = jax_impl.train.Functional(model), jax_impl.layers.named_parameters(model)
     weights = {name: jnp.asarray(w, dtype) for name, w in weights_of(config).items()}
 
-    @jax.jit
+    @partial(jax.jit, compiler_options=None if as_for_users else FAST_COMPILING)
     def derivative(weights: Any, mixture: Any, target: Any) -> Any:
         def loss(weights: Any, mixture: Any) -> Any:
             estimate = functional(weights, mixture)

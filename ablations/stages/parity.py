@@ -84,19 +84,19 @@ def measure_share(dtype: str, share: int) -> dict[str, Any]:
     modules: dict[str, Any] = defaultdict(dict)
     networks, own = {}, {}
     cases = list(comparison.cases().items())[share::SHARES]
+    of_modules = dict(comparison.module_cases())
     with progress.progress_bar(f"parity in {dtype}") as report:
         for done, (name, model) in enumerate(cases):
             config = configuration(model)
-            compile_fast(True)
-            for module, found in comparison.modules_in_jax(config, dtype).items():
-                wanted = comparison.module_in_torch(module, config, dtype)
-                worst = modules[module]
-                for key, prefix in (("forward", "y"), ("backward", "d ")):
-                    worst[key] = max(worst.get(key, 0.0), distance(found, wanted, prefix))
+            if name in of_modules:
+                for module, found in comparison.modules_in_jax(config, dtype, of_modules[name]).items():
+                    wanted = comparison.module_in_torch(module, config, dtype)
+                    worst = modules[module]
+                    for key, prefix in (("forward", "y"), ("backward", "d ")):
+                        worst[key] = max(worst.get(key, 0.0), distance(found, wanted, prefix))
             if _is_shared(name):
                 own[name] = _network(config, dtype, kernels=False)
-            compile_fast(dtype == "float64" or name not in as_for_users())
-            networks[name] = _network(config, dtype)
+            networks[name] = _network(config, dtype, as_for_users=dtype == "float32" and name in as_for_users())
             report(done + 1, len(cases))
     return {"modules": modules, "networks": networks, "own": own}
 
@@ -131,20 +131,14 @@ def _read_part(*part: str) -> dict[str, Any]:
 
 
 def compute_in(dtype: str) -> None:
-    """Make JAX compute in ``dtype``, with all optimisations in float32 only: nobody trains in float64."""
+    """Make JAX compute in ``dtype``, and train with all optimisations in float32 only: nobody trains in float64."""
     jax.config.update("jax_enable_x64", dtype == "float64")
-    compile_fast(dtype == "float64")
+    jax.config.update("jax_disable_most_optimizations", dtype == "float64")
 
 
-def compile_fast(fast: bool) -> None:
-    """Compile without most optimisations, in a third of the time, what only serves to compare definitions: float64,
-    single modules, and on a CPU JAX's own operations. One network of each mixer is compiled as for users."""
-    jax.config.update("jax_disable_most_optimizations", fast)
-
-
-def _network(config: Config, dtype: str, *, kernels: bool = True) -> dict[str, Any]:
+def _network(config: Config, dtype: str, *, kernels: bool = True, as_for_users: bool = False) -> dict[str, Any]:
     draws = [(rms, seed) for rms in (QUIET, LOUD) for seed in range(DRAWS)]
-    found = comparison.network_in_jax(config, dtype, draws, kernels=kernels)
+    found = comparison.network_in_jax(config, dtype, draws, kernels=kernels, as_for_users=as_for_users)
     wanted = comparison.network_in_torch(config, dtype, draws)
     both = list(zip(found, wanted, strict=True))
     quiet, loud = both[:DRAWS], both[DRAWS:]

@@ -17,31 +17,15 @@ from twinsep.config.mixers import MIXERS
 from twinsep.errors import InputError
 
 CASES = cases()
-
-
 FIRST = next(iter(CASES))
-#: Modules that depend on the mixer, and on the memory's alignment or the number of stems.
-OF_MIXER = ["Bidirectional", "DualPath", "Mixer"]
-OF_MEMORY = ["BandSplit", "DecoderBlock", "MaskHead", "MemoryAttention"]
+MODULE_CASES = [
+    pytest.param(case, names, dtype, id=f"{case} {dtype}")
+    for case, names in comparison.module_cases()
+    for dtype in DTYPES
+]
 
 
-def module_cases():
-    """All modules once, and those that depend on a mixer or an option once for each."""
-    out, seen = [(FIRST, None)], {FIRST.split("; ")[0]}
-    for name in CASES:
-        mixer, *options = name.split("; ")
-        shallow = CASES[name].get("levels") == 0 or CASES[name].get("network") == "spectrogram-unet"
-        if shallow or "causal" in options:
-            out.append((name, None))
-        elif mixer not in seen:
-            out.append((name, OF_MIXER))
-        elif mixer == FIRST.split("; ")[0] and "reference" in options:
-            out.append((name, OF_MEMORY))
-        seen.add(mixer)
-    return [pytest.param(case, names, dtype, id=f"{case} {dtype}") for case, names in out for dtype in DTYPES]
-
-
-@pytest.mark.parametrize(("case", "names", "dtype"), module_cases(), indirect=["dtype"])
+@pytest.mark.parametrize(("case", "names", "dtype"), MODULE_CASES, indirect=["dtype"])
 def test_each_module_agrees_forward_and_backward(case, names, dtype):
     config = configuration(CASES[case])
     found = comparison.modules_in_jax(config, dtype, names)
