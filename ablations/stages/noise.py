@@ -4,8 +4,8 @@ It also gives the main effects of the repairs of the start, whose intervals rest
 
 Both twins draw the same weights and batches from a seed, so seeds are crossed with frameworks, and all runs with songs.
 The default row's runs in both frameworks give the variance components of the judged score, all rows that trained the
-noise of a comparison. A run of the same configuration on another processor, kept in ``results/second_processor.json``,
-gives one difference, which no interval can accompany.
+noise of a comparison. Its runs on another processor, which :mod:`ablations.second_processor` keeps, give the
+difference that a processor makes.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from ablations import scores, settings
+from ablations import scores, second_processor, settings
 from ablations.scores import Runs
 from ablations.stages import collect, run_stage
 from ablations.statistics import ALPHA, Difference, difference, main_effect, seeds_to_decide, seeds_to_find, verdict
@@ -29,7 +29,6 @@ from twinsep.utils import provenance
 from twinsep.utils.files import write_json
 
 OUT = Path("results/noise.json")
-SECOND_PROCESSOR = Path("results/second_processor.json")
 #: Differences in dB for which the numbers of seeds are given.
 EFFECTS = (0.1, 0.2, 0.3, 0.5, 1.0)
 #: Repairs of the start, in the order of :func:`_repairs`.
@@ -197,26 +196,37 @@ def _repairs(config: Config, default: Config) -> tuple[bool, ...] | None:
 
 
 def _processor(table: pd.DataFrame) -> dict[str, Any]:
-    """The difference between the kept run on another processor and the run here of the same configuration."""
-    second = json.loads(SECOND_PROCESSOR.read_text())
-    stated = ("device", "commit", "versions")
-    theirs = {key: second["run"][key] for key in stated}
-    score = second["summary"]["test"]["instrumental"]["usdr"]
-    for group, runs in json.loads(collect.RECORDS.read_text()).items():
-        for seed, run in runs.items():
-            own = scores.runs(table, group, *scores.JUDGED)
-            same = (
-                run["configuration"] == second["run"]["configuration"] and own.framework == second["run"]["framework"]
-            )
-            if same and own.scores.shape[1] == score["n"]:
-                mean = float(np.nanmean(own.scores[own.seeds.index(int(seed))]))
-                here = {"group": group, "seed": int(seed), "mean": mean, **{key: run[key] for key in stated}}
-                there = {"mean": score["mean"], **theirs}
-                return {"difference": score["mean"] - mean, "here": here, "there": there}
-    left_out = (
-        f"the run kept from {theirs['device']} (commit {theirs['commit']}) has another configuration or other songs"
+    """The default row trained on another processor minus the same runs here, whose noise is that of these differences.
+
+    Without two kept runs of the same configuration and songs, "difference" is null, and "left out" says why.
+    """
+    second = json.loads(second_processor.OUT.read_text())
+    group, theirs = second["group"], second["runs"]
+    ours = json.loads(collect.RECORDS.read_text()).get(group, {})
+    split, metric = scores.JUDGED
+    chosen = (table["group"] == group) & (table["split"] == split) & (table["metric"] == metric)
+    own = table[chosen].pivot(index="seed", columns="track", values="value")
+    seeds = [s for s in ours if s in theirs and ours[s]["configuration"] == theirs[s]["configuration"]]
+    kept = pd.DataFrame(second["uSDR of the instrumental"]).T.rename(int).reindex(map(int, seeds))
+    stated = {"processor": second["processor"], "commit": next(iter(theirs.values()))["commit"]}
+    if len(seeds) < 2 or set(kept) != set(own):
+        kept_from = f"the runs kept from {stated['processor']} (commit {stated['commit']})"
+        reason = "have another configuration, other songs, or fewer than two seeds"
+        return {"difference": None, "left out": f"{kept_from} {reason}"}
+    there, here = (
+        Runs("both", place, tuple(map(int, seeds)), of.reindex(map(int, seeds))[sorted(own)].to_numpy(dtype=float))
+        for place, of in (("there", kept), ("here", own))
     )
-    return {"difference": None, "left out": left_out}
+    found = difference(there, here, pooled_noise([there, here]))
+    first = ours[seeds[0]]
+    return {
+        "difference": "there - here",
+        "seeds": found.seeds,
+        "songs": found.songs,
+        **_judged(found),
+        "here": {"processor": first["device"], "commit": first["commit"]},
+        "there": stated,
+    }
 
 
 def _count(seeds: float) -> int | None:

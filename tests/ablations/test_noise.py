@@ -8,8 +8,9 @@ import pytest
 from helpers.fabricated import EFFECTS
 from scipy import stats
 
-from ablations import scores, settings
+from ablations import scores, second_processor, settings
 from ablations.stages import collect, noise
+from twinsep.errors import InputError
 
 SONGS = 30
 
@@ -46,11 +47,15 @@ def simulated(rng, groups, *, shared=0.0, own=0.1, songs=2.0, rest=0.1, jax=0.0,
     }
 
 
-def second_processor(**changes):
-    """A record of the base run on another processor."""
-    record = json.loads(settings.run_path("torch-base", 0).read_text())
-    run = {"framework": "torch", **record, "device": "cpu, another", "commit": "abcdefabcdef", **changes}
-    return {"run": run, "summary": {"test": {"instrumental": {"usdr": {"mean": 8.25, "median": 8.0, "n": SONGS}}}}}
+def kept_runs(apart=0.0):
+    """A record of the default row on another processor, whose scores lie ``apart`` dB from those here."""
+    own = scores.read().query("split == 'test' and metric == 'usdr' and group == 'torch-default'")
+    runs, judged = {}, {}
+    for seed, of_run in own.groupby("seed"):
+        record = json.loads(settings.run_path("torch-default", seed).read_text())
+        runs[str(seed)] = {**record, "commit": "abcdefabcdef"}
+        judged[str(seed)] = dict(zip(of_run["track"], of_run["value"] + apart, strict=True))
+    return {"processor": "another", "group": "torch-default", "runs": runs, "uSDR of the instrumental": judged}
 
 
 @pytest.fixture
@@ -60,7 +65,7 @@ def study(finish):
     def run(groups=GROUPS, *, seed=0, second=None, **sizes):
         found = simulated(np.random.default_rng(seed), groups, **sizes)
         finish(groups, found)
-        noise.SECOND_PROCESSOR.write_text(json.dumps(second or second_processor()))
+        second_processor.OUT.write_text(json.dumps(second or kept_runs()))
         noise.main()
         return json.loads(noise.OUT.read_text())
 
@@ -164,7 +169,7 @@ def starts():
 def test_main_effects_are_means_of_paired_differences(starts, finish):
     groups, found = starts
     finish(groups, found)
-    noise.SECOND_PROCESSOR.write_text(json.dumps(second_processor()))
+    second_processor.OUT.write_text(json.dumps(kept_runs()))
     noise.main()
     effects = json.loads(noise.OUT.read_text())["main effects"]
     assert {name: effect["mean"] for name, effect in effects.items()} == pytest.approx(
@@ -178,7 +183,7 @@ def test_main_effects_have_the_noise_of_a_mean_of_four(starts, finish):
     groups, found = starts
     rng = np.random.default_rng(1)
     finish(groups, {name: scored + 0.2 * rng.standard_normal((len(scored), 1)) for name, scored in found.items()})
-    noise.SECOND_PROCESSOR.write_text(json.dumps(second_processor()))
+    second_processor.OUT.write_text(json.dumps(kept_runs()))
     noise.main()
     study = json.loads(noise.OUT.read_text())
     for effect in study["main effects"].values():
@@ -191,7 +196,7 @@ def test_without_one_of_the_eight_rows_there_are_no_main_effects(starts, finish)
     groups, found = starts
     del groups["torch-level-features-compressed"], found["torch-level-features-compressed"]
     finish(groups, found)
-    noise.SECOND_PROCESSOR.write_text(json.dumps(second_processor()))
+    second_processor.OUT.write_text(json.dumps(kept_runs()))
     noise.main()
     assert json.loads(noise.OUT.read_text())["main effects"] is None
 
@@ -200,38 +205,70 @@ def test_a_row_of_another_spread_is_named(finish):
     found = simulated(np.random.default_rng(0), GROUPS)
     found["torch-row3"][0] += 3
     finish(GROUPS, found)
-    noise.SECOND_PROCESSOR.write_text(json.dumps(second_processor()))
+    second_processor.OUT.write_text(json.dumps(kept_runs()))
     noise.main()
     test = json.loads(noise.OUT.read_text())["comparisons"]["Cochran"]
     assert test["row"] == "row3"
     assert test["p"] < 0.01
 
 
-def test_the_other_processor_is_compared_with_the_run_of_its_configuration(study):
-    found = study()["processor"]
-    table = scores.read()
-    own = scores.runs(table, "torch-base", *scores.JUDGED).scores.mean()
-    assert found["difference"] == pytest.approx(8.25 - own, abs=1e-4)
-    assert (found["here"]["group"], found["here"]["seed"]) == ("torch-base", 0)
-    assert (found["here"]["commit"], found["there"]["commit"]) == ("0123456789ab", "abcdefabcdef")
-    assert found["there"]["device"] == "cpu, another"
-
-
-@pytest.mark.parametrize("change", ["configuration", "framework", "songs"])
-def test_another_processor_with_another_run_is_left_out(finish, change):
+@pytest.fixture
+def processor(finish):
+    """A function that compares the runs of a finished grid with those kept from another processor."""
     finish(GROUPS, simulated(np.random.default_rng(0), GROUPS))
-    second = second_processor()
+
+    def run(kept):
+        second_processor.OUT.write_text(json.dumps(kept))
+        noise.main()
+        return json.loads(noise.OUT.read_text())["processor"]
+
+    return run
+
+
+def test_the_runs_of_another_processor_are_compared_by_seed_and_song(processor):
+    kept = kept_runs(apart=0.5)
+    for of_run, change in zip(kept["uSDR of the instrumental"].values(), (0.1, -0.1, 0.1, -0.1), strict=True):
+        of_run.update({track: value + change for track, value in of_run.items()})
+    found = processor(kept)
+    assert (found["difference"], found["seeds"], found["songs"]) == ("there - here", 4, SONGS)
+    assert (found["mean"], found["verdict"]) == (pytest.approx(0.5, abs=1e-6), "better")
+    spread = np.std([0.1, -0.1, 0.1, -0.1], ddof=1) / 2
+    assert found["high"] - found["mean"] == pytest.approx(stats.t.ppf(0.975, 3) * spread, rel=0.01)
+    assert found["there"] == {"processor": "another", "commit": "abcdefabcdef"}
+    assert found["here"]["commit"] == "0123456789ab"
+
+
+@pytest.mark.parametrize("change", ["configuration", "songs", "seeds", "group"])
+def test_runs_of_another_processor_that_cannot_be_compared_are_left_out(processor, change):
+    kept = kept_runs()
     if change == "configuration":
-        second["run"]["configuration"]["training"]["steps"] = 7
-    elif change == "framework":
-        second["run"]["framework"] = "jax"
+        for run in kept["runs"].values():
+            run["configuration"]["training"]["steps"] = 7
+    elif change == "songs":
+        for of_run in kept["uSDR of the instrumental"].values():
+            of_run["another"] = of_run.pop("0")
+    elif change == "seeds":
+        kept["runs"] = {"0": kept["runs"]["0"]}
     else:
-        second["summary"]["test"]["instrumental"]["usdr"]["n"] = 12
-    noise.SECOND_PROCESSOR.write_text(json.dumps(second))
-    noise.main()
-    found = json.loads(noise.OUT.read_text())["processor"]
+        kept["group"] = "torch-another"
+    found = processor(kept)
     assert found["difference"] is None
-    assert found["left out"].startswith("the run kept from cpu, another (commit ")
+    assert found["left out"].startswith("the runs kept from another (commit abcdefabcdef) have another configuration")
+
+
+def test_the_runs_of_a_checkout_are_kept(finish, tmp_path, monkeypatch):
+    finish(GROUPS, simulated(np.random.default_rng(0), GROUPS))
+    wanted = kept_runs()
+    (tmp_path / "here/results").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here")
+    second_processor.main("..", "another")
+    found = json.loads(second_processor.OUT.read_text())
+    for seed, of_run in wanted["uSDR of the instrumental"].items():
+        assert found["uSDR of the instrumental"][seed] == pytest.approx(of_run, abs=1e-4)
+    assert found["runs"]["3"]["configuration"] == wanted["runs"]["3"]["configuration"]
+    (tmp_path / settings.scores_path("torch-default", 2)).unlink()
+    with pytest.raises(InputError, match="no scored run of torch-default with the seed 2"):
+        second_processor.main("..", "another")
 
 
 def test_what_a_profile_cannot_show_is_null(study):

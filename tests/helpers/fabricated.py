@@ -205,12 +205,17 @@ def _noise(groups):
         "rows": 40, "sd over seeds": 0.15, "sd over seeds, 95 % interval": [0.12, 0.19], "sd over songs": 0.6,
         "Cochran": {"framework": "torch", "row": "lstm", "share": 0.2, "p": 0.3}, "seeds needed": needed,
     }  # fmt: skip
+    processor = {
+        "difference": "there - here", "seeds": 4, "mean": 0.07, "low": -0.11, "high": 0.25, "verdict": "undecided",
+        "here": {"processor": "cpu", "commit": "0123456789ab"},
+        "there": {"processor": "another", "commit": "abcdefabcdef"},
+    }  # fmt: skip
     return {
         "components": layout if both else None,
         "frameworks": {**twins, "verdict": "equivalent"} if both else None,
         "comparisons": comparisons if both and len(groups["jax-default"]) > 1 else None,
         "main effects": effects_of_repairs if complete else None,
-        "processor": {"difference": None, "left out": "the run kept from another had another configuration"},
+        "processor": processor if both else {"difference": None, "left out": "the runs kept had another configuration"},
     }  # fmt: skip
 
 
