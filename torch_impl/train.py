@@ -49,7 +49,6 @@ class Trainer:
         # Kept, because to list hundreds of weights takes as long as an operation on all of them.
         self.weights: list[torch.Tensor] = list(self.model.parameters())
         self.averages: list[torch.Tensor] = list(self.average.parameters())
-        self.statistics, self.average_statistics = named_statistics(self.model), named_statistics(self.average)
         #: The model with averaged weights, NumPy (b, 2, s) -> (b, stems, 2, s).
         self.estimate = on_numpy(self.average, self.device)
         self.compute_type = COMPUTE_TYPES[config.training.precision]
@@ -80,7 +79,8 @@ class Trainer:
         self.steps += 1
         self.optimiser.zero_grad(set_to_none=True)
         scale = self.scale.scale if self.scale else 1.0
-        before = {name: x.clone() for name, x in self.statistics.items()}
+        statistics = named_statistics(self.model)
+        before = {name: x.clone() for name, x in statistics.items()}
         report: dict[str, float] = {}
         for number, batch in enumerate(batches, 1):
             # Gradients are averaged over workers once, after the last batch.
@@ -101,7 +101,7 @@ class Trainer:
             report["loss_scale"] = scale
             self.scale = self.scale.after(finite)
         if not finite:
-            for name, x in self.statistics.items():
+            for name, x in statistics.items():
                 x.copy_(before[name])
             return report
         # g · min(1, c/‖g‖): PyTorch and optax each add an epsilon of their own.
@@ -110,8 +110,8 @@ class Trainer:
             group["lr"] = learning_rate
         self.optimiser.step()
         torch._foreach_lerp_(self.averages, self.weights, 1 - ema_decay)
-        for name, x in self.average_statistics.items():
-            x.lerp_(self.statistics[name], 1 - ema_decay)
+        for name, x in named_statistics(self.average).items():
+            x.lerp_(statistics[name], 1 - ema_decay)
         return report
 
     def loss(self, model: Module, batch: Mapping[str, np.ndarray]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
