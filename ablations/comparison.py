@@ -164,15 +164,12 @@ def cases() -> dict[str, dict[str, Any]]:
 
 def module_cases() -> list[tuple[str, list[str] | None]]:
     """(case, its modules to compare, None for all): each module once, and again where a mixer or option changes it."""
-    first = next(iter(cases()))
-    out: list[tuple[str, list[str] | None]] = [(first, None)]
+    first, *others = (name for name in cases() if name not in _OTHERS)
+    out: list[tuple[str, list[str] | None]] = [(name, None) for name in (first, *_OTHERS)]
     seen = {first.split("; ")[0]}
-    for name, model in cases().items():
+    for name in others:
         mixer, *options = name.split("; ")
-        shallow = model.get("levels") == 0 or model.get("network") == "spectrogram-unet"
-        if shallow or "causal" in options:
-            out.append((name, None))
-        elif mixer not in seen:
+        if mixer not in seen:
             out.append((name, ["Bidirectional", "DualPath", "Mixer"]))
         elif mixer == first.split("; ")[0] and "reference" in options:
             out.append((name, ["BandSplit", "DecoderBlock", "MaskHead", "MemoryAttention"]))

@@ -7,7 +7,6 @@ and ``evaluate`` of ``torch-default`` ran, and writes ``results/second_processor
 from __future__ import annotations
 
 import json
-import os
 import sys
 from pathlib import Path
 
@@ -29,7 +28,7 @@ def main(folder: str, processor: str) -> None:
     for seed in settings.seeds(group):
         paths = [Path(folder) / path for path in (settings.run_path(group, seed), settings.scores_path(group, seed))]
         if not all(path.exists() for path in paths):
-            raise InputError(f"{os.fspath(folder)} has no scored run of {group} with the seed {seed}: train it there")
+            raise InputError(f"{folder} has no scored run of {group} with the seed {seed}: train it there")
         run, records = (json.loads(path.read_text()) for path in paths)
         runs[str(seed)] = {key: run[key] for key in KEPT}
         judged[str(seed)] = {
