@@ -101,3 +101,23 @@ def test_the_code_hash_depends_on_names_and_contents(tmp_path, monkeypatch):
 
 def test_the_code_hash_covers_this_package():
     assert provenance.code_hash("twinsep") != provenance.code_hash("twinsep/utils")
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "name"),
+    [
+        ("model name\t: AMD EPYC\nflags\t\t: fpu avx avx2\n", "AMD EPYC (AVX2)"),
+        ("model name\t: AMD EPYC\nflags\t\t: fpu avx2 avx512f\n", "AMD EPYC (AVX-512)"),
+        ("model name\t: Old\nflags\t\t: fpu sse2\n", "Old"),
+        ("Features\t: fp asimd\n", "aarch64"),
+        (None, "aarch64"),
+    ],
+)
+def test_the_processor_is_named_with_its_widest_vectors(cpuinfo, name, tmp_path, monkeypatch):
+    file = tmp_path / "cpuinfo"
+    if cpuinfo is not None:
+        file.write_text(cpuinfo)
+    monkeypatch.setattr(provenance, "Path", lambda path: {"/proc/cpuinfo": file}[path])
+    monkeypatch.setattr(provenance.platform, "processor", lambda: "")
+    monkeypatch.setattr(provenance.platform, "machine", lambda: "aarch64")
+    assert provenance.processor() == name
