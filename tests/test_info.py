@@ -74,13 +74,25 @@ def test_the_tables_show_scores_and_the_package_version(capsys, monkeypatch):
     info.print_info()
     out = capsys.readouterr().out
     row = next(line for line in out.splitlines() if "[a]/0.safetensors" in line)
-    assert [cell.strip() for cell in row.split("│")[2:-1]] == ["vocal18", "mamba", "8", "1234", "7.26", "–"]
+    assert [cell.strip() for cell in row.split("│")[2:-1]] == ["vocal18", "mamba", "8", "1,234", "7.26", "–"]
     assert "301,044" in out
     row = next(line for line in out.splitlines() if "tiny-causal" in line)
     assert row.split("│")[-2].strip() == "46.4"
     assert re.search(rf"twinsep +│ {re.escape(version('twinsep'))} ", out)
     assert "Numba kernel" in out
     assert any(line.startswith("results/weights/[broken]/0.safetensors: not a whole") for line in out.splitlines())
+
+
+@pytest.mark.usefixtures("models")
+def test_a_narrow_screen_shows_the_names_and_sizes_of_all_presets_whole(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    info.print_info()
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in capsys.readouterr().out.splitlines()]
+    shown = {row[0]: row[1:] for row in rows if row}
+    assert shown.keys() >= PRESETS.keys()
+    assert shown["bs-roformer-tiny"] == ["743,848", "bsroformer62", "transformer", "16", "–"]
+    assert shown["music-unet-tiny"] == ["121,412", "–", "–", "–", "–"]
+    assert len(shown["moises-light/fullband_large_wide"]) == 1
 
 
 def test_the_weights_of_the_installation_are_listed_where_no_others_are_released(micro, tmp_path, monkeypatch):

@@ -67,12 +67,12 @@ def _preset(name: str) -> Record:
 
 
 def _describe(model: ModelConfig) -> Record:
-    width = model.d_model if isinstance(model, BandSplitConfig) else None
+    split = isinstance(model, BandSplitConfig)
     latency = None if model.latency is None else round(1000 * model.latency / model.sample_rate, 1)
     return {
-        "bands": model.bands,
+        "bands": model.bands if split else None,
         "mixer": model.mixer_kind,
-        "d_model": width,
+        "d_model": model.d_model if split else None,
         "targets": list(model.targets),
         "latency_ms": latency,
     }
@@ -128,7 +128,7 @@ def _scores(folder: Path) -> Record | None:
 
 def _print(found: Record) -> None:
     console = Console()
-    for table in (_versions(found), _frameworks(found), _presets(found), _checkpoints(found)):
+    for table in (_versions(found), _frameworks(found), _presets(found), _packages(found), _checkpoints(found)):
         console.print(table)
     for problem in _problems(found):
         console.print(problem, soft_wrap=True, markup=False, highlight=False)
@@ -151,13 +151,20 @@ def _frameworks(found: Record) -> Table:
 
 
 def _presets(found: Record) -> Table:
-    columns = ("preset", "parameters", "bands", "mixer", "width", "latency (ms)")
+    columns = ("preset", "parameters", "bands", "mixer", "width", "latency\n(ms)")
     table = Table(*columns, title="Presets", title_justify="left")
     for name, preset in found["presets"].items():
-        count, latency = (
-            "–" if value is None else f"{value:,}" for value in (preset["parameters"], preset["latency_ms"])
-        )
-        table.add_row(name, count, preset["bands"], preset["mixer"], str(preset["d_model"]), latency)
+        if preset["mixer"] != "package":
+            split = [_cell(preset[key]) for key in ("bands", "mixer", "d_model")] if preset["bands"] else ["–"] * 3
+            table.add_row(name, _cell(preset["parameters"]), *split, _cell(preset["latency_ms"]))
+    return table
+
+
+def _packages(found: Record) -> Table:
+    table = Table("preset", "parameters", title="Presets of systems from other packages", title_justify="left")
+    for name, preset in found["presets"].items():
+        if preset["mixer"] == "package":
+            table.add_row(name, _cell(preset["parameters"]))
     return table
 
 
@@ -166,7 +173,7 @@ def _checkpoints(found: Record) -> Table:
     table = Table(*columns, title="Checkpoints", title_justify="left")
     table.columns[0].overflow = "fold"  # paths differ at their ends, which would be cut off
     for record in found["checkpoints"]:
-        cells = [str(record.get(key, "–")) for key in ("bands", "mixer", "d_model", "step")]
+        cells = [_cell(record.get(key)) for key in ("bands", "mixer", "d_model", "step")]
         scores = [_score(record, metric, statistic) for _, metric, statistic in SCORES]
         table.add_row(Text(record["path"]), *cells, *scores)
     return table
@@ -184,6 +191,10 @@ def _problems(found: Record) -> list[str]:
             else [f"no checkpoints under {WEIGHTS} or {RELEASED}; `dvc repro base` trains one"]
         ),
     ]
+
+
+def _cell(value: Any) -> str:
+    return "–" if value is None else f"{value:,}" if isinstance(value, int | float) else str(value)
 
 
 def _score(record: Mapping[str, Any], metric: str, statistic: str) -> str:
