@@ -243,6 +243,14 @@ def test_help_imports_no_framework():
     assert all(command in done.stdout for command in ("separate", "train", "evaluate"))
 
 
+@pytest.mark.parametrize(
+    ("installed", "framework"), [({"torch", "jax"}, "torch"), ({"torch"}, "torch"), ({"jax"}, "jax"), (set(), "torch")]
+)
+def test_jax_computes_by_default_only_where_it_alone_is_installed(installed, framework, monkeypatch):
+    monkeypatch.setattr(cli, "find_spec", lambda name: object() if name in installed else None)
+    assert cli._default_framework() == framework
+
+
 def test_no_module_of_twinsep_imports_a_framework():
     code = (
         "import importlib, pkgutil, sys, twinsep\n"

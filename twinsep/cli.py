@@ -9,6 +9,7 @@ import signal
 import sys
 from enum import StrEnum
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -31,6 +32,11 @@ def _path(text: str | Path) -> Path:
         # Not an InputError: that is a ValueError, which Typer would catch.
         raise TwinsepError("a path is empty, perhaps because a shell variable is unset: name a file or a folder")
     return Path(text)
+
+
+def _default_framework() -> Framework:
+    """PyTorch, or JAX where it alone is installed."""
+    return "jax" if find_spec("torch") is None and find_spec("jax") is not None else "torch"
 
 
 EXAMPLES = """Examples: `twinsep separate song.mp3` writes separated/song/instrumental.mp3;
@@ -59,6 +65,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+FRAMEWORK = _default_framework()
 FrameworkOption = Annotated[Framework, typer.Option(help="Framework that computes.")]
 Device = Annotated[str, typer.Option(help="auto (the best that works here), cpu, cuda, cuda:1, mps …")]
 Checkpoint = Annotated[
@@ -159,7 +166,7 @@ def separate(
         bool, typer.Option("--tta", help="Average over swapped channels and inverted polarity: four times slower.")
     ] = False,
     batch: Annotated[int, typer.Option(help="Chunks in a batch; halved when memory runs out.")] = Chunking.batch,
-    framework: FrameworkOption = "torch",
+    framework: FrameworkOption = FRAMEWORK,
     device: Device = "auto",
     threads: Annotated[int | None, typer.Option(help="CPU cores to use; all by default.")] = None,
     executor: Annotated[
@@ -215,7 +222,7 @@ def listen(
     live: Annotated[bool, typer.Option("--live", help="From and to sound devices, until Ctrl-C.")] = False,
     source: Annotated[str | None, typer.Option("--input", help="Sound device to listen to, by name or number.")] = None,
     sink: Annotated[str | None, typer.Option("--output", help="Sound device to play on.")] = None,
-    framework: FrameworkOption = "torch",
+    framework: FrameworkOption = FRAMEWORK,
     device: Device = "cpu",
 ) -> None:
     """Separate a live signal: from the standard input to the standard output, or from and to sound devices."""
@@ -238,7 +245,7 @@ def info(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = 
 def demo(
     checkpoint: Checkpoint = None,
     system: System = None,
-    framework: FrameworkOption = "torch",
+    framework: FrameworkOption = FRAMEWORK,
     device: Device = "auto",
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 admits other machines.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on.")] = 7860,
@@ -282,7 +289,9 @@ def train(
         Path | None, typer.Option("--exclude", help="List of songs to leave out, as check-data writes it.")
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a finished or different run.")] = False,
-    framework: Annotated[Framework | None, typer.Option(help="Framework that computes; torch by default.")] = None,
+    framework: Annotated[
+        Framework | None, typer.Option(help="Framework that computes; PyTorch by default where it is installed.")
+    ] = None,
     device: Annotated[str | None, typer.Option(help="auto (default), cpu, cuda, cuda:1, mps …")] = None,
     devices: Annotated[
         int, typer.Option(min=1, metavar="N", help="Devices of this machine that share every batch, in JAX.")
@@ -313,7 +322,7 @@ def train(
         from twinsep.data.checks import read_song_list
 
         chosen = chosen.override({"data": {"exclude": read_song_list(exclude)}})
-    framework = framework or recorded.get("framework") or "torch"
+    framework = framework or recorded.get("framework") or FRAMEWORK
     device = device or recorded.get("device") or "auto"
     if profile is not None:
         from twinsep.training import profiler
@@ -364,7 +373,7 @@ def evaluate(
     data: Data = None,
     overlap: Overlap = None,
     segment: Segment = None,
-    framework: FrameworkOption = "torch",
+    framework: FrameworkOption = FRAMEWORK,
     device: Device = "auto",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing scores.")] = False,
 ) -> None:
