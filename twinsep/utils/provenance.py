@@ -16,6 +16,8 @@ from typing import Any
 
 _ROOT = Path(__file__).resolve().parents[2]
 _CODE = ("twinsep", "torch_impl", "jax_impl", "ablations")
+#: DVC rewrites its locks in the folders of pipelines while stages run.
+_NO_CODE = (":(exclude,glob)**/dvc.lock",)
 _LIBRARIES = ("twinsep", "numpy", "scipy", "torch", "numba", "jax", "flax", "optax", "grain", "museval")
 #: Other separation packages, whose versions matter only to the benchmarks that time them.
 PEERS = ("bs-roformer", "demucs", "mambapy", "moises-light")
@@ -67,7 +69,7 @@ def commit() -> str:
         return done.stdout.strip()
 
     try:
-        changed = git("status", "--porcelain", "--untracked-files=no", "--", *_CODE)
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", *_CODE, *_NO_CODE)
         return git("rev-parse", "--short=12", "HEAD") + ("+" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return "archive"
