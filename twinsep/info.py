@@ -67,12 +67,12 @@ def _preset(name: str) -> Record:
 
 
 def _describe(model: ModelConfig) -> Record:
-    split = isinstance(model, BandSplitConfig)
+    split = model if isinstance(model, BandSplitConfig) else None
     latency = None if model.latency is None else round(1000 * model.latency / model.sample_rate, 1)
     return {
-        "bands": model.bands if split else None,
+        "bands": split and split.bands,
         "mixer": model.mixer_kind,
-        "d_model": model.d_model if split else None,
+        "d_model": split and split.d_model,
         "targets": list(model.targets),
         "latency_ms": latency,
     }
