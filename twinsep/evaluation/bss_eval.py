@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib.util
 from functools import lru_cache
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -76,4 +76,7 @@ def _metrics() -> ModuleType:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    # Where a frame's equations are singular, museval 0.4.1 names numpy.linalg.linalg, which NumPy 2.4 no longer has.
+    linalg = SimpleNamespace(**vars(np.linalg) | {"linalg": np.linalg})
+    module.__dict__["np"] = SimpleNamespace(**vars(np) | {"linalg": linalg})
     return module
