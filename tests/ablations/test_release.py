@@ -17,11 +17,12 @@ for package in ("espeakng_loader", "midirenderer", "pyworld"):
     pytest.importorskip(package)
 
 from ablations import settings as pipeline_settings
-from ablations.release import card, export, figure, proof, realism, scan, settings, songs, train
+from ablations.release import card, export, figure, proof, realism, recordings, scan, settings, songs, train
 from twinsep import Separator, checkpoints
 from twinsep.audio import spectrogram
 from twinsep.checkpoints.initial import describe_initial_weights
 from twinsep.config import preset
+from twinsep.data.recordings import packages
 from twinsep.data.recordings import scan as detector
 from twinsep.data.recordings.catalogue import read_catalogue
 from twinsep.errors import InputError, TwinsepError
@@ -354,6 +355,17 @@ def test_goals_are_compared_with_what_they_name():
     ]
     lines = card.goals(pd.DataFrame(rows)).splitlines()
     assert [line.rpartition(": ")[2] for line in lines] == ["reached", "not reached", "reached"]
+
+
+def test_the_first_stage_removes_packages_that_the_catalogue_no_longer_names(tmp_path, monkeypatch):
+    monkeypatch.setattr(settings, "RECORDINGS", tmp_path)
+    monkeypatch.setattr(settings, "catalogue", lambda: dict.fromkeys(["band"]))
+    monkeypatch.setattr(recordings, "fetch_package", lambda *_: False)
+    for name in ("band", "former", "own"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / ("notes.txt" if name == "own" else packages.STAMP)).touch()
+    recordings.main()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["band", "own"]
 
 
 def test_without_recordings_the_next_stages_say_which_one_to_run(tmp_path, monkeypatch):

@@ -19,8 +19,8 @@ _CODE = ("twinsep", "torch_impl", "jax_impl", "ablations")
 #: DVC rewrites its locks in the folders of pipelines while stages run.
 _NO_CODE = (":(exclude,glob)**/dvc.lock",)
 _LIBRARIES = ("twinsep", "numpy", "scipy", "torch", "numba", "jax", "flax", "optax", "grain", "museval")
-#: Other separation packages, whose versions matter only to the benchmarks that time them.
-PEERS = ("bs-roformer", "demucs", "mambapy", "moises-light")
+#: Packages whose versions matter only to the benchmarks that time them.
+PEERS = ("bs-roformer", "demucs", "mambapy", "moises-light", "onnx", "onnxruntime", "onnxscript")
 
 
 def describe(device: str, libraries: Sequence[str] = ()) -> dict[str, Any]:
