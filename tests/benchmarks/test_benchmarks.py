@@ -38,7 +38,7 @@ from twinsep.utils.backend import twin
 
 #: Model of some thousand weights on segments of a third of a second.
 MICRO = {
-    "model": {"d_model": 8, "bands": "vocal18", "mixer": {"kind": "mamba", "d_state": 4}},
+    "model": {"d_model": 8, "bands": "vocal18", "levels": 1, "mixer": {"kind": "mamba", "d_state": 4}},
     "training": {"segment_seconds": 0.3},
 }
 TOY = {"sequences": 2, "length": 16, "d_model": 8, "d_state": 4, "expand": 2}
