@@ -42,6 +42,8 @@ GROUPS = ("torch-default", "jax-default", "torch-lstm", "torch-conv")
 TRAINED = {f"train@{group}" for group in GROUPS}
 LISTS = ("training_code", "evaluation_code")
 STAGES = ("data", "inventory", *LISTS, "train", "evaluate")
+#: The stages of the workspace: DVC reads the file of all of them whenever it does anything.
+KEPT = ("configure", *STAGES)
 #: Modules that training imports and that change no number it computes; the pipeline starts from no weights of a file.
 WITHOUT_NUMBERS = (
     "twinsep.audio",
@@ -94,6 +96,7 @@ def finished(tmp_path_factory, songs):
         shutil.copytree(ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(songs, folder / "made")
     pipeline = yaml.safe_load((ROOT / "dvc.yaml").read_text())
+    pipeline["stages"] = {name: pipeline["stages"][name] for name in KEPT}
     python = f'"{sys.executable}"'
     for name, stage in pipeline["stages"].items():
         body = stage.get("do", stage)
