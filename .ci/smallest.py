@@ -1,34 +1,33 @@
-"""Cut the pipeline down to the profile ``smoke``, in place.
+"""Leave out of the pipeline, in place, the rows that the chosen profile does not train, but for one.
 
-Of the rows that the profile leaves out, which are trained with no seed, one remains: the two stages of each take five
-seconds. ``dvc.lock`` keeps the stages that are frozen: DVC reads and writes the whole file at every stage.
+The two stages of such a row do nothing, for five seconds. ``dvc.lock`` keeps the frozen stages alone: DVC reads and
+writes the whole file at every stage.
 """
 
 from pathlib import Path
 
 import yaml
 
-FROZEN = ("parity", "faults", "kills")
+from ablations import settings
+
 LEFT_OUT = "torch-lstm"
 
 
 def main() -> None:
-    """Rewrite ``params.yaml``, ``rows.yaml`` and ``dvc.lock``."""
-    params, rows, lock = Path("ablations/params.yaml"), Path("ablations/rows.yaml"), Path("dvc.lock")
-    content = yaml.safe_load(params.read_text())
-    params.write_text(yaml.safe_dump(content | {"profile": "smoke"}, sort_keys=False))
-    trained = content["profiles"]["smoke"]["only"]
-    assert LEFT_OUT.partition("-")[2] not in trained
-    content = yaml.safe_load(rows.read_text())
-    content["groups"] = {
-        name: group
-        for name, group in content["groups"].items()
-        if name.partition("-")[2] in trained or name == LEFT_OUT
-    }
-    rows.write_text(yaml.safe_dump(content, sort_keys=False))
-    content = yaml.safe_load(lock.read_text())
-    content["stages"] = {name: content["stages"][name] for name in FROZEN}
-    lock.write_text(yaml.safe_dump(content, sort_keys=False))
+    """Rewrite ``rows.yaml`` and ``dvc.lock``."""
+    trained = settings.trained_groups()
+    assert LEFT_OUT not in trained
+    rows = settings.row_table()
+    groups = {name: group for name, group in rows["groups"].items() if name in trained or name == LEFT_OUT}
+    write(Path("ablations/rows.yaml"), rows | {"groups": groups})
+    pipeline, lock = (yaml.safe_load(Path(name).read_text()) for name in ("dvc.yaml", "dvc.lock"))
+    frozen = {name: lock["stages"][name] for name, stage in pipeline["stages"].items() if stage.get("frozen")}
+    write(Path("dvc.lock"), lock | {"stages": frozen})
+
+
+def write(path: Path, content: dict) -> None:
+    """Write ``content`` in the order it has."""
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
 
 
 if __name__ == "__main__":
