@@ -134,6 +134,20 @@ _OTHERS["spectrogram U-Net"] = {
     "max_frequency": 8000.0,
     "targets": ["vocals", "bass"],
 }
+#: The modules that a further case changes, where it does not change all: a module that only contains them is not named.
+_CHANGED: dict[str, list[str]] = {
+    "mamba, one direction; no memory": ["Bidirectional", "DecoderBlock"],
+    "transformer; memory of the bottleneck; four stems": ["DecoderBlock", "MaskHead", "MemoryAttention", "memory_bank"],
+    "conv; level features; identity start": ["BandSplit", "MaskHead", "SkipGate"],
+    "mamba; one level": [],
+    "mamba2; flat; complex mask of four stems": ["DualPath", "MaskHead"],
+    "transformer; flat; identity start": ["BandSplit", "DualPath", "MaskHead"],
+    "transformer; causal; window of three frames; mid/side; two stems and the rest": [
+        "GlobalAttention",
+        "SequenceBlock",
+    ],
+    "conv; causal; memory of two levels": ["DecoderBlock", "SequenceBlock", "running_memory"],
+}
 #: The modules of a U-Net without the deeper levels, by ``model.levels``.
 _SHALLOW = {0: {"BandSplit", "MaskHead"}, 1: {"BandSplit", "LocalConv", "EncoderBlock", "MaskHead"}}
 
@@ -165,7 +179,7 @@ def cases() -> dict[str, dict[str, Any]]:
 def module_cases() -> list[tuple[str, list[str] | None]]:
     """(case, its modules to compare, None for all): each module once, and again where a mixer or option changes it."""
     first, *others = (name for name in cases() if name not in _OTHERS)
-    out: list[tuple[str, list[str] | None]] = [(name, None) for name in (first, *_OTHERS)]
+    out = [(name, _CHANGED.get(name)) for name in (first, *_OTHERS) if _CHANGED.get(name) != []]
     seen = {first.split("; ")[0]}
     for name in others:
         mixer, *options = name.split("; ")
@@ -302,21 +316,30 @@ def modules(config: Config) -> dict[str, Module]:
     return {name: module for name, module in found.items() if model.has_memory or name not in memory}
 
 
-def module_in_torch(name: str, config: Config, dtype: str, device: str = "cpu") -> Arrays:
-    """Output ``y`` of one module in PyTorch and its gradients ``d <name>``, as NumPy arrays."""
+def modules_in_torch(
+    config: Config, dtype: str, names: Sequence[str] | None = None, device: str = "cpu"
+) -> dict[str, Arrays]:
+    """Module → its output ``y`` in PyTorch and its gradients ``d <name>``, as NumPy arrays."""
     model = torch_separator(config, dtype).to(device)
-    path, inputs, extra = _set_up(name, config, dtype)
-    tensors = [torch.from_numpy(x).to(device).requires_grad_() for x in inputs]
-    own = {n: w for n, w in torch_impl.layers.named_parameters(model).items() if path and n.startswith(f"{path}.")}
-    y = _call(torch_impl, name, model, config, path, tensors, extra, torch)
-    dy = torch.from_numpy(_cotangent(y.shape, dtype)).to(device)
-    # Inputs that the result does not depend on get the gradient 0, as in JAX.
-    found = torch.autograd.grad(y, [*own.values(), *tensors], dy, allow_unused=True, materialize_grads=True)
-    return {"y": y.detach().cpu().numpy()} | _named([g.cpu().numpy() for g in found], own)
+    parameters = torch_impl.layers.named_parameters(model)
+    out = {}
+    for name in names or modules(config):
+        path, inputs, extra = _set_up(name, config, dtype)
+        tensors = [torch.from_numpy(x).to(device).requires_grad_() for x in inputs]
+        own = {n: w for n, w in parameters.items() if path and n.startswith(f"{path}.")}
+        y = _call(torch_impl, name, model, config, path, tensors, extra, torch)
+        dy = torch.from_numpy(_cotangent(y.shape, dtype)).to(device)
+        # Inputs that the result does not depend on get the gradient 0, as in JAX.
+        found = torch.autograd.grad(y, [*own.values(), *tensors], dy, allow_unused=True, materialize_grads=True)
+        out[name] = {"y": y.detach().cpu().numpy()} | _named([g.cpu().numpy() for g in found], own)
+    return out
 
 
 def modules_in_jax(config: Config, dtype: str, names: Sequence[str] | None = None) -> dict[str, Arrays]:
-    """Module → its output and gradients in JAX; all modules are compiled together, by :data:`FAST_COMPILING`."""
+    """Compute in JAX what :func:`modules_in_torch` does.
+
+    All modules are compiled together, by :data:`FAST_COMPILING`.
+    """
     model = jax_impl.networks.build(config)
     functional, parameters = jax_impl.train.Functional(model), jax_impl.layers.named_parameters(model)
     weights = {name: jnp.asarray(w, dtype) for name, w in weights_of(config).items()}

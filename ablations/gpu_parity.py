@@ -38,13 +38,12 @@ def main() -> None:
     with progress.progress_bar("parity on the GPU") as report:
         for done, (name, model) in enumerate(cases.items()):
             config = configuration(model)
-            for module in comparison.modules(config):
-                with own_operations():
-                    wanted = comparison.module_in_torch(module, config, "float64")
-                found = comparison.module_in_torch(module, config, "float32", DEVICE)
+            with own_operations():
+                wanted = comparison.modules_in_torch(config, "float64")
+            for module, found in comparison.modules_in_torch(config, "float32", device=DEVICE).items():
                 worst = record["modules"].setdefault(module, {})
                 for key, prefix in (("forward", "y"), ("backward", "d ")):
-                    worst[key] = float(f"{max(worst.get(key, 0.0), distance(found, wanted, prefix)):.2e}")
+                    worst[key] = float(f"{max(worst.get(key, 0.0), distance(found, wanted[module], prefix)):.2e}")
             with own_operations():
                 exact = comparison.network_in_torch(config, "float64", DRAWS)
             entry = record["networks"][name] = {"PyTorch, float32": compare(in_torch(config), exact)}

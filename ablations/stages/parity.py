@@ -89,11 +89,11 @@ def measure_share(dtype: str, share: int) -> dict[str, Any]:
         for done, (name, model) in enumerate(cases):
             config = configuration(model)
             if name in of_modules:
+                wanted = comparison.modules_in_torch(config, dtype, of_modules[name])
                 for module, found in comparison.modules_in_jax(config, dtype, of_modules[name]).items():
-                    wanted = comparison.module_in_torch(module, config, dtype)
                     worst = modules[module]
                     for key, prefix in (("forward", "y"), ("backward", "d ")):
-                        worst[key] = max(worst.get(key, 0.0), distance(found, wanted, prefix))
+                        worst[key] = max(worst.get(key, 0.0), distance(found, wanted[module], prefix))
             if _is_shared(name):
                 own[name] = _network(config, dtype, kernels=False)
             networks[name] = _network(config, dtype, as_for_users=dtype == "float32" and name in as_for_users())

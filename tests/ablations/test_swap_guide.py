@@ -48,8 +48,10 @@ def add(monkeypatch):
 def check_parity():
     (name, *_) = [name for name in comparison.cases() if name.startswith("mean; ")]
     config = comparison.configuration(comparison.cases()[name])
-    found = comparison.modules_in_jax(config, "float64", ["Mixer"])["Mixer"]
-    wanted = comparison.module_in_torch("Mixer", config, "float64")
+    found, wanted = (
+        of_modules(config, "float64", ["Mixer"])["Mixer"]
+        for of_modules in (comparison.modules_in_jax, comparison.modules_in_torch)
+    )
     assert len(wanted) == 3  # output, gradients of gain and input
     assert distance(found, wanted, "y") <= TOLERANCE["block"]["float64"]
     assert distance(found, wanted, "d ") <= TOLERANCE["gradients"]["float64"]

@@ -85,9 +85,10 @@ def exported(path, to, folder, *options):
 
 #: A program that runs several command lines of twinsep.
 EXPORTS = """
-import json, sys
+import gc, json, sys
 from twinsep import cli
 
+gc.set_threshold(50_000, 20, 20)  # as in the tests: tracers make many small objects
 for line in json.loads(sys.argv[1]):
     sys.argv = ["twinsep", *line]
     try:

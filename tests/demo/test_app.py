@@ -196,7 +196,7 @@ def test_files_go_when_their_page_is_closed_or_cleared_or_when_they_are_old(weig
     def files(name):
         return {path.name for path in (tmp_path / "files").rglob(f"{name}*") if path.is_file()}
 
-    with served(weights, tmp_path / "files", delete_cache=(1, 10)) as address:
+    with served(weights, tmp_path / "files", delete_cache=(1, 6)) as address:
         ann, ben, cat = (Client(address, name) for name in ("ann", "ben", "cat"))
         for client in (cat, ann, ben):  # the first one's files grow old meanwhile
             outputs = client.separate(shutil.copy(song, song.with_name(f"{client.session}.wav")))

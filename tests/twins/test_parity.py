@@ -29,9 +29,10 @@ MODULE_CASES = [
 def test_each_module_agrees_forward_and_backward(case, names, dtype):
     config = configuration(CASES[case])
     found = comparison.modules_in_jax(config, dtype, names)
-    assert set(found) == set(names or comparison.modules(config))
-    for name, arrays in found.items():
-        wanted = comparison.module_in_torch(name, config, dtype)
+    in_torch = comparison.modules_in_torch(config, dtype, names)
+    assert set(found) == set(in_torch) == set(names or comparison.modules(config))
+    for name, wanted in in_torch.items():
+        arrays = found[name]
         assert arrays["y"].dtype == wanted["y"].dtype == dtype
         assert distance(arrays, wanted, "y") <= TOLERANCE["block"][dtype], name
         assert distance(arrays, wanted, "d ") <= TOLERANCE["gradients"][dtype], name
