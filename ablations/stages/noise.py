@@ -4,8 +4,8 @@ It also gives the main effects of the repairs of the start, whose intervals rest
 
 Both twins draw the same weights and batches from a seed, so seeds are crossed with frameworks, and all runs with songs.
 The default row's runs in both frameworks give the variance components of the judged score, all rows that trained the
-noise of a comparison. Its runs on another processor, which :mod:`ablations.second_processor` keeps, give the
-difference that a processor makes.
+noise of a comparison. Runs on another processor, which :mod:`ablations.second_processor` keeps, give the difference
+that a processor makes: of the default row and, where all rows were trained there, of means and verdicts.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from ablations.scores import Runs
 from ablations.stages import collect, run_stage
 from ablations.statistics import ALPHA, Difference, difference, main_effect, seeds_to_decide, seeds_to_find, verdict
 from ablations.variance import components, homogeneity, pooled_noise
+from ablations.verdicts import NOT_TRAINED, compare
 from twinsep.config import Config, from_dict
 from twinsep.utils import provenance
 from twinsep.utils.files import write_json
@@ -201,24 +202,21 @@ def _processor(table: pd.DataFrame) -> dict[str, Any]:
     Without two kept runs of the same configuration and songs, "difference" is null, and "left out" says why.
     """
     second = json.loads(second_processor.OUT.read_text())
-    group, theirs = second["group"], second["runs"]
-    ours = json.loads(collect.RECORDS.read_text()).get(group, {})
-    split, metric = scores.JUDGED
-    chosen = (table["group"] == group) & (table["split"] == split) & (table["metric"] == metric)
-    own = table[chosen].pivot(index="seed", columns="track", values="value")
-    seeds = [s for s in ours if s in theirs and ours[s]["configuration"] == theirs[s]["configuration"]]
-    kept = pd.DataFrame(second["uSDR of the instrumental"]).T.rename(int).reindex(map(int, seeds))
-    stated = {"processor": second["processor"], "commit": next(iter(theirs.values()))["commit"]}
-    if len(seeds) < 2 or set(kept) != set(own):
+    group = f"torch-{settings.default_row()}"
+    stated = {"processor": second["processor"], "commit": second["commit"]}
+    records = json.loads(collect.RECORDS.read_text())
+    theirs = _scores_there(second["runs"], records, table)
+    seeds = theirs[theirs["group"] == group]["seed"].unique()
+    if len(seeds) < 2:
         kept_from = f"the runs kept from {stated['processor']} (commit {stated['commit']})"
         reason = "have another configuration, other songs, or fewer than two seeds"
         return {"difference": None, "left out": f"{kept_from} {reason}"}
     there, here = (
-        Runs("both", place, tuple(map(int, seeds)), of.reindex(map(int, seeds))[sorted(own)].to_numpy(dtype=float))
-        for place, of in (("there", kept), ("here", own))
+        scores.runs(of[of["seed"].isin(seeds)], group, *scores.JUDGED)._replace(framework="both", row=place)
+        for place, of in (("there", theirs), ("here", table))
     )
     found = difference(there, here, pooled_noise([there, here]))
-    first = ours[seeds[0]]
+    first = records[group][str(seeds[0])]
     return {
         "difference": "there - here",
         "seeds": found.seeds,
@@ -226,7 +224,64 @@ def _processor(table: pd.DataFrame) -> dict[str, Any]:
         **_judged(found),
         "here": {"processor": first["device"], "commit": first["commit"]},
         "there": stated,
+        "all rows": _all_rows(theirs, table),
     }
+
+
+def _scores_there(runs: dict[str, Any], records: dict[str, Any], table: pd.DataFrame) -> pd.DataFrame:
+    """The kept scores as a table like ``table``, of the runs that had the configuration and the songs of those here."""
+    split, metric = scores.JUDGED
+    judged = table[(table["split"] == split) & (table["metric"] == metric)]
+    songs = judged.groupby("group")["track"].agg(set)
+    lines = []
+    for group, of_group in runs.items():
+        for seed, own in records.get(group, {}).items():
+            run, digest = of_group.get(seed), second_processor.configuration_digest(own["configuration"])
+            if run and run["configuration"] == digest and set(run["uSDR"]) == songs[group]:
+                framework, row, _ = settings.groups()[group]
+                common = (group, framework, row, int(seed), split)
+                lines += [(*common, track, metric, value) for track, value in run["uSDR"].items()]
+    return pd.DataFrame(lines, columns=table.columns).astype({"seed": "Int64", "value": float})
+
+
+def _all_rows(theirs: pd.DataFrame, ours: pd.DataFrame) -> dict[str, Any] | None:
+    """Means and verdicts of all rows on the other processor and here; None unless all their runs were kept."""
+    groups = settings.trained_groups()
+    kept = theirs.groupby("group")["seed"].unique()
+    if any(set(kept.get(name, ())) != set(group.seeds) for name, group in groups.items()):
+        return None
+    # The floor, which decides what has trained, is computed in closed form.
+    there = pd.concat([theirs, ours[ours["group"].str.startswith("baseline-")]])
+    means = [
+        np.array([np.nanmean(scores.runs(of, name, *scores.JUDGED).scores) for name in groups]) for of in (there, ours)
+    ]
+    apart = means[0] - means[1]
+    largest = int(np.argmax(np.abs(apart)))
+    said = [_verdicts(of) for of in (there, ours)]
+    return {
+        "groups": len(groups),
+        "runs": sum(len(group.seeds) for group in groups.values()),
+        "mean": float(apart.mean()),
+        "rms": float(np.sqrt((apart**2).mean())),
+        "largest": {"group": list(groups)[largest], "difference": float(apart[largest])},
+        "Spearman": float(stats.spearmanr(*means).statistic) if len(groups) > 1 else None,
+        "verdicts": len(said[1]),
+        "other verdicts": [
+            {"axis": axis, "group": name, "there": said[0][axis, name], "here": verdict_here}
+            for (axis, name), verdict_here in said[1].items()
+            if said[0][axis, name] != verdict_here
+        ],
+    }
+
+
+def _verdicts(table: pd.DataFrame) -> dict[tuple[str, str], str]:
+    """(axis, group) -> verdict, as in the tables."""
+    found = {}
+    for axis in settings.row_table()["axes"]:
+        names = [n for n, g in settings.trained_groups().items() if {"all", axis} & set(settings.axes(g.row))]
+        for name, judged in compare(table, names).items():
+            found[axis, name] = judged["verdict"] if scores.is_trained(table, name) else NOT_TRAINED
+    return found
 
 
 def _count(seeds: float) -> int | None:

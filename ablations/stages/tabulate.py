@@ -2,7 +2,7 @@
 
 The rows of a table stand between four floors and a ceiling. Scores are of the instrumental, except leakage, which is
 the energy of the estimated vocals while nobody sings. A row's score is the mean over its seeds;
-:mod:`ablations.statistics` compares it with its control in the same framework. Every number comes from the files that
+:mod:`ablations.verdicts` compares it with its control in the same framework. Every number comes from the files that
 the stage ``collect`` wrote, except in the base table, which depends on no other group than its own.
 """
 
@@ -16,19 +16,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from ablations import scores, settings
+from ablations import scores, settings, verdicts
 from ablations.stages import collect, run_stage
-from ablations.statistics import (
-    ALPHA,
-    MARGIN_DB,
-    between_seeds,
-    between_songs,
-    difference,
-    holm,
-    seeds_to_decide,
-    verdict,
-)
-from ablations.variance import pooled_noise
+from ablations.statistics import MARGIN_DB, between_seeds, between_songs
+from ablations.verdicts import NOT_TRAINED
 from twinsep.metrics import aggregate
 from twinsep.utils.files import write_atomically
 
@@ -61,9 +52,6 @@ MUSEVAL: Columns = {
 #: Axes whose tables have the measurements of stage ``cost``, and those with the score at equal time.
 COSTS = ("size", "mixer")
 EQUAL_TIME = ("start", *COSTS)
-#: Stands in place of a verdict if a row does not exceed the regression floor.
-NOT_TRAINED = "not trained"
-
 JUDGEMENT = (
     "Difference: uSDR minus that of the default row in the same framework, paired by seed and song, with a 95 % t "
     "interval over seeds and songs; p: adjusted over the table (Holm); equivalent: the 90 % interval is within "
@@ -98,7 +86,8 @@ def main(axis: str) -> None:
     if axis in EQUAL_TIME:
         _add_scores_at_equal_time(lines)
     if axis != "base":
-        _add_verdicts(lines, inputs)
+        for group, judged in verdicts.compare(inputs.scores, inputs.groups).items():
+            lines[group] |= judged
     for group, line in lines.items():
         if not scores.is_trained(inputs.scores, group):
             line |= {"verdict": NOT_TRAINED, "seeds needed": None}
@@ -176,25 +165,6 @@ def _add_scores_at_equal_time(lines: dict[str, dict[str, Any]]) -> None:
         own = [curve for _, curve in curves[curves["group"] == line_group].groupby("seed")]
         values = [np.interp(time, c["seconds"], c["validation uSDR"], left=np.nan) for c in own]
         line["at equal time"] = float(np.mean(values))
-
-
-def _add_verdicts(lines: dict[str, dict[str, Any]], inputs: Inputs) -> None:
-    """Add difference, 95 % interval, adjusted p-value, verdict and seeds needed to each row that has a control."""
-    noise = pooled_noise(list(scores.grid(inputs.scores).values()))
-    found = {}
-    for group, line in lines.items():
-        control = f"{line['framework']}-{settings.control(line['row'])}"
-        if control != group and control in settings.trained_groups():
-            pair = [scores.runs(inputs.scores, name, *scores.JUDGED) for name in (group, control)]
-            found[group] = difference(pair[0], pair[1], noise)
-    adjusted = holm([one.p if one.seeds > 1 else np.nan for one in found.values()])
-    decided = sum(p < ALPHA for p in adjusted)
-    for (group, one), p in zip(found.items(), adjusted, strict=True):
-        low, high = one.interval() if one.seeds > 1 else (np.nan, np.nan)
-        judged = {"difference": one.mean, "low": low, "high": high, "p": p, "verdict": verdict(one, p)}
-        if judged["verdict"] == "undecided":
-            judged["seeds needed"] = seeds_to_decide(one, ALPHA / (len(found) - decided))
-        lines[group] |= judged
 
 
 # ---------------------------------------------------------------------------- caption

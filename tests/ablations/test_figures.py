@@ -13,6 +13,7 @@ import yaml
 
 from ablations import figures, settings
 from ablations.stages import noise, tabulate
+from ablations.verdicts import NOT_TRAINED
 from twinsep.errors import InputError
 
 ROOT = Path(__file__).parents[2]
@@ -101,7 +102,7 @@ def test_beside_an_undecided_row_stand_the_seeds_that_would_decide_it():
 
 
 def test_every_verdict_has_a_mark_that_differs_without_its_colour():
-    told = {"better", "worse", "equivalent", "undecided", "one seed", "one song", tabulate.NOT_TRAINED}
+    told = {"better", "worse", "equivalent", "undecided", "one seed", "one song", NOT_TRAINED}
     assert set(figures.MARKS) == told
     shapes = {name: (mark.marker, mark.face == mark.color) for name, mark in figures.MARKS.items()}
     shapes.pop("one song")  # as "one seed": no verdict for want of data

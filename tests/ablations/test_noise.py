@@ -1,6 +1,7 @@
 """The noise study: variance components, the twins on the same seeds, the other processor, seeds for a difference."""
 
 import json
+from unittest.mock import ANY
 
 import numpy as np
 import pandas as pd
@@ -47,15 +48,18 @@ def simulated(rng, groups, *, shared=0.0, own=0.1, songs=2.0, rest=0.1, jax=0.0,
     }
 
 
-def kept_runs(apart=0.0):
-    """A record of the default row on another processor, whose scores lie ``apart`` dB from those here."""
-    own = scores.read().query("split == 'test' and metric == 'usdr' and group == 'torch-default'")
-    runs, judged = {}, {}
-    for seed, of_run in own.groupby("seed"):
-        record = json.loads(settings.run_path("torch-default", seed).read_text())
-        runs[str(seed)] = {**record, "commit": "abcdefabcdef"}
-        judged[str(seed)] = dict(zip(of_run["track"], of_run["value"] + apart, strict=True))
-    return {"processor": "another", "group": "torch-default", "runs": runs, "uSDR of the instrumental": judged}
+def kept_runs(apart=0.0, groups=("torch-default",)):
+    """A record of ``groups`` on another processor, whose scores lie ``apart`` dB from those here."""
+    judged = scores.read().query("split == 'test' and metric == 'usdr'")
+    judged = judged[judged["group"].isin(groups)]
+    runs = {}
+    for (group, seed), of_run in judged.groupby(["group", "seed"]):
+        configuration = json.loads(settings.run_path(group, seed).read_text())["configuration"]
+        runs.setdefault(group, {})[str(seed)] = {
+            "configuration": second_processor.configuration_digest(configuration),
+            "uSDR": dict(zip(of_run["track"], of_run["value"] + apart, strict=True)),
+        }
+    return {"processor": "another", "commit": "abcdefabcdef", "runs": runs}
 
 
 @pytest.fixture
@@ -227,8 +231,8 @@ def processor(finish):
 
 def test_the_runs_of_another_processor_are_compared_by_seed_and_song(processor):
     kept = kept_runs(apart=0.5)
-    for of_run, change in zip(kept["uSDR of the instrumental"].values(), (0.1, -0.1, 0.1, -0.1), strict=True):
-        of_run.update({track: value + change for track, value in of_run.items()})
+    for run, change in zip(kept["runs"]["torch-default"].values(), (0.1, -0.1, 0.1, -0.1), strict=True):
+        run["uSDR"].update({track: value + change for track, value in run["uSDR"].items()})
     found = processor(kept)
     assert (found["difference"], found["seeds"], found["songs"]) == ("there - here", 4, SONGS)
     assert (found["mean"], found["verdict"]) == (pytest.approx(0.5, abs=1e-6), "better")
@@ -236,36 +240,77 @@ def test_the_runs_of_another_processor_are_compared_by_seed_and_song(processor):
     assert found["high"] - found["mean"] == pytest.approx(stats.t.ppf(0.975, 3) * spread, rel=0.01)
     assert found["there"] == {"processor": "another", "commit": "abcdefabcdef"}
     assert found["here"]["commit"] == "0123456789ab"
+    assert found["all rows"] is None
 
 
 @pytest.mark.parametrize("change", ["configuration", "songs", "seeds", "group"])
 def test_runs_of_another_processor_that_cannot_be_compared_are_left_out(processor, change):
     kept = kept_runs()
-    if change == "configuration":
-        for run in kept["runs"].values():
-            run["configuration"]["training"]["steps"] = 7
-    elif change == "songs":
-        for of_run in kept["uSDR of the instrumental"].values():
-            of_run["another"] = of_run.pop("0")
-    elif change == "seeds":
-        kept["runs"] = {"0": kept["runs"]["0"]}
-    else:
-        kept["group"] = "torch-another"
+    of_group = kept["runs"]["torch-default"]
+    for seed, run in [*of_group.items()]:
+        if change == "configuration":
+            run["configuration"] = "0" * 16
+        elif change == "songs":
+            run["uSDR"]["another"] = run["uSDR"].pop("0")
+        elif change == "seeds" and seed != "0":
+            del of_group[seed]
+    if change == "group":
+        kept["runs"]["torch-another"] = kept["runs"].pop("torch-default")
     found = processor(kept)
     assert found["difference"] is None
     assert found["left out"].startswith("the runs kept from another (commit abcdefabcdef) have another configuration")
 
 
+def test_means_and_verdicts_of_all_rows_are_compared_with_another_processor(processor):
+    kept = kept_runs(groups=tuple(GROUPS))
+    assert processor(kept)["all rows"] == {
+        "groups": len(GROUPS),
+        "runs": sum(len(entry["seeds"]) for entry in GROUPS.values()),
+        "mean": pytest.approx(0, abs=1e-12),
+        "rms": pytest.approx(0, abs=1e-12),
+        "largest": {"group": ANY, "difference": pytest.approx(0, abs=1e-12)},
+        "Spearman": pytest.approx(1),
+        "verdicts": len(GROUPS) - 3,
+        "other verdicts": [],
+    }
+    for run in kept["runs"]["torch-row3"].values():
+        run["uSDR"] = {track: value + 3 for track, value in run["uSDR"].items()}
+    for run in kept["runs"]["torch-row5"].values():
+        run["uSDR"] = dict.fromkeys(run["uSDR"], 0)
+    found = processor(kept)["all rows"]
+    untrained = next(one for one in found["other verdicts"] if one["group"] == "torch-row5")
+    better = next(one for one in found["other verdicts"] if one["group"] == "torch-row3")
+    assert (better["there"], untrained["there"]) == ("better", "not trained")
+    assert found["largest"]["group"] == "torch-row5"
+    assert found["largest"]["difference"] < -3
+    assert found["Spearman"] < 1
+    kept["runs"]["torch-row3"].pop("0")
+    assert processor(kept)["all rows"] is None
+
+
 def test_the_runs_of_a_checkout_are_kept(finish, tmp_path, monkeypatch):
     finish(GROUPS, simulated(np.random.default_rng(0), GROUPS))
-    wanted = kept_runs()
+    wanted = kept_runs(groups=tuple(GROUPS))["runs"]
+    elsewhere = settings.run_path("torch-row3", 1)
+    elsewhere.write_text(json.dumps({**json.loads(elsewhere.read_text()), "commit": "committed"}))
     (tmp_path / "here/results").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "here")
     second_processor.main("..", "another")
     found = json.loads(second_processor.OUT.read_text())
-    for seed, of_run in wanted["uSDR of the instrumental"].items():
-        assert found["uSDR of the instrumental"][seed] == pytest.approx(of_run, abs=1e-4)
-    assert found["runs"]["3"]["configuration"] == wanted["runs"]["3"]["configuration"]
+    assert {key: found[key] for key in ("processor", "commit", "device")} == {
+        "processor": "another",
+        "commit": "0123456789ab",
+        "device": "cpu, 2 cores",
+    }
+    assert set(found["runs"]) == set(GROUPS) - {"torch-row3"}
+    for group, of_group in found["runs"].items():
+        for seed, run in of_group.items():
+            assert run["configuration"] == wanted[group][seed]["configuration"]
+            assert run["uSDR"] == pytest.approx(wanted[group][seed]["uSDR"], abs=1e-4)
+    default = tmp_path / settings.run_path("torch-default", 2)
+    default.write_text(json.dumps({**json.loads(default.read_text()), "commit": "another"}))
+    with pytest.raises(InputError, match="has runs of torch-default of several commits"):
+        second_processor.main("..", "another")
     (tmp_path / settings.scores_path("torch-default", 2)).unlink()
     with pytest.raises(InputError, match="no scored run of torch-default with the seed 2"):
         second_processor.main("..", "another")
