@@ -16,6 +16,12 @@ from ablations.variance import pooled_noise
 NOT_TRAINED = "not trained"
 
 
+def groups_of(axis: str) -> list[str]:
+    """The groups in the table of ``axis``: the default row's and its own rows', or for ``base`` the base row's."""
+    wanted = {"base"} if axis == "base" else {"all", axis}
+    return [name for name, group in settings.trained_groups().items() if wanted & set(settings.axes(group.row))]
+
+
 def compare(table: pd.DataFrame, groups: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Group -> difference, its 95 % interval, adjusted p-value, verdict and, if it is undecided, the seeds needed.
 
@@ -39,3 +45,12 @@ def compare(table: pd.DataFrame, groups: Sequence[str]) -> dict[str, dict[str, A
             judged["seeds needed"] = seeds_to_decide(one, ALPHA / (len(found) - decided))
         compared[group] = judged
     return compared
+
+
+def by_axis(table: pd.DataFrame) -> dict[tuple[str, str], str]:
+    """(axis, group) -> verdict, as the tables of all axes but ``base`` have them."""
+    return {
+        (axis, group): judged["verdict"] if scores.is_trained(table, group) else NOT_TRAINED
+        for axis in settings.row_table()["axes"]
+        for group, judged in compare(table, groups_of(axis)).items()
+    }

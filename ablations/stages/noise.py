@@ -24,7 +24,7 @@ from ablations.scores import Runs
 from ablations.stages import collect, run_stage
 from ablations.statistics import ALPHA, Difference, difference, main_effect, seeds_to_decide, seeds_to_find, verdict
 from ablations.variance import components, homogeneity, pooled_noise
-from ablations.verdicts import NOT_TRAINED, compare
+from ablations.verdicts import by_axis
 from twinsep.config import Config, from_dict
 from twinsep.utils import provenance
 from twinsep.utils.files import write_json
@@ -257,7 +257,7 @@ def _all_rows(theirs: pd.DataFrame, ours: pd.DataFrame) -> dict[str, Any] | None
     ]
     apart = means[0] - means[1]
     largest = int(np.argmax(np.abs(apart)))
-    said = [_verdicts(of) for of in (there, ours)]
+    said = [by_axis(of) for of in (there, ours)]
     return {
         "groups": len(groups),
         "runs": sum(len(group.seeds) for group in groups.values()),
@@ -272,16 +272,6 @@ def _all_rows(theirs: pd.DataFrame, ours: pd.DataFrame) -> dict[str, Any] | None
             if said[0][axis, name] != verdict_here
         ],
     }
-
-
-def _verdicts(table: pd.DataFrame) -> dict[tuple[str, str], str]:
-    """(axis, group) -> verdict, as in the tables."""
-    found = {}
-    for axis in settings.row_table()["axes"]:
-        names = [n for n, g in settings.trained_groups().items() if {"all", axis} & set(settings.axes(g.row))]
-        for name, judged in compare(table, names).items():
-            found[axis, name] = judged["verdict"] if scores.is_trained(table, name) else NOT_TRAINED
-    return found
 
 
 def _count(seeds: float) -> int | None:

@@ -97,8 +97,7 @@ def main(axis: str) -> None:
 
 
 def _read(axis: str) -> Inputs:
-    wanted = {"base"} if axis == "base" else {"all", axis}
-    groups = [n for n, g in settings.trained_groups().items() if wanted & set(settings.axes(g.row))]
+    groups = verdicts.groups_of(axis)
     if axis == "base":
         stems = scores.STEMS | {metric: "instrumental" for _, metric, _ in MUSEVAL.values()}
         return Inputs(groups, collect.scores_table(groups, stems), collect.records(groups))

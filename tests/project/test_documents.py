@@ -412,6 +412,13 @@ def test_the_times_of_a_live_signal_are_those_of_the_record():
     assert f"whose latency is {found['latency_ms']:.0f} ms" in joined(COSTS)
 
 
+def test_the_effect_of_another_processor_is_that_of_the_record():
+    found = record("results/noise.json")["processor"]["all rows"]
+    others = found["other verdicts"]
+    wanted = f"{found['rms']:.2f} dB apart (root mean square), and {len(others)} of {found['verdicts']} verdicts"
+    assert f"gave means {wanted} were others" in joined(README)
+
+
 def test_the_scores_of_the_released_weights_are_those_of_their_proof():
     table = pd.read_csv(io.StringIO(committed("results/released/proof.csv")))
     means = table[table.score == "uSDR, mean"].set_index("songs")
