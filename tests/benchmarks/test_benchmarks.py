@@ -1,6 +1,7 @@
 """``twinsep bench``: records, refusals and processes, at toy sizes; no test depends on measured times."""
 
 import contextlib
+import importlib.util
 import json
 import multiprocessing
 import os
@@ -118,7 +119,7 @@ def exported(framework, _options):
     return {
         "networks": {"step": seconds},
         "programs": [program],
-        "missing": ["onnx"] if framework == "torch" else [],
+        "not_installed": ["onnx"] if framework == "torch" else [],
     }
 
 
@@ -266,6 +267,15 @@ def test_a_batch_of_songs_is_separated_by_each_executor_and_a_failure_named(monk
 
 
 @pytest.mark.usefixtures("asked")
+def test_without_ray_no_songs_are_separated_and_the_record_names_it(monkeypatch):
+    monkeypatch.setattr(processes, "EXECUTORS", ("local", "ray"))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda *_: None)
+    record = processes.measure(BenchmarkOptions({}, 0, 1), lambda *_: None)
+    assert (record["not_installed"], record["songs"]["batch_s"]) == (["ray"], {})
+    assert not any("Ray" in f["what"] for f in record["figures"])
+
+
+@pytest.mark.usefixtures("asked")
 def test_a_gpu_is_measured_only_when_it_is_named(call, tmp_path, monkeypatch):
     monkeypatch.setattr(gpu, "WorkerProcess", Scripted)
     status, _, said = call("gpu")
@@ -306,6 +316,7 @@ def test_the_command_writes_and_prints_a_record_per_benchmark(call, tmp_path):
     assert stepped.keys() == {"tiny", "small"}
     assert stepped["small"]["configuration"]["training"]["segment_seconds"] == 0.5
     assert len(stepped["tiny"]["step"]["jax"]["times_s"]) == 2
+    assert "left out, because it is not installed: htdemucs (" in said
 
 
 @pytest.mark.usefixtures("asked")
@@ -766,7 +777,7 @@ def test_programs_are_measured(capsys):
     assert found["networks"].keys() == {"network", "step"}
     assert [(x["format"], x["name"]) for x in found["programs"]] == [("stablehlo", "network"), ("stablehlo", "step")]
     assert all(x["seconds"] > 0 and x["bytes"] > 1000 for x in found["programs"])
-    assert found["missing"] == []
+    assert found["not_installed"] == []
 
 
 @pytest.mark.usefixtures("small")
@@ -774,7 +785,7 @@ def test_formats_whose_packages_are_missing_are_named(monkeypatch, capsys):
     monkeypatch.setattr("jax_impl.export.find_spec", lambda _: None)
     export.main("jax", 0, 1)
     found = json.loads(capsys.readouterr().out)
-    assert (found["programs"], found["missing"]) == ([], ["stablehlo"])
+    assert (found["programs"], found["not_installed"]) == ([], ["stablehlo"])
     assert found["networks"].keys() == {"network", "step"}
 
 

@@ -29,7 +29,7 @@ def measure(options: BenchmarkOptions, report: ProgressCallback) -> Record:
     """Measure, for the preset :data:`PRESET` with random weights, in a process of each framework:
 
     seconds of "network" and "step" in the framework itself and in each program that it exports, and their bytes.
-    ``missing`` names the formats whose packages are not installed.
+    ``not_installed`` names the formats whose packages are not installed.
     """
     found: dict[str, Any] = {}
     for done, framework in enumerate(TWINS, 1):
@@ -40,7 +40,7 @@ def measure(options: BenchmarkOptions, report: ProgressCallback) -> Record:
         "frames": FRAMES,
         "networks": {framework: x["networks"] for framework, x in found.items()},
         "programs": [program for x in found.values() for program in x["programs"]],
-        "missing": [form for x in found.values() for form in x["missing"]],
+        "not_installed": [form for x in found.values() for form in x["not_installed"]],
     }
 
 
@@ -89,7 +89,7 @@ def main(framework: str, warmups: int, repetitions: int) -> None:
     networks = {name: _median(run, inputs[name], warmups, repetitions) for name, run in own.items()}
     if framework == "torch":
         networks["step"] /= PERIOD
-    print(json.dumps({"networks": networks, "programs": programs, "missing": missing}))
+    print(json.dumps({"networks": networks, "programs": programs, "not_installed": missing}))
 
 
 def _median(run: Callable[..., Any], inputs: list[np.ndarray], warmups: int, repetitions: int) -> float:

@@ -49,8 +49,12 @@ EXECUTORS = ("local", "ray")
 
 
 def measure(options: BenchmarkOptions, report: ProgressCallback) -> Record:
-    """Measure seconds of a step in turns, and of a batch of songs once for each executor; Ray only where installed."""
-    executors = EXECUTORS if importlib.util.find_spec("ray") else ()
+    """Measure seconds of a step in turns, and of a batch of songs once for each executor.
+
+    Without Ray no songs are separated, and the record names what is not installed.
+    """
+    missing = [] if importlib.util.find_spec("ray") else ["ray"]
+    executors = () if missing else EXECUTORS
     rounds = 1 + options.warmups + ROUNDS * options.repetitions
     done, total = itertools.count(1), rounds + len(executors)
     steps = _steps(ONE_THREAD, options, lambda: report(next(done), total))
@@ -71,6 +75,7 @@ def measure(options: BenchmarkOptions, report: ProgressCallback) -> Record:
         "processes": PROCESSES,
         "steps": steps,
         "songs": {"count": SONGS, "seconds": SECONDS, "batch_s": batches},
+        "not_installed": missing,
         "figures": figures,
     }
 

@@ -72,6 +72,9 @@ def run_benchmarks(names: Sequence[str], options: BenchmarkOptions, out: Path) -
             {**record, **machine, **provenance.describe("cuda" if name in ON_GPU else "cpu", provenance.PEERS)},
         )
         _print_table(name, BENCHMARKS[name].rows(record))
+        if missing := record.get("not_installed"):
+            left_out = f"left out, because it is not installed: {', '.join(missing)} (twinsep/benchmarks/README.md)"
+            Console(stderr=True).print(left_out, soft_wrap=True, highlight=False)
         Console(stderr=True).print(f"wrote {out / name}.json", soft_wrap=True)
 
 

@@ -20,7 +20,7 @@ _CODE = ("twinsep", "torch_impl", "jax_impl", "ablations")
 _NO_CODE = (":(exclude,glob)**/dvc.lock",)
 _LIBRARIES = ("twinsep", "numpy", "scipy", "torch", "numba", "jax", "flax", "optax", "grain", "museval")
 #: Packages whose versions matter only to the benchmarks that time them.
-PEERS = ("bs-roformer", "demucs", "mambapy", "moises-light", "onnx", "onnxruntime", "onnxscript")
+PEERS = ("bs-roformer", "demucs", "mambapy", "moises-light", "onnx", "onnxruntime", "onnxscript", "ray")
 
 
 def describe(device: str, libraries: Sequence[str] = ()) -> dict[str, Any]:
