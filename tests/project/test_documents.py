@@ -384,9 +384,15 @@ def test_the_gain_of_two_processes_and_the_cost_of_a_cluster_are_those_of_the_re
         f"{own:.2f} times the batches of two when each had its own; two that exchanged nothing took {apart:.2f}",
     ):
         assert sentence in joined(MODEL)
-    assert f"20 songs of a minute took {cluster:.2f} times as long as in one process" in joined(
-        PAGES["ablations/README.md"]
-    )
+    text, songs = joined(PAGES["ablations/README.md"]), found["songs"]
+    assert f"20 songs of a minute took {cluster:.2f} times as long as in one process" in text
+    factor = songs["batch_s"]["local"] / (songs["count"] * songs["seconds"])
+    assert f"10⁶ · 240 s · {factor:.3f} (released weights" in text
+    hours = 1e6 * 240 * round(factor, 3) / 3600
+    assert f"= {round(hours, -2):,.0f} hours of such a machine" in text
+    pace = 8e3 / (hours / 100 * 3600)  # GB/s
+    assert f"{hours / 100:.0f} hours of 100 machines at {factor:.3f} read {pace:.3f} GB/s" in text
+    assert f"50 TB, at {50 / 8 * pace:.2g} GB/s" in text
 
 
 def test_the_scores_of_four_stems_are_those_of_the_table():
