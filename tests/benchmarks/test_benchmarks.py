@@ -792,7 +792,7 @@ def test_formats_whose_packages_are_missing_are_named(monkeypatch, capsys):
 def test_programs_are_compared_with_pytorch(monkeypatch):
     monkeypatch.setattr(export, "_in_process", exported)
     record = export.measure(BenchmarkOptions({}, 0, 1), lambda *_: None)
-    assert record["missing"] == ["onnx"]
+    assert record["not_installed"] == ["onnx"]
     assert export.rows(record) == [
         ("step (ms)", {"torch": 3.0, "jax": 1.0}),
         ("torch, step: time ÷ PyTorch's", {"torch": 2.0}),
